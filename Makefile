@@ -1,0 +1,68 @@
+# Longtide's commands. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(sort $(shell find proto -name '*.proto'))
+DATA ?=
+COLUMNS ?=
+LISTEN ?= 127.0.0.1:50051
+SNAPSHOT ?= .longtide/snapshot
+STORE ?= .longtide/server
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint types imports proto proto-check format train serve bench clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## Make the virtual environment and install everything into it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[server,dev]'
+	@touch $@
+
+run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv for your own log)
+	@exec $(BIN)/longtide quickstart $(DATA) $(if $(COLUMNS),--columns $(COLUMNS)) --listen $(LISTEN)
+
+test: setup  ## Run every test, the end-to-end ones against the real TorchServe included
+	$(BIN)/python -m pytest
+
+check: lint types imports proto-check test  ## Lint, types, import rules, proto drift, tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd proto && ../$(BIN)/buf lint
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+proto: setup  ## Generate the Python code of the protocol buffers
+	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=sdk --mypy_out=sdk --grpc_python_out=sdk --mypy_grpc_out=sdk $(PROTOS)
+	@rm -f sdk/longtide/internal/v1/*_grpc.py*
+
+proto-check: setup
+	$(BIN)/python -m pytest -q tests/test_proto.py
+
+format: setup  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: setup  ## Train on DATA and publish to SNAPSHOT
+	$(BIN)/longtide train $(DATA) --out $(SNAPSHOT) $(if $(COLUMNS),--columns $(COLUMNS))
+
+serve: setup  ## Serve SNAPSHOT
+	@exec $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN)
+
+bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
+	$(BIN)/longtide evaluate $(DATA) $(if $(COLUMNS),--columns $(COLUMNS))
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) .longtide build dist

@@ -1,0 +1,1 @@
+"""What runs inside TorchServe's worker processes."""

@@ -1,0 +1,1 @@
+"""The Longtide server and everything offline: training, evaluation, publishing, serving."""

@@ -1,0 +1,110 @@
+"""The domain event and the rules that make one valid. Pure: no transport, no storage."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+from longtide_server.errors import FieldViolation
+
+MAX_ID_BYTES = 512
+MAX_AHEAD_S = 86_400.0
+MAX_BATCH_EVENTS = 10_000
+
+
+class EventType(enum.IntEnum):
+    """What a person did to an item. The numbers are those of the contract and of the store: never reused."""
+
+    VIEW = 1
+    CLICK = 2
+    ADD_TO_CART = 3
+    PURCHASE = 4
+    WATCH = 5
+    READ = 6
+    LIKE = 7
+    DISLIKE = 8
+    SHARE = 9
+    COMMENT = 10
+    RATE = 11
+    CUSTOM = 12
+
+
+EVENT_TYPE_NAMES = {event_type.name.lower(): event_type for event_type in EventType}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A user acted on an item at a time."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    type: int
+    """An EventType; a plain number until `violation` has passed it."""
+    time_s: float
+    """Seconds since 1970-01-01 UTC."""
+    value: float | None = None
+    """A finite number that belongs to the behaviour (rating, watched share, price), or none."""
+    custom_type: str = ""
+    session_id: str = ""
+    attribution_token: str = ""
+
+
+def violation(event: Event, now_s: float) -> FieldViolation | None:
+    """The first rule that the event breaks, or none."""
+    return (
+        id_violation("event_id", event.event_id)
+        or id_violation("user_id", event.user_id)
+        or id_violation("item_id", event.item_id)
+        or _type_violation(event)
+        or _time_violation(event.time_s, now_s)
+        or _value_violation(event)
+        or _length_violation("session_id", event.session_id)
+        or _length_violation("attribution_token", event.attribution_token)
+    )
+
+
+def id_violation(field: str, value: str) -> FieldViolation | None:
+    """Ids are 1 to 512 bytes of UTF-8."""
+    if not value:
+        return FieldViolation(field, "must not be empty")
+    return _length_violation(field, value)
+
+
+def _length_violation(field: str, value: str) -> FieldViolation | None:
+    # UTF-8 takes at most 4 bytes a character: short strings need no encoding to be known short enough.
+    if len(value) * 4 <= MAX_ID_BYTES:
+        return None
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size <= MAX_ID_BYTES:
+        return None
+    return FieldViolation(field, f"is {size} bytes long; at most {MAX_ID_BYTES} are allowed")
+
+
+def _type_violation(event: Event) -> FieldViolation | None:
+    if not EventType.VIEW <= event.type <= EventType.CUSTOM:
+        return FieldViolation("type", f"{event.type} is not an event type; use 1 (view) to 12 (custom)")
+    if event.type == EventType.CUSTOM:
+        return id_violation("custom_type", event.custom_type)
+    if event.custom_type:
+        return FieldViolation("custom_type", "must be empty unless the type is custom")
+    return None
+
+
+def _time_violation(time_s: float, now_s: float) -> FieldViolation | None:
+    if not math.isfinite(time_s) or time_s < 0:
+        return FieldViolation("event_time", f"{time_s:g} s is not a time since 1970-01-01")
+    if time_s > now_s + MAX_AHEAD_S:
+        return FieldViolation("event_time", f"is {time_s - now_s:.0f} s ahead of the server's clock; at most 86400 s")
+    return None
+
+
+def _value_violation(event: Event) -> FieldViolation | None:
+    if event.value is None:
+        if event.type == EventType.RATE:
+            return FieldViolation("value", "a rate event needs the rating as its value")
+        return None
+    if not math.isfinite(event.value):
+        return FieldViolation("value", f"{event.value} is not a finite number")
+    return None
