@@ -47,6 +47,8 @@ proto: setup  ## Generate the Python code of the protocol buffers
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=sdk --mypy_out=sdk --grpc_python_out=sdk --mypy_grpc_out=sdk $(PROTOS)
 	@rm -f sdk/longtide/internal/v1/*_grpc.py*
+	$(BIN)/python -m grpc_tools.protoc -Iserver --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --python_out=server --mypy_out=server server/longtide_server/torchserve/torchserve.proto
 
 proto-check: setup
 	$(BIN)/python -m pytest -q tests/test_proto.py

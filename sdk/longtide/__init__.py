@@ -1,0 +1,66 @@
+"""The Python SDK of Longtide, a real-time recommender: write what people do, ask what they want next."""
+
+from longtide._answers import (
+    Neighbor,
+    RankedItem,
+    Ranking,
+    Recommendation,
+    Recommendations,
+    SimilarUser,
+    SimilarUsers,
+    Source,
+    SourceShare,
+)
+from longtide._async_client import AsyncClient
+from longtide._client import Client
+from longtide._errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidEventsError,
+    LongtideError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnknownError,
+)
+from longtide._types import Event, EventError, EventType, FieldViolation, WriteResult
+from longtide._version import __version__
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DeadlineExceededError",
+    "Event",
+    "EventError",
+    "EventType",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidEventsError",
+    "LongtideError",
+    "Neighbor",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RankedItem",
+    "Ranking",
+    "Recommendation",
+    "Recommendations",
+    "ResourceExhaustedError",
+    "SimilarUser",
+    "SimilarUsers",
+    "Source",
+    "SourceShare",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnknownError",
+    "WriteResult",
+    "__version__",
+]
+
+# Tracebacks and documentation name the public home of each class, not the file that happens to hold it.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = "longtide"

@@ -1,0 +1,69 @@
+"""Hosts the TorchScript encoder inside TorchServe: packed arrays in, packed arrays out.
+
+One request carries many users. Its inputs are little-endian arrays by name, the users' rows one after the other:
+
+    lengths  int32   (B,)    events of each user, at least 1
+    items    int32   (sum,)  catalogue indexes from 1
+    types    uint8   (sum,)  event types
+    gaps     float32 (sum,)  seconds since the event before
+    values   float32 (sum,)  NaN where absent
+    states   float32 (B, S)  the users' states before these events
+    top_n    int32   (1,)    how many items to return, at least 1
+
+The answer is int32 B, D, S, N, then query (B, D), state (B, S) float32, items (B, N) int32, log-probability (B, N) and
+log Z (B,) float32.
+
+TorchServe unpacks this file alone, so it imports nothing of Longtide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class LongtideEncoderHandler:
+    """A TorchServe custom handler: `initialize` once a worker, `handle` once a call."""
+
+    def __init__(self) -> None:
+        self.initialized = False
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401  (TorchServe's own untyped context)
+        """Load the encoder onto the GPU that TorchServe assigned to this worker, or the CPU where there is none."""
+        properties = context.system_properties
+        gpu = properties.get("gpu_id")
+        use_gpu = torch.cuda.is_available() and gpu is not None
+        self.device = torch.device(f"cuda:{gpu}" if use_gpu else "cpu")
+        weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
+        self.model = torch.jit.load(str(weights), map_location=self.device).eval()
+        # Profiling runs would make the first calls slow and their results differ in the last digit.
+        torch._C._jit_set_profiling_executor(False)
+        self.initialized = True
+
+    def handle(self, data: list[Mapping[str, bytes]], context: Any) -> list[bytes]:  # noqa: ANN401
+        """Answer every request of a batch: one packed answer each."""
+        return [self.answer(request) for request in data]
+
+    @torch.inference_mode()
+    def answer(self, request: Mapping[str, bytes]) -> bytes:
+        """One packed request to one packed answer."""
+        lengths = self._array(request, "lengths", np.int32).long()
+        query, state, items, log_probability, log_z = self.model(
+            self._array(request, "items", np.int32).long(),
+            self._array(request, "types", np.uint8).long(),
+            self._array(request, "gaps", np.float32),
+            self._array(request, "values", np.float32),
+            lengths,
+            self._array(request, "states", np.float32).view(len(lengths), -1),
+            int(np.frombuffer(request["top_n"], np.int32)[0]),
+        )
+        header = np.array([*query.shape, state.size(1), items.size(1)], np.int32)
+        parts = (query.float(), state.float(), items.int(), log_probability.float(), log_z.float())
+        return header.tobytes() + b"".join(part.cpu().numpy().tobytes() for part in parts)
+
+    def _array(self, request: Mapping[str, bytes], name: str, dtype: type) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(request[name], dtype).copy()).to(self.device)

@@ -1,0 +1,154 @@
+"""What the recommender answers: plain values, each answer a sequence that also says where it comes from."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, overload
+
+from longtide._errors import LongtideError
+
+T = TypeVar("T")
+
+
+class Source(enum.StrEnum):
+    """Where a recommended item came from."""
+
+    ENCODER = "encoder"
+    NEIGHBORS = "neighbors"
+    TRANSITIONS = "transitions"
+    POPULARITY = "popularity"
+    UNKNOWN = "unknown"
+    """A source that this release of the SDK does not know: the server is newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShare:
+    """How much one source says for an item."""
+
+    source: Source
+    """The source."""
+    probability: float
+    """The probability that this source alone gives the item: 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A similar user who went on to a recommended item."""
+
+    user_id: str
+    """The similar user."""
+    similarity: float
+    """Cosine similarity at the moment compared: -1 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One recommended item."""
+
+    item_id: str
+    """The item."""
+    title: str
+    """The item's title; empty when the catalogue has none."""
+    score: float
+    """The item's share of the fused probability: above 0, at most 1. Comparable within an answer."""
+    sources: tuple[SourceShare, ...]
+    """The sources that brought the item, the strongest contribution first."""
+    neighbors: tuple[Neighbor, ...]
+    """The most similar users who went on to this item, at most 3; empty when none did."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """One of the caller's items in its place."""
+
+    item_id: str
+    """The item."""
+    score: float
+    """The item's share of the fused probability over the items asked about; 0 when it is unknown."""
+    known: bool
+    """False when the catalogue does not know the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarUser:
+    """A similar user and what they did from that moment on."""
+
+    user_id: str
+    """The similar user."""
+    similarity: float
+    """Cosine similarity at the user's most similar moment: -1 to 1."""
+    next_item_ids: tuple[str, ...]
+    """What the similar user went on to, in time order, at most 5 items."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(Sequence[T]):
+    """A sequence of entries, best first, that knows its origin."""
+
+    user_id: str
+    """Whom the answer is for."""
+    entries: tuple[T, ...] = ()
+    """What the sequence holds."""
+    snapshot_id: str = ""
+    """The snapshot that every part of the answer comes from."""
+    degraded: bool = False
+    """True when a source could not be asked; the others still answered."""
+    degraded_reason: str = ""
+    """Why the answer is degraded; empty when it is not."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self.entries[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations(_Answer[Recommendation]):
+    """The items recommended to one user, best first: a sequence of Recommendation.
+
+    A row of `recommend_many` that the server refused carries the reason in `error`. Such a row has no items, and to
+    use it as a sequence raises that error: a refusal that nobody checks is not taken for an empty answer.
+    """
+
+    attribution_token: str = ""
+    """Send it back on the events that this answer leads to."""
+    error: LongtideError | None = None
+    """Why a row of `recommend_many` was refused; always None from `recommend`, which raises instead."""
+
+    @overload
+    def __getitem__(self, index: int) -> Recommendation: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Recommendation, ...]: ...
+    def __getitem__(self, index: int | slice) -> Recommendation | tuple[Recommendation, ...]:
+        return self._checked()[index]
+
+    def __iter__(self) -> Iterator[Recommendation]:
+        return iter(self._checked())
+
+    def __len__(self) -> int:
+        return len(self._checked())
+
+    def _checked(self) -> tuple[Recommendation, ...]:
+        if self.error is not None:
+            raise self.error
+        return self.entries
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(_Answer[RankedItem]):
+    """Every item that was asked about, best first: a sequence of RankedItem."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarUsers(_Answer[SimilarUser]):
+    """The most similar users, most similar first: a sequence of SimilarUser."""

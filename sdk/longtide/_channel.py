@@ -1,0 +1,58 @@
+"""How the SDK connects: channel options, the retries of unary calls, and the methods outside the contract."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from longtide._version import __version__
+
+HEALTH_CHECK_METHOD = "/grpc.health.v1.Health/Check"
+DEFAULT_TIMEOUT_S = 5.0
+
+_RECEIVE_LIMIT_BYTES = 64 * 1024 * 1024
+_METADATA_LIMIT_BYTES = 1024 * 1024
+_RETRY_BUFFER_BYTES = 8 * 1024 * 1024
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+_FIRST_RECONNECT_MS = 100
+_LONGEST_RECONNECT_MS = 5_000
+
+RETRIED_METHODS = {
+    "longtide.v1.EventService": ("WriteEvents",),
+    "longtide.v1.RecommendationService": ("Recommend", "Rank", "ListSimilarUsers"),
+}
+"""The unary calls: every one is safe to repeat, writes because a known `event_id` changes nothing."""
+
+
+def channel_options() -> list[tuple[str, Any]]:
+    """The options of the one channel of a client."""
+    return [
+        ("grpc.primary_user_agent", f"longtide-python/{__version__}"),
+        ("grpc.max_receive_message_length", _RECEIVE_LIMIT_BYTES),
+        # The default of 8 KiB cannot carry the violations of a whole refused batch: the error would be lost.
+        ("grpc.max_metadata_size", _METADATA_LIMIT_BYTES),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # The default of 2 minutes would keep a client away from a server that is long back.
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
+        ("grpc.enable_retries", 1),
+        # A request larger than this buffer (256 KiB by default) would silently not be retried.
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        ("grpc.service_config", json.dumps(_service_config())),
+    ]
+
+
+def _service_config() -> dict[str, Any]:
+    names = [
+        {"service": service, "method": method} for service, methods in RETRIED_METHODS.items() for method in methods
+    ]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}

@@ -1,0 +1,253 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from longtide import _convert
+from longtide._answers import Ranking, Recommendations, SimilarUsers
+from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
+from longtide._channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
+from longtide._errors import DeadlineExceededError, InvalidArgumentError, UnavailableError, error_from_rpc
+from longtide._health import POLL_S, attempt_s, not_ready, require_serving
+from longtide._ledger import Ledger, Tally
+from longtide._reconnect import Reconnect
+from longtide._rows import Rows
+from longtide._stream import Stream
+from longtide._types import Event, WriteResult
+from longtide.internal.v1 import standard_pb2
+from longtide.v1 import events_pb2
+from longtide.v1.events_pb2_grpc import EventServiceStub
+from longtide.v1.recommendation_pb2_grpc import RecommendationServiceStub
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Client:
+    """A connection to a Longtide server. Use one per process, from any number of threads, and close it at the end.
+
+        with Client("127.0.0.1:50051") as client:
+            client.write_events([Event("ada", "book-1", "purchase")])
+            for item in client.recommend("ada", limit=5):
+                print(item.item_id, item.score)
+
+    Every call has a timeout in seconds: the client's, or its own. Unary calls are tried up to 4 times while the server
+    is UNAVAILABLE, within that timeout; nothing else is retried. Every call raises LongtideError or one of its kinds.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Iterable[tuple[str, str | bytes]] = (),
+    ) -> None:
+        """Connect to `target`, for example `127.0.0.1:50051`, in the background.
+
+        Without `credentials` the connection is not encrypted. `metadata` goes with every call.
+        """
+        options = channel_options()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options)
+        self._timeout_s = timeout
+        self._metadata = tuple(metadata)
+        self._events = EventServiceStub(self._channel)
+        self._recommendations = RecommendationServiceStub(self._channel)
+        self._check_health: grpc.UnaryUnaryMultiCallable[
+            standard_pb2.HealthCheckRequest, standard_pb2.HealthCheckResponse
+        ] = self._channel.unary_unary(
+            HEALTH_CHECK_METHOD,
+            request_serializer=standard_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=standard_pb2.HealthCheckResponse.FromString,
+        )
+
+    def write_events(self, events: Iterable[Event], *, timeout: float | None = None) -> WriteResult:
+        """Write events; they are durable, and part of the next recommendation, when this returns.
+
+        Any number of events goes in messages of at most 10,000; `timeout` is for each message. When the server
+        refuses some events, the others are written all the same and InvalidEventsError says which were refused, by
+        their index in `events`. After any other error, write the same Event objects again: those already written
+        count as duplicates.
+        """
+        tally = Tally()
+        for batch in batches(events, _convert.event_message, MAX_BATCH_EVENTS):
+            self._write(batch, tally, timeout)
+        return tally.result()
+
+    def stream_events(
+        self,
+        events: Iterable[Event],
+        batch_size: int = 500,
+        *,
+        timeout: float | None = None,
+        reconnect_timeout: float = 60.0,
+    ) -> WriteResult:
+        """Write a long or endless stream of events, read as fast as the server takes them and kept in bounded memory.
+
+        Events go in batches of `batch_size` (1 to 10,000); one waits until its batch is full or `events` ends. At
+        most 64 batches, or 16 MB, are on their way without an acknowledgement. `timeout` is for each acknowledgement,
+        not for the whole stream. When the server becomes UNAVAILABLE, the stream connects again and sends the
+        unacknowledged batches again, until `reconnect_timeout` seconds pass without any acknowledgement. No event is
+        lost or written twice, but events of a batch whose acknowledgement was lost count as duplicates.
+
+        Refused events are reported at the end, as by `write_events`; only the first 1,000 in detail, all in the count.
+        """
+        source = batches(events, _convert.event_message, checked_batch_size(batch_size))
+        ledger = Ledger()
+        reconnect = Reconnect(reconnect_timeout)
+        while lost := self._stream_batches(source, ledger, self._limit_s(timeout)):
+            delay_s = reconnect.delay_s(lost, ledger.acknowledged, time.monotonic())
+            time.sleep(delay_s)
+        return ledger.result()
+
+    def recommend(
+        self,
+        user_id: str,
+        limit: int = 10,
+        *,
+        exclude_item_ids: Iterable[str] = (),
+        min_similarity: float | None = None,
+        session_items: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> Recommendations:
+        """Recommend items to one user, best first; an unknown user gets popular items.
+
+        `limit` is 1 to 1,000. `min_similarity` (-1 to 1) is how similar a user must be to count, by default what the
+        snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
+        """
+        request = _convert.recommend_request(user_id, limit, exclude_item_ids, min_similarity, session_items)
+        return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
+
+    def recommend_many(
+        self,
+        user_ids: Iterable[str],
+        limit: int = 10,
+        *,
+        min_similarity: float | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Recommendations, None, None]:
+        """Recommend items to many users, in the order of `user_ids`, which may be endless.
+
+        Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
+        is for each message. A user that the server refuses has the reason in the row's `error`. Closing the iterator,
+        or dropping it, cancels the call.
+
+        An error of the connection ends the iteration: go on with the users that were not answered.
+        """
+        if isinstance(user_ids, str):
+            raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
+        return self._recommend_rows(user_ids, limit, min_similarity, self._limit_s(timeout))
+
+    def rank(
+        self,
+        user_id: str,
+        item_ids: Iterable[str],
+        *,
+        session_items: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> Ranking:
+        """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last."""
+        request = _convert.rank_request(user_id, item_ids, session_items)
+        return _convert.ranking(user_id, self._call(self._recommendations.Rank, request, timeout))
+
+    def similar_users(
+        self,
+        user_id: str,
+        limit: int = 10,
+        *,
+        min_similarity: float | None = None,
+        timeout: float | None = None,
+    ) -> SimilarUsers:
+        """List the users who were, at some moment, most like this user is now, most similar first."""
+        request = _convert.similar_users_request(user_id, limit, min_similarity)
+        return _convert.similar_users(user_id, self._call(self._recommendations.ListSimilarUsers, request, timeout))
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until the server says that it is ready.
+
+        Raises UnavailableError or DeadlineExceededError with the last reason when it is not ready in time.
+        """
+        give_up_s = time.monotonic() + timeout
+        while True:
+            try:
+                return self._require_serving(attempt_s(give_up_s - time.monotonic()))
+            except (UnavailableError, DeadlineExceededError) as exc:
+                if time.monotonic() + POLL_S > give_up_s:
+                    raise not_ready(exc, timeout) from exc
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """Close the connection and cancel the calls that are still running."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _limit_s(self, timeout: float | None) -> float:
+        return self._timeout_s if timeout is None else timeout
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None) -> R:
+        try:
+            return method(request, timeout=self._limit_s(timeout), metadata=self._metadata)
+        except grpc.RpcError as exc:
+            raise error_from_rpc(exc) from exc
+
+    def _write(self, batch: Batch[events_pb2.Event], tally: Tally, timeout: float | None) -> None:
+        request = events_pb2.WriteEventsRequest(events=batch.messages)
+        try:
+            tally.add(batch, self._call(self._events.WriteEvents, request, timeout))
+        except InvalidArgumentError as exc:
+            tally.refuse_all(batch, exc)
+
+    def _stream_batches(
+        self, source: Iterator[Batch[events_pb2.Event]], ledger: Ledger, timeout_s: float
+    ) -> UnavailableError | None:
+        """Streams until everything is acknowledged, or until the server is lost: then returns why."""
+        with Stream(self._events.StreamEvents, self._metadata) as stream:
+            for request in ledger.unacknowledged():
+                stream.send(request)
+            while True:
+                if not ledger.must_wait(stream.ready()) and (batch := next(source, None)):
+                    stream.send(ledger.send(batch))
+                elif not ledger.in_flight:
+                    stream.finish()
+                    return None
+                else:
+                    # Only around the answer: an UnavailableError of the caller's own iterable is not ours to hide.
+                    try:
+                        answer = stream.receive(timeout_s)
+                    except UnavailableError as exc:
+                        return exc
+                    ledger.acknowledge(answer)
+
+    def _recommend_rows(
+        self, user_ids: Iterable[str], limit: int, min_similarity: float | None, timeout_s: float
+    ) -> Generator[Recommendations, None, None]:
+        source = batches(user_ids, _convert.row_request(limit, min_similarity), ROWS_PER_MESSAGE)
+        rows = Rows()
+        with Stream(self._recommendations.StreamRecommend, self._metadata) as stream:
+            while True:
+                if not rows.must_wait(stream.ready()) and (batch := next(source, None)):
+                    stream.send(rows.send(batch))
+                elif rows.in_flight:
+                    yield from rows.receive(stream.receive(timeout_s))
+                else:
+                    break
+            stream.finish()
+
+    def _require_serving(self, timeout_s: float) -> None:
+        require_serving(self._call(self._check_health, standard_pb2.HealthCheckRequest(), timeout_s))

@@ -1,0 +1,137 @@
+"""Turns the SDK's values into messages of the contract and back: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from longtide._answers import (
+    Neighbor,
+    RankedItem,
+    Ranking,
+    Recommendation,
+    Recommendations,
+    SimilarUser,
+    SimilarUsers,
+    Source,
+    SourceShare,
+)
+from longtide._errors import error_from_row
+from longtide._types import Event, EventType, text, texts
+from longtide.v1 import events_pb2, recommendation_pb2
+
+_TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
+_SOURCES = {
+    recommendation_pb2.Source.Value(f"SOURCE_{source.name}"): source for source in Source if source != Source.UNKNOWN
+}
+
+
+def event_message(event: Event) -> events_pb2.Event:
+    """The event as it is sent."""
+    if not isinstance(event, Event):
+        raise TypeError(f"events must be longtide.Event objects, not {type(event).__name__}: {event!r}")
+    message = events_pb2.Event(
+        event_id=event.event_id,
+        user_id=event.user_id,
+        item_id=event.item_id,
+        type=_TYPE_NUMBERS[event.type],
+        custom_type=event.custom_type,
+        value=event.value,
+        session_id=event.session_id,
+        attribution_token=event.attribution_token,
+    )
+    message.event_time.FromDatetime(event.time)
+    return message
+
+
+def recommend_request(
+    user_id: str,
+    limit: int,
+    exclude_item_ids: Iterable[str],
+    min_similarity: float | None,
+    session_items: Iterable[str],
+) -> recommendation_pb2.RecommendRequest:
+    """Asks for items for one user."""
+    return recommendation_pb2.RecommendRequest(
+        user_id=text("user_id", user_id),
+        limit=limit,
+        exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
+        min_similarity=min_similarity,
+        session_item_ids=texts("session_items", session_items),
+    )
+
+
+def row_request(limit: int, min_similarity: float | None) -> Callable[[str], recommendation_pb2.RecommendRequest]:
+    """Asks for items for one user after another."""
+    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, ())
+
+
+def rank_request(user_id: str, item_ids: Iterable[str], session_items: Iterable[str]) -> recommendation_pb2.RankRequest:
+    """Asks for an order of given items."""
+    return recommendation_pb2.RankRequest(
+        user_id=text("user_id", user_id),
+        item_ids=texts("item_ids", item_ids),
+        session_item_ids=texts("session_items", session_items),
+    )
+
+
+def similar_users_request(
+    user_id: str, limit: int, min_similarity: float | None
+) -> recommendation_pb2.ListSimilarUsersRequest:
+    """Asks who is like a user."""
+    return recommendation_pb2.ListSimilarUsersRequest(
+        user_id=text("user_id", user_id), limit=limit, min_similarity=min_similarity
+    )
+
+
+def recommendations(user_id: str, response: recommendation_pb2.RecommendResponse) -> Recommendations:
+    """The answer for one user."""
+    return Recommendations(
+        user_id=user_id,
+        entries=tuple(map(_recommendation, response.recommendations)),
+        snapshot_id=response.snapshot_id,
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
+        attribution_token=response.attribution_token,
+    )
+
+
+def row(result: recommendation_pb2.RecommendResult) -> Recommendations:
+    """The answer for one row of a stream, or the row's error."""
+    if result.WhichOneof("outcome") == "response":
+        return recommendations(result.user_id, result.response)
+    error = result.error
+    return Recommendations(user_id=result.user_id, error=error_from_row(error.code, error.field, error.reason))
+
+
+def ranking(user_id: str, response: recommendation_pb2.RankResponse) -> Ranking:
+    """The order of given items."""
+    return Ranking(
+        user_id=user_id,
+        entries=tuple(RankedItem(item.item_id, item.score, item.known) for item in response.items),
+        snapshot_id=response.snapshot_id,
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
+    )
+
+
+def similar_users(user_id: str, response: recommendation_pb2.ListSimilarUsersResponse) -> SimilarUsers:
+    """Who is like a user."""
+    return SimilarUsers(
+        user_id=user_id,
+        entries=tuple(SimilarUser(user.user_id, user.similarity, tuple(user.next_item_ids)) for user in response.users),
+        snapshot_id=response.snapshot_id,
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
+    )
+
+
+def _recommendation(message: recommendation_pb2.Recommendation) -> Recommendation:
+    return Recommendation(
+        item_id=message.item_id,
+        title=message.title,
+        score=message.score,
+        sources=tuple(
+            SourceShare(_SOURCES.get(share.source, Source.UNKNOWN), share.probability) for share in message.sources
+        ),
+        neighbors=tuple(Neighbor(neighbor.user_id, neighbor.similarity) for neighbor in message.neighbors),
+    )

@@ -1,0 +1,112 @@
+"""The composition root: the only place that builds the server's objects, starts them and stops them, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+import longtide_handlers
+from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide_server.config import ServerConfig
+from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
+from longtide_server.errors import InvalidInput
+from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.recommender import Recommender
+from longtide_server.service import EventService, RecommendationService, wall_clock_s
+from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
+from longtide_server.torchserve.archive import build_archive
+from longtide_server.torchserve.client import TorchServeClient
+from longtide_server.torchserve.config import TorchServeConfig
+from longtide_server.torchserve.process import TorchServe
+from longtide_server.user_state import UserStates
+
+HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
+SERVICES = (
+    events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
+)
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def running(config: ServerConfig) -> AsyncIterator[str]:
+    """Run a server; yields its HOST:PORT once it answers. On the way out calls under way are finished first.
+
+    SnapshotError when the snapshot cannot be served, Unavailable when a part does not start, InvalidInput when the
+    address cannot be listened on.
+    """
+    async with AsyncExitStack() as stack:
+        snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
+        store = await asyncio.to_thread(SqliteEventStore, config.data_dir / "events.db")
+        stack.push_async_callback(store.close)
+        encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
+        stack.push_async_callback(encoder.close)
+        states = UserStates(snapshot, store, encoder, config.cached_users)
+
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+                # The SDK pings idle streams once a minute; without this gRPC would end them for that.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+            ]
+        )
+        events_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, states.apply, wall_clock_s), server)
+        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
+            RecommendationService(Recommender(snapshot, states), config.default_timeout_s), server
+        )
+        status = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        port = _bind(server, config.listen)
+        await server.start()
+        stack.push_async_callback(server.stop, config.stop_grace_s)
+        stack.push_async_callback(status.enter_graceful_shutdown)
+        for name in ("", *SERVICES):
+            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+        address = f"{config.listen.rpartition(':')[0]}:{port}"
+        log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
+        yield address
+        log.info("stopping")
+
+
+async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
+    weights = snapshot.path / ENCODER
+    if config.encoder == "local":
+        return await asyncio.to_thread(LocalEncoder, weights)
+    work_dir = config.data_dir / "torchserve"
+    archive = work_dir / "encoder.mar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(
+        build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
+    )
+    torchserve = TorchServe(
+        TorchServeConfig(
+            work_dir=work_dir,
+            archive=archive,
+            model_name=MODEL_NAME,
+            workers=config.torchserve_workers,
+            grpc_inference_port=config.torchserve_port,
+        )
+    )
+    stack.push_async_callback(torchserve.stop)
+    await torchserve.start()
+    return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> int:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput.of("listen", f"{listen!r} is not HOST:PORT")
+    try:
+        return server.add_insecure_port(listen)
+    except RuntimeError as exc:
+        raise InvalidInput.of("listen", f"{listen} cannot be listened on; is something else there?") from exc

@@ -1,0 +1,126 @@
+"""What each source says about a user: pure functions from plain data to probabilities over items.
+
+Items are catalogue indexes from 1 to I. Every source answers with the items it brings and a probability for each.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.neighbors import Neighbors, Positions
+
+
+class Source(enum.IntEnum):
+    """Where a candidate came from. The numbers are those of the contract, and the columns of a fusion less one."""
+
+    ENCODER = 1
+    NEIGHBORS = 2
+    TRANSITIONS = 3
+    POPULARITY = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Items that one source brings, in no particular order."""
+
+    items: NDArray[np.int64]
+    """(C,) none twice."""
+    probability: NDArray[np.float64]
+    """(C,) the source's probability that the item is next, 0 to 1."""
+
+
+NOTHING = Scored(np.zeros(0, np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transitions:
+    """A sparse matrix of what follows what, in rows: the row of item i is at offsets[i] to offsets[i + 1]."""
+
+    offsets: NDArray[np.int64]
+    """(I + 2,)"""
+    items: NDArray[np.int32]
+    """(E,) the items that follow."""
+    probability: NDArray[np.float32]
+    """(E,) of each; a row that was cut to its most frequent items sums to less than 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionSettings:
+    """How transitions are counted and read."""
+
+    lags: int = 5
+    """How many events apart two items may be, 1 or more; also how many last items are asked."""
+    decay: float = 0.7
+    """Weight of each further lag against the one before, 0 to 1."""
+
+
+def neighbor_votes(neighbors: Neighbors, positions: Positions, temperature: float) -> Scored:
+    """What the similar moments' people did next, weighted by similarity (a softmax over cosines) and recency."""
+    if not len(neighbors.position):
+        return NOTHING
+    weight = np.exp((neighbors.similarity - neighbors.similarity[0]) / temperature)
+    weight = weight * positions.weight[neighbors.position]
+    return _tally(positions.next_item[neighbors.position], weight)
+
+
+def transition_votes(transitions: Transitions, recent: NDArray[np.int64], decay: float) -> Scored:
+    """What follows the last items, `recent` being in time order: the last one counts most."""
+    items, weights = [], []
+    for age, item in enumerate(recent[::-1].tolist()):
+        row = slice(int(transitions.offsets[item]), int(transitions.offsets[item + 1]))
+        items.append(transitions.items[row])
+        weights.append(transitions.probability[row] * decay**age)
+    if not items:
+        return NOTHING
+    return _tally(np.concatenate(items), np.concatenate(weights))
+
+
+def _tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
+    """Add up the weights of equal items and make them probabilities."""
+    distinct, where = np.unique(items, return_inverse=True)
+    total = np.bincount(where, weights=weight, minlength=len(distinct))
+    mass = total.sum()
+    return Scored(distinct.astype(np.int64), total / mass if mass > 0 else total)
+
+
+def encoder_probability(
+    items: NDArray[np.int64], query: NDArray[np.float32], embeddings: NDArray[np.float32], temperature: float,
+    log_z: float,
+) -> NDArray[np.float64]:  # fmt: skip
+    """The encoder's probability (C,) of any items, from the query vector (D,) and the unit embeddings (I + 1, D)."""
+    cosine = embeddings[items] @ query
+    return np.exp(cosine.astype(np.float64) / temperature - log_z)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Items that at least one source brings, with what every source says of them."""
+
+    items: NDArray[np.int64]
+    """(C,) ascending, none twice."""
+    probability: NDArray[np.float64]
+    """(C, len(Source)) column `source - 1`; 0 where the source does not bring the item."""
+
+
+def gather(votes: dict[Source, Scored], blocked: NDArray[np.int64]) -> Candidates:
+    """Join what the sources bring, without the blocked items."""
+    items = np.unique(np.concatenate([scored.items for scored in votes.values()] or [NOTHING.items]))
+    items = items[~np.isin(items, blocked)]
+    return tabulate(items, votes)
+
+
+def tabulate(items: NDArray[np.int64], votes: dict[Source, Scored]) -> Candidates:
+    """What every source says of given items (C,), ascending and none twice."""
+    probability = np.zeros((len(items), len(Source)))
+    for source, scored in votes.items():
+        order = np.argsort(scored.items)
+        sorted_items = scored.items[order]
+        at = np.searchsorted(sorted_items, items).clip(max=max(0, len(sorted_items) - 1))
+        if len(sorted_items):
+            known = sorted_items[at] == items
+            probability[known, source - 1] = scored.probability[order][at[known]]
+    return Candidates(items, probability)

@@ -1,0 +1,353 @@
+"""The command line: reads arguments, calls one function, prints. Exit status 2 means that the input was wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from longtide import Client, LongtideError, __version__
+from longtide_server import errors
+from longtide_server.config import ServerConfig
+from longtide_server.snapshot import read_manifest, resolve
+
+console = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+class Pairs(click.ParamType):
+    """`ours=theirs,...` as a mapping."""
+
+    name = "ours=theirs,..."
+
+    def convert(
+        self, value: str | dict[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        """Read the pairs; click reports what is wrong with them."""
+        if isinstance(value, dict):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair]
+        for name, equals, other in pairs:
+            if not (name and equals and other):
+                self.fail(f"{value!r} is not of the form user_id=userId,item_id=movieId", param, ctx)
+        return {name.strip(): other.strip() for name, _, other in pairs}
+
+
+class Commands(click.Group):
+    """A group that reports what was wrong in a sentence: exit status 2 for wrong input, 1 for a failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except errors.InvalidInput as exc:
+            _fail(str(exc), 2)
+        except (errors.LongtideError, LongtideError) as exc:
+            _fail(str(exc), 1)
+
+
+def _fail(message: str, status: int) -> None:
+    messages.print(f"longtide: {message}", markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _log_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option("--columns", type=Pairs(), default="", help="Names that the log has for ours: user_id=userId."),
+            click.option("--items", type=click.Path(path_type=Path), help="Items file: item_id, title, categories."),
+            click.option("--item-columns", type=Pairs(), default="", help="Names that the items file has for ours."),
+            click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Makes a run repeatable."),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
+            click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="longtide")
+def cli() -> None:
+    """Longtide: a real-time recommender with long- and short-term interest, over gRPC."""
+
+
+@cli.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
+@_log_options
+@_training_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, as_json: bool, **rest: Any) -> None:  # noqa: ANN401
+    """Train on LOG and publish a snapshot.
+
+    LOG is CSV, CSV.gz, Parquet or JSONL with the columns user_id, item_id, timestamp and optionally event_type, value,
+    rating, session_id.
+    """
+    from longtide_server.training.display import TrainingDisplay
+    from longtide_server.training.pipeline import train_and_publish
+    from longtide_server.training.settings import setting_names
+
+    sequences, infos, settings = _read_for_training(log, overrides, **rest)
+    if show_settings:
+        click.echo("\n".join(setting_names(settings)))
+        return
+    with TrainingDisplay(messages) as display:
+        folder = train_and_publish(sequences, infos, settings, out, display)
+    _print_snapshot(folder, as_json)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--k", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write.")
+@_log_options
+def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:  # noqa: ANN401
+    """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
+
+    Retrieval, fusion and filters are the server's own.
+    """
+    from rich.progress import track
+
+    from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.offline import OfflineRecommender
+
+    sequences, _, _ = _read_log(log, **rest)
+    snapshot = load_snapshot(directory)
+
+    async def write() -> None:
+        offline = OfflineRecommender(snapshot, sequences)
+        partial = out.with_name(f"{out.name}.partial")
+        try:
+            users = iter(track(sequences.user_ids, "Recommending", console=messages, transient=True))
+            with partial.open("w", encoding="utf-8") as file:
+                async for answer in offline.answers(sequences.user_ids, k):
+                    line = {"user_id": next(users), "items": [item.item_id for item in answer.recommendations]}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            partial.replace(out)
+        finally:
+            await offline.close()
+
+    asyncio.run(write())
+
+
+@cli.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option(
+    "--split",
+    type=click.Choice(["leave-one-out", "temporal"]),
+    default="leave-one-out",
+    show_default=True,
+    help="Hold back everyone's last event, or everything after a moment.",
+)
+@_log_options
+@_training_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    log: Path, split: Any, overrides: tuple[str, ...], show_settings: bool, as_json: bool, **rest: Any  # noqa: ANN401
+) -> None:  # fmt: skip
+    """Measure on LOG: hold back targets, train on the rest, compare with popularity and item transitions.
+
+    Full ranking over the catalogue, items of the history removed. Ties go to the more popular item.
+    """
+    from longtide_server.training.display import TrainingDisplay
+    from longtide_server.training.evaluate import evaluate as run
+    from longtide_server.training.evaluate import hold_out
+    from longtide_server.training.settings import setting_names
+
+    sequences, infos, settings = _read_for_training(log, overrides, **rest)
+    if show_settings:
+        click.echo("\n".join(setting_names(settings)))
+        return
+    with TrainingDisplay(messages) as display:
+        found = run(hold_out(sequences, split), infos, settings, display)
+    if as_json:
+        click.echo(json.dumps({"split": split, **{one.name: one.metrics for one in found}}, indent=2))
+        return
+    names = list(found[0].metrics)
+    table = Table("", *names, title=f"{log.name}, {split}")
+    for one in found:
+        table.add_row(one.name, *(f"{one.metrics[name]:.4f}" for name in names))
+    console.print(table)
+
+
+@cli.command()
+@click.option("--snapshot", required=True, type=click.Path(path_type=Path), help="Snapshot directory.")
+@click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="Event log, TorchServe, its logs.")
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
+@click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
+@click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
+@click.option("--torchserve-port", type=click.IntRange(0, 65535), default=0, help="Loopback gRPC port; 0 picks one.")
+@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
+def serve(snapshot: Path, data_dir: Path, log_format: str, **settings: Any) -> None:  # noqa: ANN401
+    """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
+    from longtide_server.app import running
+
+    configure_logging(log_format)
+    config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, **settings)
+
+    async def run() -> None:
+        stop = stop_on_signals()
+        async with running(config) as address:
+            click.echo(f"Serving on {address} (Ctrl-C stops)")
+            await stop.wait()
+
+    asyncio.run(run())
+
+
+@cli.command()
+@click.argument("user_id", metavar="USER")
+@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
+    """Ask a running server for recommendations to USER."""
+    with Client(target) as client:
+        answer = client.recommend(user_id, limit)
+    if as_json:
+        click.echo(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
+        return
+    from longtide_server.quickstart.show import recommendations_table
+
+    console.print(recommendations_table(f"For {user_id}", answer))
+    if answer.degraded:
+        messages.print(f"degraded: {answer.degraded_reason}", markup=False)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def info(directory: Path, as_json: bool) -> None:
+    """Say what the snapshot in DIR is, and whether its files are whole."""
+    from longtide_server.snapshot import check_files
+
+    folder = resolve(directory)
+    check_files(folder, read_manifest(folder))
+    _print_snapshot(folder, as_json)
+
+
+@cli.command()
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@_log_options
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
+@click.option(
+    "--work-dir", type=click.Path(path_type=Path), default=Path(".longtide/quickstart"), show_default=True,
+    help="Where the snapshot, the event log and TorchServe's files go.",
+)  # fmt: skip
+def quickstart(log: Path | None, listen: str, work_dir: Path, **rest: Any) -> None:  # noqa: ANN401
+    """Train, publish, serve and show recommendations: on LOG, or on the MovieLens log that comes with Longtide."""
+    from longtide_server.quickstart.run import BUNDLED, run
+
+    configure_logging("console", logging.WARNING)
+    if log is None:
+        log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
+    sequences, infos, settings = _read_for_training(log, (), seed=0, **rest)
+    run(sequences, infos, settings, work_dir, listen, console)
+
+
+def configure_logging(form: str, level: int = logging.INFO) -> None:
+    """Structured logs on standard error: lines for people, or JSON for machines."""
+    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that Ctrl-C or a TERM signal sets, instead of breaking into the work."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _read_log(
+    log: Path,
+    columns: Mapping[str, str],
+    items: Path | None,
+    item_columns: Mapping[str, str],
+    skip_bad_rows: bool,
+) -> tuple[Any, Mapping[str, Any], bool]:
+    """Sequences, item infos, and whether the log's times are times."""
+    from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.items import read_items
+    from longtide_server.training.log import read_log, times_are_real
+
+    found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
+    if skipped.count:
+        messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
+        for row in skipped.details[:20]:
+            messages.print(f"  {row}", markup=False)
+    infos = read_items(items, item_columns) if items else {}
+    return to_sequences(found), infos, times_are_real(found)
+
+
+def _read_for_training(
+    log: Path, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
+) -> tuple[Any, Mapping[str, Any], Any]:  # fmt: skip
+    from longtide_server.training.settings import settings_for, with_overrides
+
+    pairs = [override.partition("=") for override in overrides]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
+    sequences, infos, real = _read_log(log, **rest)
+    settings = settings_for(sequences, times_are_real=real, seed=seed)
+    return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})
+
+
+def _print_snapshot(folder: Path, as_json: bool) -> None:
+    manifest = read_manifest(folder)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        return
+    table = Table(show_header=False, title=f"Snapshot {manifest.snapshot_id}")
+    size = sum(facts.bytes for facts in manifest.files.values())
+    near = manifest.neighbors
+    for name, value in (
+        ("folder", str(folder)),
+        ("published", manifest.created_time),
+        ("log", f"{manifest.user_count:,} users, {manifest.item_count:,} items, {manifest.event_count:,} events"),
+        ("encoder", f"{manifest.encoder.dim} dimensions, {manifest.encoder.state_size} floats of state a user"),
+        ("neighbours", f"{near.trees} trees, search_k {near.search_k}, recall@50 {near.recall:.3f}"),
+        ("fusion", ", ".join(f"{name} {weight:g}" for name, weight in asdict(manifest.fusion).items())),
+        *((f"validation, {name}", _metrics(metrics)) for name, metrics in manifest.metrics.items()),
+        ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

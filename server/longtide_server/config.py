@@ -1,0 +1,35 @@
+"""What the server can be told, with the defaults it runs with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The settings of one server."""
+
+    snapshot_dir: Path
+    """Where the snapshot is."""
+    data_dir: Path
+    """Where the event log, TorchServe's files and its logs live."""
+    listen: str = "127.0.0.1:50051"
+    """HOST:PORT of the gRPC server; port 0 picks a free one."""
+    encoder: Literal["torchserve", "local"] = "torchserve"
+    """Who runs the encoder: TorchServe, or this process."""
+    torchserve_workers: int = 1
+    """TorchServe worker processes, 1 or more; one a GPU."""
+    torchserve_port: int = 0
+    """TorchServe's gRPC port on the loopback interface; 0 picks a free one."""
+    encoder_timeout_s: float = 10.0
+    """The longest one call to the encoder may take."""
+    default_timeout_s: float = 5.0
+    """The deadline of a call that brings none."""
+    cached_users: int = 50_000
+    """Users whose state is kept in memory: about 12 kB each."""
+    max_message_bytes: int = 16 * 1024 * 1024
+    """The largest message that is accepted."""
+    stop_grace_s: float = 5.0
+    """How long calls under way may go on after a stop was asked for."""

@@ -1,0 +1,227 @@
+"""Asks the encoder: packs many users' next events into one call, and reads the packed answer.
+
+The seam has two sides: TorchServeEncoder calls the hosted handler, LocalEncoder runs the very same handler in this
+process. CoalescingEncoder stands before either: what arrives while a call runs goes out together in the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.torchserve.client import TorchServeClient
+
+MODEL_NAME = "longtide-encoder"
+MAX_BATCH_USERS = 256
+MAX_BATCH_EVENTS = 65_536
+MAX_WAITING = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """One user's next events, and the state that they go on from."""
+
+    items: NDArray[np.int32]
+    """(T,) catalogue numbers from 1, T at least 1."""
+    types: NDArray[np.uint8]
+    """(T,)"""
+    gaps: NDArray[np.float32]
+    """(T,) seconds since the event before."""
+    values: NDArray[np.float32]
+    """(T,) NaN where absent."""
+    state: NDArray[np.float32]
+    """(S,) zeros for a user without events before these."""
+    top_n: int
+    """How many of the best items to return, 1 or more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A user after some events."""
+
+    query: NDArray[np.float32]
+    """(D,) of length 1."""
+    state: NDArray[np.float32]
+    """(S,)"""
+    items: NDArray[np.int64]
+    """(N,) the best items of the catalogue, best first; N is at least what was asked for, or the whole catalogue."""
+    log_probability: NDArray[np.float32]
+    """(N,)"""
+    log_z: float
+    """log-probability of item i = cosine(query, i) / temperature - log_z."""
+
+
+class Encoder(Protocol):
+    """Encodes many users in one call."""
+
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+        """One result for each of the batch, in order. EncoderUnavailable, DeadlineExceeded or Overloaded."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...
+
+
+class TorchServeEncoder:
+    """An Encoder hosted by TorchServe."""
+
+    def __init__(self, client: TorchServeClient) -> None:
+        self._client = client
+
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+        """See Encoder."""
+        return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), len(batch))
+
+    async def close(self) -> None:
+        """See Encoder."""
+        await self._client.close()
+
+
+class LocalEncoder:
+    """An Encoder in this process: TorchServe's handler itself, on a thread of its own."""
+
+    def __init__(self, weights: Path) -> None:
+        # Imported here because it brings torch, which a server with TorchServe does without.
+        from longtide_handlers.encoder_handler import LongtideEncoderHandler
+
+        self._handler = LongtideEncoderHandler()
+        self._handler.initialize(
+            SimpleNamespace(
+                system_properties={"model_dir": str(weights.parent), "gpu_id": None},
+                manifest={"model": {"serializedFile": weights.name}},
+            )
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="local-encoder")
+
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+        """See Encoder."""
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await asyncio.wait_for(
+                loop.run_in_executor(self._thread, self._handler.answer, pack(batch)), timeout_s
+            )
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
+        except RuntimeError as exc:
+            raise EncoderUnavailable(f"the encoder failed: {exc}") from exc
+        return unpack(answer, len(batch))
+
+    async def close(self) -> None:
+        """See Encoder."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    steps: Steps
+    result: asyncio.Future[Encoded]
+
+
+class CoalescingEncoder:
+    """Joins the calls of many callers: one call runs, and what arrives meanwhile is the next one.
+
+    A lone caller waits for nobody. The queue is bounded, and so is a batch.
+    """
+
+    def __init__(self, encoder: Encoder, call_timeout_s: float) -> None:
+        self._encoder = encoder
+        self._call_timeout_s = call_timeout_s
+        self._waiting: list[_Waiting] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def encode(self, steps: Steps, timeout_s: float) -> Encoded:
+        """Encode one user within `timeout_s`."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING} users are waiting for the encoder")
+        waiting = _Waiting(steps, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        try:
+            return await asyncio.wait_for(waiting.result, timeout_s)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
+
+    async def close(self) -> None:
+        """Fail what waits, and close the encoder."""
+        if self._running is not None:
+            self._running.cancel()
+        for waiting in self._waiting:
+            waiting.result.cancel()
+        await self._encoder.close()
+
+    async def _run(self) -> None:
+        while batch := self._take():
+            try:
+                results = await self._encoder.encode([waiting.steps for waiting in batch], self._call_timeout_s)
+            except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
+                for waiting in batch:
+                    if not waiting.result.done():
+                        waiting.result.set_exception(exc)
+                continue
+            for waiting, encoded in zip(batch, results, strict=True):
+                if not waiting.result.done():
+                    waiting.result.set_result(encoded)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, without the callers who gave up."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting.result.done()]
+        count, events = 0, 0
+        for waiting in self._waiting[:MAX_BATCH_USERS]:
+            events += len(waiting.steps.items)
+            if count and events > MAX_BATCH_EVENTS:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
+
+
+def pack(batch: Sequence[Steps]) -> Mapping[str, bytes]:
+    """The handler's inputs for a batch; see `longtide_handlers.encoder_handler`."""
+    return {
+        "lengths": np.array([len(steps.items) for steps in batch], np.int32).tobytes(),
+        "items": b"".join(steps.items.tobytes() for steps in batch),
+        "types": b"".join(steps.types.tobytes() for steps in batch),
+        "gaps": b"".join(steps.gaps.tobytes() for steps in batch),
+        "values": b"".join(steps.values.tobytes() for steps in batch),
+        "states": b"".join(steps.state.tobytes() for steps in batch),
+        "top_n": np.array([max(steps.top_n for steps in batch)], np.int32).tobytes(),
+    }
+
+
+def unpack(answer: bytes, rows: int) -> list[Encoded]:
+    """The handler's answer, checked: EncoderUnavailable when it is not what a healthy handler sends."""
+    if len(answer) < 16:
+        raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes, too few for a header")
+    b, d, s, n = np.frombuffer(answer, np.int32, 4).tolist()
+    sizes = [b * d, b * s, b * n, b * n, b]
+    if b != rows or min(d, s, n) < 1 or len(answer) != 16 + 4 * sum(sizes):
+        raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)} for {rows} users")
+    bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+    query, state, items, log_probability, log_z = (
+        np.frombuffer(answer, dtype, size, at)
+        for dtype, size, at in zip((np.float32, np.float32, np.int32, np.float32, np.float32), sizes, bounds, strict=True)
+    )
+    if not (np.isfinite(query).all() and np.isfinite(log_z).all()):
+        raise EncoderUnavailable("the encoder answered values that are not finite")
+    # Copies, row by row: a kept state must not hold the whole batch's answer in memory.
+    return [
+        Encoded(
+            query.reshape(b, d)[row].copy(),
+            state.reshape(b, s)[row].copy(),
+            items.reshape(b, n)[row].astype(np.int64),
+            log_probability.reshape(b, n)[row].copy(),
+            float(log_z[row]),
+        )
+        for row in range(b)
+    ]

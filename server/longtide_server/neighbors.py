@@ -1,0 +1,104 @@
+"""Similar users at similar moments: an Annoy index over the query vectors along all histories.
+
+The only file that imports annoy. Annoy's `angular` distance of unit vectors is sqrt(2 - 2 cosine); its `dot` is not
+used because release 1.17.3 gets it wrong. An index is built once, on disk, and never changed: items added to a built
+Annoy index would be ignored without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from annoy import AnnoyIndex
+from numpy.typing import NDArray
+
+from longtide_server.errors import SnapshotError
+
+BUILD_SEED = 20_251_124
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """The moments that the index holds: a user's are next to each other, in time order."""
+
+    user: NDArray[np.int32]
+    """(P,) whose moment it is: an index into the snapshot's users."""
+    next_item: NDArray[np.int32]
+    """(P,) the item that this user did next, from 1."""
+    weight: NDArray[np.float32]
+    """(P,) recency: 1 for the newest moments, less for older ones, above 0."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbors:
+    """Moments similar to a query vector, most similar first."""
+
+    position: NDArray[np.int64]
+    """(K,) rows of Positions."""
+    similarity: NDArray[np.float32]
+    """(K,) cosine, -1 to 1."""
+
+
+NO_NEIGHBORS = Neighbors(np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+def build_index(vectors: NDArray[np.float32], path: Path, trees: int) -> None:
+    """Index unit vectors (P, D) and write them to a file. One job and a fixed seed: the same file every time."""
+    index = AnnoyIndex(vectors.shape[1], "angular")
+    index.on_disk_build(str(path))
+    index.set_seed(BUILD_SEED)
+    for row, vector in enumerate(vectors):
+        index.add_item(row, vector)
+    index.build(trees, n_jobs=1)
+    index.unload()
+
+
+class NeighborIndex:
+    """A built index, mapped from its file and shared by every reader of it."""
+
+    def __init__(self, path: Path, dim: int, positions: Positions) -> None:
+        self.positions = positions
+        self._index = AnnoyIndex(dim, "angular")
+        try:
+            self._index.load(str(path))
+        except OSError as exc:
+            raise SnapshotError(f"{path}: not an Annoy index of {dim} dimensions: {exc}") from exc
+        if self._index.get_n_items() != len(positions.user):
+            raise SnapshotError(
+                f"{path}: holds {self._index.get_n_items()} vectors for {len(positions.user)} positions"
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions.user)
+
+    def search(self, query: NDArray[np.float32], count: int, search_k: int, min_similarity: float) -> Neighbors:
+        """The `count` most similar moments to a unit vector (D,) whose cosine is at least `min_similarity`.
+
+        `search_k` is how many vectors Annoy may look at: more is slower and misses less.
+        """
+        if not len(self):
+            return NO_NEIGHBORS
+        rows, distances = self._index.get_nns_by_vector(query, count, search_k=search_k, include_distances=True)
+        similarity = 1.0 - np.square(np.asarray(distances, np.float32)) / 2.0
+        close = int(np.searchsorted(-similarity, -min_similarity, side="right"))
+        return Neighbors(np.asarray(rows[:close], np.int64), similarity[:close])
+
+
+def recall(index: NeighborIndex, vectors: NDArray[np.float32], queries: NDArray[np.float32], count: int, search_k: int,
+           at: int = 50) -> float:  # fmt: skip
+    """The share of each query's true `at` nearest vectors (P, D) that a search for `count` brings among its first.
+
+    A vector exactly as near as the true last one counts: equal moments are interchangeable.
+    """
+    at = min(at, len(vectors))
+    if not at or not len(queries):
+        return 1.0
+    found = 0
+    for query in queries:
+        cosine = vectors @ query  # (P,)
+        bar = np.partition(cosine, -at)[-at] - 1e-6
+        rows = index.search(query, count, search_k, -1.0).position[:at]
+        found += int((cosine[rows] >= bar).sum())
+    return found / (at * len(queries))

@@ -1,0 +1,142 @@
+"""Shows the whole path on one log: train, publish, serve, replay through the SDK, recommend, write, recommend again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from longtide import AsyncClient, Event
+from longtide_server.app import running
+from longtide_server.catalog import ItemInfo
+from longtide_server.cli import messages, stop_on_signals
+from longtide_server.config import ServerConfig
+from longtide_server.events import EventType
+from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.display import TrainingDisplay
+from longtide_server.training.pipeline import train_and_publish
+from longtide_server.training.settings import Settings
+
+MOVIELENS = Path(__file__).with_name("movielens-latest-small")
+LAST_ITEMS = 5
+NEW_EVENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A log that comes with Longtide, and how to read it."""
+
+    log: Path
+    options: Mapping[str, Any]
+
+
+BUNDLED = Bundle(
+    MOVIELENS / "ratings.csv.gz",
+    {
+        "columns": {"user_id": "userId", "item_id": "movieId"},
+        "items": MOVIELENS / "movies.csv.gz",
+        "item_columns": {"item_id": "movieId"},
+        "skip_bad_rows": False,
+    },
+)
+
+
+def run(
+    sequences: Sequences,
+    infos: Mapping[str, ItemInfo],
+    settings: Settings,
+    work_dir: Path,
+    listen: str,
+    console: Console,
+) -> None:
+    """Do all of it, then serve until Ctrl-C."""
+    with TrainingDisplay(messages) as display:
+        train_and_publish(sequences, infos, settings, work_dir / "snapshot", display)
+    config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=work_dir / "data", listen=listen)
+    asyncio.run(_serve(config, sequences, {item: info.title for item, info in infos.items()}, console))
+
+
+async def _serve(config: ServerConfig, sequences: Sequences, titles: Mapping[str, str], console: Console) -> None:
+    stop = stop_on_signals()
+    messages.print("[bold]Starting TorchServe and the server[/bold]")
+    async with running(config) as address:
+        showing = asyncio.create_task(_show(address, sequences, titles, console))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((showing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if showing.done():
+            showing.result()
+            console.print(f"Serving on {address} (Ctrl-C stops)")
+            await stop.wait()
+        showing.cancel()
+        await asyncio.wait((showing,))
+
+
+async def _show(address: str, sequences: Sequences, titles: Mapping[str, str], console: Console) -> None:
+    async with AsyncClient(address, timeout=30.0) as client:
+        await client.wait_ready(30.0)
+        begun = time.monotonic()
+        total = len(sequences.items)
+        replay = track(_events(sequences), "Replaying the log", total, console=messages, transient=True)
+        result = await client.stream_events(replay)
+        seconds = time.monotonic() - begun
+        console.print(f"Replayed {total:,} events in {seconds:.1f} s: {result.written:,} new, "
+                      f"{result.duplicates:,} already known")  # fmt: skip
+        people = _three_people(sequences)
+        for user in people:
+            await _show_user(client, sequences, user, titles, console)
+        await _show_change(client, sequences.user_ids[people[0]], titles, console)
+
+
+async def _show_user(
+    client: AsyncClient, sequences: Sequences, user: int, titles: Mapping[str, str], console: Console
+) -> None:
+    user_id = sequences.user_ids[user]
+    span = sequences.of(user)
+    last = [sequences.item_ids[item - 1] for item in sequences.items[span][-LAST_ITEMS:].tolist()]
+    console.print()
+    console.print(items_table(f"User {user_id}: the last of {span.stop - span.start} items", last, titles))
+    similar = await client.similar_users(user_id, limit=3)
+    console.print(similar_users_table(f"Users most like {user_id} is now", similar, titles))
+    console.print(recommendations_table(f"Recommended to {user_id}", await client.recommend(user_id)))
+
+
+async def _show_change(client: AsyncClient, user_id: str, titles: Mapping[str, str], console: Console) -> None:
+    before = await client.recommend(user_id)
+    chosen = [item.item_id for item in before[:NEW_EVENTS]]
+    console.print(f"\nUser {user_id} now watches " + ", ".join(titles.get(item) or item for item in chosen))
+    await client.write_events([Event(user_id, item, "watch", attribution_token=before.attribution_token)
+                               for item in chosen])  # fmt: skip
+    after = await client.recommend(user_id)
+    console.print(recommendations_table(f"Before, for {user_id}", before))
+    console.print(recommendations_table(f"After, for {user_id}", after))
+
+
+def _three_people(sequences: Sequences) -> list[int]:
+    """Users with a middling, a long and a short history."""
+    order = np.argsort(sequences.lengths, kind="stable")
+    places = np.linspace(0, len(order) - 1, 5).astype(int)[[2, 3, 1]]
+    return [int(order[place]) for place in dict.fromkeys(places.tolist())]
+
+
+def _events(sequences: Sequences) -> Iterator[Event]:
+    """The log as events; their ids follow from their places, so that a second replay changes nothing."""
+    for user, user_id in enumerate(sequences.user_ids):
+        span = sequences.of(user)
+        for place in range(span.start, span.stop):
+            value = float(sequences.values[place])
+            yield Event(
+                user_id,
+                sequences.item_ids[sequences.items[place] - 1],
+                EventType(int(sequences.types[place])).name.lower(),
+                time=float(sequences.times[place]),
+                value=None if np.isnan(value) else value,
+                event_id=f"replay-{user_id}-{place - span.start}",
+            )

@@ -1,0 +1,81 @@
+"""Fuses what the sources say into one order. Pure functions on plain data, used by the server and by evaluation alike.
+
+The fusion is a weighted product of the sources' probabilities (a product of experts, Hinton 2002), its weights fitted
+on validation data: log score = sum over sources of weight * log((1 - floor) * probability + floor / items).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.candidates import Candidates, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Weights of a fusion; a source of weight 0 has no say."""
+
+    encoder: float = 1.0
+    """0 or more."""
+    neighbors: float = 0.5
+    """0 or more."""
+    transitions: float = 0.3
+    """0 or more."""
+    popularity: float = 0.0
+    """0 or more."""
+    floor: float = 0.1
+    """Share of every source's probability that is spread over the whole catalogue, above 0 and below 1: what a source
+    does not bring, it does not rule out."""
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """(len(Source),) in the order of Source."""
+        return np.array([self.encoder, self.neighbors, self.transitions, self.popularity])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """Candidates in order, best first."""
+
+    items: NDArray[np.int64]
+    """(R,)"""
+    score: NDArray[np.float64]
+    """(R,) share of the fused probability over all candidates; above 0, summing to at most 1."""
+    probability: NDArray[np.float64]
+    """(R, len(Source)) what every source says."""
+    contribution: NDArray[np.float64]
+    """(R, len(Source)) how much every source adds to the log score above its floor, 0 or more."""
+
+
+def log_features(probability: NDArray[np.float64], floor: float, item_count: int) -> NDArray[np.float64]:
+    """Probabilities (C, sources) to floored log-probabilities of the same shape."""
+    return np.log((1.0 - floor) * probability + floor / max(item_count, 1))
+
+
+def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count: int, limit: int) -> Ranked:
+    """Order candidates by the fusion of the sources that could be asked, best first, at most `limit`.
+
+    Ties go to the smaller item number, the more popular item. When the sources that answered all have weight 0, they
+    count equally: a degraded order beats none.
+    """
+    weights = np.zeros(len(Source))
+    columns = [source - 1 for source in asked]
+    weights[columns] = fusion.weights[columns]
+    if not weights.any():
+        weights[columns] = 1.0
+    # A tenth of a thousandth of popularity decides between items of which no weighted source knows anything.
+    weights[Source.POPULARITY - 1] += 1e-4
+    features = log_features(candidates.probability, fusion.floor, item_count)
+    fused = features @ weights  # (C,)
+    order = np.lexsort((candidates.items, -fused))[:limit]
+    share = np.exp(fused - fused.max()) if len(fused) else fused
+    contribution = (features - np.log(fusion.floor / max(item_count, 1))) * weights
+    return Ranked(
+        items=candidates.items[order],
+        score=share[order] / share.sum() if len(fused) else share,
+        probability=candidates.probability[order],
+        contribution=contribution[order],
+    )

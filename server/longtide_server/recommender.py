@@ -1,0 +1,280 @@
+"""The life of a request, without transport: user state, encoder, sources, fusion, answer.
+
+The server calls it with users from the event log, and `longtide predict` and `evaluate` with users from a file, so
+what is measured is what is served.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from longtide_server.candidates import (
+    NOTHING,
+    Candidates,
+    Scored,
+    Source,
+    encoder_probability,
+    gather,
+    neighbor_votes,
+    tabulate,
+    transition_votes,
+)
+from longtide_server.encoder import Encoded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
+from longtide_server.ranking import Ranked, rank
+from longtide_server.snapshot import Snapshot
+from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
+
+ANSWER_MARGIN_S = 0.01
+NEIGHBORS_SHOWN = 3
+NEXT_ITEMS_SHOWN = 5
+MAX_MOMENTS_SEARCHED = 20_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A valid request for recommendations."""
+
+    user_id: str
+    limit: int = 10
+    exclude_item_ids: Sequence[str] = ()
+    session_item_ids: Sequence[str] = ()
+    min_similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarUser:
+    """A user who, at some moment, was like the one who asks."""
+
+    user_id: str
+    similarity: float
+    next_item_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One item of an answer."""
+
+    item_id: str
+    title: str
+    score: float
+    sources: tuple[tuple[Source, float], ...]
+    """Every source that brought it and that source's probability, the strongest contribution first."""
+    neighbors: tuple[SimilarUser, ...]
+    """The most similar users who went on to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Recommendations for one user, all from one snapshot."""
+
+    recommendations: tuple[Recommendation, ...]
+    snapshot_id: str
+    attribution_token: str
+    degraded_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """One item of a given list, in its place."""
+
+    item_id: str
+    score: float
+    known: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What the sources say about one user at one moment."""
+
+    votes: dict[Source, Scored]
+    neighbors: Neighbors = NO_NEIGHBORS
+    encoded: Encoded | None = None
+    degraded_reason: str = ""
+    blocked: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def asked(self) -> list[Source]:
+        """The sources that could be asked."""
+        return list(self.votes)
+
+
+class Recommender:
+    """Answers requests from one snapshot and the states of its users."""
+
+    def __init__(self, snapshot: Snapshot, states: UserStates) -> None:
+        self.snapshot = snapshot
+        self.states = states
+        self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
+
+    async def recommend(self, query: Query, timeout_s: float) -> Answer:
+        """The best items that the user has not had, within `timeout_s`."""
+        evidence, user, session = await self._evidence(
+            query.user_id, query.session_item_ids, query.limit, query.min_similarity, timeout_s
+        )
+        candidates = self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
+        ranked = self._rank(candidates, evidence, query.limit)
+        return Answer(
+            tuple(self._recommendation(ranked, row, evidence) for row in range(len(ranked.items))),
+            self.snapshot.snapshot_id,
+            uuid.uuid4().hex,
+            evidence.degraded_reason,
+        )
+
+    async def candidates(self, query: Query, timeout_s: float) -> Candidates:
+        """What every source says of the items that `recommend` would order."""
+        evidence, user, session = await self._evidence(
+            query.user_id, query.session_item_ids, query.limit, query.min_similarity, timeout_s
+        )
+        return self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
+
+    async def rank(
+        self, user_id: str, item_ids: Sequence[str], session_item_ids: Sequence[str], timeout_s: float
+    ) -> tuple[tuple[RankedItem, ...], str]:
+        """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
+        evidence, _, _ = await self._evidence(user_id, session_item_ids, len(item_ids), None, timeout_s)
+        numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
+        candidates = self._complete(tabulate(numbers, evidence.votes), evidence)
+        ranked = self._rank(candidates, evidence, len(numbers))
+        known = [
+            RankedItem(self.snapshot.catalog.item_id(number), float(score), True)
+            for number, score in zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)
+        ]
+        unknown = [RankedItem(item, 0.0, False) for item in item_ids if not self.snapshot.catalog.number(item)]
+        return (*known, *unknown), evidence.degraded_reason
+
+    async def similar_users(
+        self, user_id: str, limit: int, min_similarity: float | None, timeout_s: float
+    ) -> tuple[tuple[SimilarUser, ...], str]:
+        """The users who were most like this one is now, none twice, and why the answer is degraded, if it is."""
+        user = await self.states.get(user_id)
+        encoded, reason = await self._encoded(user, (), 1, timeout_s)
+        if encoded is None:
+            return (), reason
+        settings = self.snapshot.manifest.neighbors
+        # A user holds many moments, so more moments than users are fetched, until there are enough.
+        count = max(settings.count, 4 * limit)
+        while True:
+            neighbors = self._search(encoded, user_id, count, min_similarity)
+            users = self._people(neighbors, limit)
+            if len(users) >= limit or count >= min(MAX_MOMENTS_SEARCHED, len(self.snapshot.neighbors)):
+                return users, reason
+            count *= 4
+
+    async def _evidence(
+        self, user_id: str, session_item_ids: Sequence[str], limit: int, min_similarity: float | None, timeout_s: float
+    ) -> tuple[Evidence, UserState, list[int]]:
+        begun = time.monotonic()
+        user = await self.states.get(user_id)
+        session = self.snapshot.catalog.numbers(session_item_ids).tolist()
+        left = timeout_s - (time.monotonic() - begun) - ANSWER_MARGIN_S
+        wanted = TOP_N_MARGIN + limit + len(user.seen) + len(session)
+        encoded, reason = await self._encoded(user, session, wanted, left)
+        votes: dict[Source, Scored] = {}
+        neighbors = NO_NEIGHBORS
+        manifest = self.snapshot.manifest
+        if encoded is not None:
+            votes[Source.ENCODER] = Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
+            neighbors = self._search(encoded, user_id, manifest.neighbors.count, min_similarity)
+            votes[Source.NEIGHBORS] = neighbor_votes(
+                neighbors, self.snapshot.neighbors.positions, manifest.neighbors.temperature
+            )
+        recent = user.recent(manifest.transitions.lags, session)
+        votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
+        votes[Source.POPULARITY] = NOTHING
+        return Evidence(votes, neighbors, encoded, reason), user, session
+
+    async def _encoded(
+        self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float
+    ) -> tuple[Encoded | None, str]:
+        """The user's encoding, or the last known one and why it is old."""
+        try:
+            return await self.states.encoded(user, session, top_n, timeout_s), ""
+        except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
+            log.warning("recommend_degraded", reason=str(exc))
+            return user.encoded, f"the encoder could not be asked: {exc}"
+
+    def _search(self, encoded: Encoded, user_id: str, count: int, min_similarity: float | None) -> Neighbors:
+        """The moments of other users that are like this one."""
+        settings = self.snapshot.manifest.neighbors
+        least = settings.min_similarity if min_similarity is None else min_similarity
+        found = self.snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
+        own = self.snapshot.user_numbers.get(user_id)
+        if own is None:
+            return found
+        others = self.snapshot.neighbors.positions.user[found.position] != own
+        return Neighbors(found.position[others], found.similarity[others])
+
+    def _blocked(self, user: UserState, session: Sequence[int], exclude: Iterable[str]) -> NDArray[np.int64]:
+        excluded = self.snapshot.catalog.numbers(exclude)
+        return np.concatenate([np.fromiter(user.seen, np.int64, len(user.seen)), np.array(session, np.int64), excluded])
+
+    def _candidates(self, evidence: Evidence, blocked: NDArray[np.int64], limit: int) -> Candidates:
+        popular = self._popular[: limit + len(blocked)]
+        votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
+        return self._complete(gather(votes, blocked), evidence)
+
+    def _rank(self, candidates: Candidates, evidence: Evidence, limit: int) -> Ranked:
+        return rank(candidates, self.snapshot.manifest.fusion, evidence.asked, len(self.snapshot.catalog), limit)
+
+    def _complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
+        """Fill in what dense sources say of items that others brought: the encoder's and popularity's probability."""
+        probability = candidates.probability.copy()
+        probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[candidates.items]
+        if evidence.encoded is not None:
+            probability[:, Source.ENCODER - 1] = encoder_probability(
+                candidates.items,
+                evidence.encoded.query,
+                self.snapshot.embeddings,
+                self.snapshot.manifest.encoder.temperature,
+                evidence.encoded.log_z,
+            )
+        return Candidates(candidates.items, probability)
+
+    def _recommendation(self, ranked: Ranked, row: int, evidence: Evidence) -> Recommendation:
+        number = int(ranked.items[row])
+        by_strength = np.argsort(-ranked.contribution[row], kind="stable")
+        sources = tuple(
+            (Source(column + 1), float(ranked.probability[row, column]))
+            for column in by_strength.tolist()
+            if ranked.contribution[row, column] > 0
+        )
+        positions = self.snapshot.neighbors.positions
+        voters = np.flatnonzero(positions.next_item[evidence.neighbors.position] == number)
+        voting = Neighbors(evidence.neighbors.position[voters], evidence.neighbors.similarity[voters])
+        return Recommendation(
+            self.snapshot.catalog.item_id(number),
+            self.snapshot.catalog.info(number).title,
+            float(ranked.score[row]),
+            sources,
+            self._people(voting, NEIGHBORS_SHOWN),
+        )
+
+    def _people(self, neighbors: Neighbors, limit: int) -> tuple[SimilarUser, ...]:
+        """The people behind moments, each once, at their most similar moment."""
+        positions = self.snapshot.neighbors.positions
+        people: dict[str, SimilarUser] = {}
+        for position, similarity in zip(neighbors.position.tolist(), neighbors.similarity.tolist(), strict=True):
+            if len(people) == limit:
+                break
+            user = int(positions.user[position])
+            user_id = self.snapshot.user_ids[user]
+            if user_id not in people:
+                people[user_id] = SimilarUser(user_id, similarity, self._next_items(position, user))
+        return tuple(people.values())
+
+    def _next_items(self, position: int, user: int) -> tuple[str, ...]:
+        positions = self.snapshot.neighbors.positions
+        end = position + NEXT_ITEMS_SHOWN
+        items = positions.next_item[position:end][positions.user[position:end] == user]
+        return tuple(self.snapshot.catalog.item_id(int(item)) for item in items)

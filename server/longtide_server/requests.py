@@ -1,0 +1,118 @@
+"""Reads protobuf requests into domain values, and says which field is wrong when that cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from longtide.v1 import events_pb2, recommendation_pb2
+from longtide_server.errors import FieldViolation, InvalidInput
+from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation
+from longtide_server.recommender import Query
+
+MAX_LIMIT = 1_000
+DEFAULT_LIMIT = 10
+MAX_ITEM_IDS = 10_000
+MAX_SESSION_ITEMS = 1_000
+MAX_ROWS = 1_000
+
+
+def read_event(message: events_pb2.Event) -> Event:
+    """An event as it was sent; `events.violation` says whether it is valid."""
+    time_s = message.event_time.seconds + message.event_time.nanos / 1e9
+    return Event(
+        event_id=message.event_id,
+        user_id=message.user_id,
+        item_id=message.item_id,
+        type=message.type,
+        time_s=time_s if message.HasField("event_time") else math.nan,
+        value=message.value if message.HasField("value") else None,
+        custom_type=message.custom_type,
+        session_id=message.session_id,
+        attribution_token=message.attribution_token,
+    )
+
+
+def check_batch(events: Sequence[events_pb2.Event]) -> None:
+    """A batch holds 1 to 10,000 events."""
+    if not 1 <= len(events) <= MAX_BATCH_EVENTS:
+        raise InvalidInput.of("events", f"holds {len(events)} events; 1 to {MAX_BATCH_EVENTS} are allowed")
+
+
+def read_query(message: recommendation_pb2.RecommendRequest) -> Query:
+    """A request for recommendations; InvalidInput names every field that is wrong."""
+    least = message.min_similarity if message.HasField("min_similarity") else None
+    raise_for(
+        [
+            id_violation("user_id", message.user_id),
+            _limit_violation(message.limit) if message.HasField("limit") else None,
+            _similarity_violation(least),
+            *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
+            *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
+        ]
+    )
+    return Query(
+        user_id=message.user_id,
+        limit=message.limit if message.HasField("limit") else DEFAULT_LIMIT,
+        exclude_item_ids=message.exclude_item_ids,
+        session_item_ids=message.session_item_ids,
+        min_similarity=least,
+    )
+
+
+def check_rank(message: recommendation_pb2.RankRequest) -> None:
+    """InvalidInput names every field of a rank request that is wrong."""
+    repeated = len(set(message.item_ids)) < len(message.item_ids)
+    raise_for(
+        [
+            id_violation("user_id", message.user_id),
+            *_ids_violations("item_ids", message.item_ids, 1, MAX_ITEM_IDS),
+            FieldViolation("item_ids", "an item is listed twice") if repeated else None,
+            *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
+        ]
+    )
+
+
+def check_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> tuple[int, float | None]:
+    """The limit and the least similarity asked for; InvalidInput names every field that is wrong."""
+    least = message.min_similarity if message.HasField("min_similarity") else None
+    raise_for(
+        [
+            id_violation("user_id", message.user_id),
+            _limit_violation(message.limit) if message.HasField("limit") else None,
+            _similarity_violation(least),
+        ]
+    )
+    return message.limit if message.HasField("limit") else DEFAULT_LIMIT, least
+
+
+def check_rows(message: recommendation_pb2.StreamRecommendRequest) -> None:
+    """A message of a stream holds 1 to 1,000 requests."""
+    if not 1 <= len(message.requests) <= MAX_ROWS:
+        raise InvalidInput.of("requests", f"holds {len(message.requests)} requests; 1 to {MAX_ROWS} are allowed")
+
+
+def raise_for(violations: Iterable[FieldViolation | None]) -> None:
+    """Raise InvalidInput when anything is wrong."""
+    wrong = tuple(violation for violation in violations if violation is not None)
+    if wrong:
+        raise InvalidInput("; ".join(f"{violation.field}: {violation.reason}" for violation in wrong), wrong)
+
+
+def _limit_violation(limit: int) -> FieldViolation | None:
+    if 1 <= limit <= MAX_LIMIT:
+        return None
+    return FieldViolation("limit", f"is {limit}; 1 to {MAX_LIMIT} are allowed")
+
+
+def _similarity_violation(value: float | None) -> FieldViolation | None:
+    if value is None or -1.0 <= value <= 1.0:  # false for NaN
+        return None
+    return FieldViolation("min_similarity", f"is {value}; -1 to 1 is allowed")
+
+
+def _ids_violations(field: str, ids: Sequence[str], least: int, most: int) -> list[FieldViolation]:
+    if not least <= len(ids) <= most:
+        return [FieldViolation(field, f"holds {len(ids)} ids; {least} to {most} are allowed")]
+    found = (id_violation(f"{field}[{index}]", item_id) for index, item_id in enumerate(ids))
+    return [violation for violation in found if violation is not None][:10]

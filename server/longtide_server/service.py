@@ -1,0 +1,323 @@
+"""The gRPC servicers: protobuf to domain and back, and the one table from errors to status. No logic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide_server import requests
+from longtide_server.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidInput,
+    LongtideError,
+    Overloaded,
+    Unavailable,
+)
+from longtide_server.event_store import EventStore, Written
+from longtide_server.events import Event, violation
+from longtide_server.recommender import Answer, Query, Recommender, SimilarUser
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
+
+ERROR_DOMAIN = "longtide"
+RETRY_AFTER_S = 1
+MAX_VIOLATIONS = 20  # details travel as metadata, of which clients accept 8 KiB
+
+# The first class that an error is an instance of decides.
+STATUS_OF: tuple[tuple[type[LongtideError], grpc.StatusCode, int], ...] = (
+    (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT),
+    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, code_pb2.DEADLINE_EXCEEDED),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE, code_pb2.UNAVAILABLE),
+)
+
+log = structlog.get_logger(__name__)
+
+
+class EventService(events_pb2_grpc.EventServiceServicer):
+    """Takes in events: durable first, then felt, then answered."""
+
+    def __init__(self, store: EventStore, felt: Callable[[Sequence[Event]], None], clock: Callable[[], float]) -> None:
+        self._store = store
+        self._felt = felt
+        self._clock = clock
+
+    async def WriteEvents(  # noqa: N802
+        self,
+        request: events_pb2.WriteEventsRequest,
+        context: Context,
+    ) -> events_pb2.WriteEventsResponse:
+        """See the contract."""
+
+        async def answer() -> events_pb2.WriteEventsResponse:
+            remaining_s(context)
+            requests.check_batch(request.events)
+            written, errors = await self._write(request.events)
+            if len(errors) == len(request.events):
+                raise InvalidInput(
+                    f"none of the {len(errors)} events can be written",
+                    tuple(FieldViolation(f"events[{error.index}].{error.field}", error.reason) for error in errors),
+                )
+            return events_pb2.WriteEventsResponse(
+                written_count=written.new, duplicate_count=written.duplicates, errors=errors
+            )
+
+        return await answered(context, answer)
+
+    async def StreamEvents(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[events_pb2.StreamEventsRequest],
+        context: Context,
+    ) -> AsyncIterator[events_pb2.StreamEventsResponse]:
+        """See the contract."""
+        last = 0
+        async for request in request_iterator:
+
+            async def answer(
+                request: events_pb2.StreamEventsRequest = request, last: int = last
+            ) -> events_pb2.StreamEventsResponse:
+                if request.sequence_number <= last:
+                    raise InvalidInput.of("sequence_number", f"is {request.sequence_number}, after {last}")
+                requests.check_batch(request.events)
+                written, errors = await self._write(request.events)
+                number = request.sequence_number
+                return events_pb2.StreamEventsResponse(
+                    acknowledged_sequence_number=number,
+                    written_count=written.new,
+                    duplicate_count=written.duplicates,
+                    errors=[events_pb2.StreamEventError(sequence_number=number, error=error) for error in errors],
+                )
+
+            yield await answered(context, answer)
+            last = request.sequence_number
+
+    async def _write(self, messages: Sequence[events_pb2.Event]) -> tuple[Written, list[events_pb2.EventError]]:
+        now_s = self._clock()
+        good, errors = [], []
+        for index, message in enumerate(messages):
+            event = requests.read_event(message)
+            wrong = violation(event, now_s)
+            if wrong is None:
+                good.append(event)
+            else:
+                errors.append(
+                    events_pb2.EventError(
+                        index=index, event_id=message.event_id, field=wrong.field, reason=wrong.reason
+                    )
+                )
+        if not good:
+            return Written(0, 0), errors
+        written = await self._store.write(good)
+        self._felt(good)
+        return written, errors
+
+
+class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
+    """Answers from the recommender."""
+
+    def __init__(self, recommender: Recommender, default_timeout_s: float) -> None:
+        self._recommender = recommender
+        self._default_timeout_s = default_timeout_s
+
+    async def Recommend(  # noqa: N802
+        self,
+        request: recommendation_pb2.RecommendRequest,
+        context: Context,
+    ) -> recommendation_pb2.RecommendResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.RecommendResponse:
+            query = requests.read_query(request)
+            return write_answer(await self._recommender.recommend(query, self._timeout_s(context)))
+
+        return await answered(context, answer)
+
+    async def StreamRecommend(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[recommendation_pb2.StreamRecommendRequest],
+        context: Context,
+    ) -> AsyncIterator[recommendation_pb2.StreamRecommendResponse]:
+        """See the contract."""
+        async for message in request_iterator:
+
+            async def answer(
+                message: recommendation_pb2.StreamRecommendRequest = message,
+            ) -> recommendation_pb2.StreamRecommendResponse:
+                requests.check_rows(message)
+                timeout_s = min(self._timeout_s(context), self._default_timeout_s)
+                results = await asyncio.gather(*(self._row(row, timeout_s) for row in message.requests))
+                return recommendation_pb2.StreamRecommendResponse(results=results)
+
+            yield await answered(context, answer)
+
+    async def _row(
+        self, request: recommendation_pb2.RecommendRequest, timeout_s: float
+    ) -> recommendation_pb2.RecommendResult:
+        result = recommendation_pb2.RecommendResult(user_id=request.user_id)
+        try:
+            query: Query = requests.read_query(request)
+            result.response.CopyFrom(write_answer(await self._recommender.recommend(query, timeout_s)))
+        except LongtideError as exc:
+            _, number = status_of(exc)
+            violations = exc.violations if isinstance(exc, InvalidInput) else ()
+            field = violations[0].field if violations else ""
+            result.error.CopyFrom(recommendation_pb2.RequestError(code=number, field=field, reason=str(exc)))
+        return result
+
+    async def Rank(  # noqa: N802
+        self,
+        request: recommendation_pb2.RankRequest,
+        context: Context,
+    ) -> recommendation_pb2.RankResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.RankResponse:
+            requests.check_rank(request)
+            ranked, reason = await self._recommender.rank(
+                request.user_id, request.item_ids, request.session_item_ids, self._timeout_s(context)
+            )
+            return recommendation_pb2.RankResponse(
+                items=[
+                    recommendation_pb2.RankedItem(item_id=item.item_id, score=item.score, known=item.known)
+                    for item in ranked
+                ],
+                snapshot_id=self._recommender.snapshot.snapshot_id,
+                degraded=bool(reason),
+                degraded_reason=reason,
+            )
+
+        return await answered(context, answer)
+
+    async def ListSimilarUsers(  # noqa: N802
+        self,
+        request: recommendation_pb2.ListSimilarUsersRequest,
+        context: Context,
+    ) -> recommendation_pb2.ListSimilarUsersResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.ListSimilarUsersResponse:
+            limit, least = requests.check_similar_users(request)
+            users, reason = await self._recommender.similar_users(
+                request.user_id, limit, least, self._timeout_s(context)
+            )
+            return recommendation_pb2.ListSimilarUsersResponse(
+                users=[
+                    recommendation_pb2.SimilarUser(
+                        user_id=user.user_id, similarity=user.similarity, next_item_ids=user.next_item_ids
+                    )
+                    for user in users
+                ],
+                snapshot_id=self._recommender.snapshot.snapshot_id,
+                degraded=bool(reason),
+                degraded_reason=reason,
+            )
+
+        return await answered(context, answer)
+
+    def _timeout_s(self, context: Context) -> float:
+        left = remaining_s(context)
+        return self._default_timeout_s if left is None else left
+
+
+def write_answer(answer: Answer) -> recommendation_pb2.RecommendResponse:
+    """An answer as a message."""
+    return recommendation_pb2.RecommendResponse(
+        recommendations=[
+            recommendation_pb2.Recommendation(
+                item_id=item.item_id,
+                title=item.title,
+                score=item.score,
+                sources=[
+                    recommendation_pb2.SourceShare(source=int(source), probability=probability)  # type: ignore[arg-type]
+                    for source, probability in item.sources
+                ],
+                neighbors=[_write_neighbor(user) for user in item.neighbors],
+            )
+            for item in answer.recommendations
+        ],
+        snapshot_id=answer.snapshot_id,
+        attribution_token=answer.attribution_token,
+        degraded=bool(answer.degraded_reason),
+        degraded_reason=answer.degraded_reason,
+    )
+
+
+def _write_neighbor(user: SimilarUser) -> recommendation_pb2.Neighbor:
+    return recommendation_pb2.Neighbor(user_id=user.user_id, similarity=user.similarity)
+
+
+async def answered(context: Context, answer: Callable[[], Awaitable[T]]) -> T:
+    """Run a handler's body; what it raises becomes a status with typed details."""
+    try:
+        return await answer()
+    except LongtideError as exc:
+        await abort(context, exc)
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except Exception:  # noqa: BLE001  (the last line of defence: logged whole, answered in plain words)
+        log.exception("unexpected_error")
+        await context.abort(grpc.StatusCode.INTERNAL, "the server failed in a way it should not; its log says how")
+
+
+async def abort(context: Context, error: LongtideError) -> NoReturn:
+    """End a call with the status of an error and its details: field violations, a reason, when to retry."""
+    _, number = status_of(error)
+    details: list[any_pb2.Any] = []
+    if isinstance(error, InvalidInput) and error.violations:
+        bad = error_details_pb2.BadRequest()
+        for wrong in error.violations[:MAX_VIOLATIONS]:
+            bad.field_violations.add(field=wrong.field, description=wrong.reason)
+        details.append(_packed(bad))
+    if isinstance(error, (Overloaded, Unavailable)):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(RETRY_AFTER_S)
+        details.append(_packed(retry))
+    details.append(_packed(error_details_pb2.ErrorInfo(reason=_reason(error), domain=ERROR_DOMAIN)))
+    status = status_pb2.Status(code=number, message=str(error), details=details)
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort returned")
+
+
+def status_of(error: LongtideError) -> tuple[grpc.StatusCode, int]:
+    """The gRPC status of an error, and its number."""
+    for kind, code, number in STATUS_OF:
+        if isinstance(error, kind):
+            return code, number
+    return grpc.StatusCode.INTERNAL, code_pb2.INTERNAL
+
+
+def remaining_s(context: Context) -> float | None:
+    """Seconds until the caller's deadline; none when there is none. DeadlineExceeded when it has passed."""
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        raise DeadlineExceeded("the deadline passed before the work began")
+    return left
+
+
+def _packed(message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.ErrorInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _reason(error: LongtideError) -> str:
+    name = type(error).__name__
+    return "".join(f"_{letter}" if letter.isupper() else letter for letter in name).lstrip("_").upper()
+
+
+def wall_clock_s() -> float:
+    """Seconds since 1970."""
+    return time.time()

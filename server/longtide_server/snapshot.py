@@ -1,0 +1,223 @@
+"""The published, immutable bundle that answers come from: what is in it, how it is checked and loaded.
+
+A snapshot is a folder of files and a manifest that names each with its size and checksum. A snapshot directory holds
+one folder per snapshot and the file CURRENT, which names the active one and is replaced atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longtide_server.candidates import Transitions, TransitionSettings
+from longtide_server.catalog import Catalog, read_catalog
+from longtide_server.errors import SnapshotError
+from longtide_server.neighbors import NeighborIndex, Positions
+from longtide_server.ranking import Fusion
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+ENCODER = "encoder.pt"
+CATALOG = "catalog.parquet"
+USERS = "users.parquet"
+EMBEDDINGS = "embeddings.npy"
+POPULARITY = "popularity.npy"
+TRANSITIONS = "transitions.npz"
+POSITIONS = "positions.npz"
+INDEX = "positions.ann"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What the server must know of the encoder."""
+
+    dim: int
+    """Width D of query vectors and item embeddings."""
+    state_size: int
+    """Floats S of one user's state."""
+    temperature: float
+    """Cosines are divided by this before the softmax."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborSettings:
+    """How neighbours are searched and how they vote."""
+
+    count: int = 200
+    """Similar moments that vote, at most."""
+    trees: int = 10
+    """Trees of the Annoy index."""
+    search_k: int = 4000
+    """Vectors that Annoy may look at in one search, chosen when the snapshot was published."""
+    recall: float = 0.0
+    """Recall@50 against brute force on held-out queries at that search_k."""
+    min_similarity: float = 0.0
+    """Least cosine of a neighbour that votes, -1 to 1, when the request does not say."""
+    temperature: float = 0.05
+    """Cosines are divided by this before they become votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a file of the snapshot must be."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about a snapshot that is not an array."""
+
+    snapshot_id: str
+    created_time: str
+    """ISO 8601, UTC."""
+    encoder: EncoderFacts
+    neighbors: NeighborSettings
+    transitions: TransitionSettings
+    fusion: Fusion
+    user_count: int
+    item_count: int
+    event_count: int
+    model: dict[str, str | float | int | bool | list[float]]
+    """The shape of the encoder, as it was trained."""
+    training: dict[str, str | float | int | bool]
+    """The settings it was trained with."""
+    metrics: dict[str, dict[str, float]]
+    """Validation metrics by what was measured, for example `fusion` -> `ndcg@10`."""
+    format_version: int = FORMAT_VERSION
+    files: dict[str, FileFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A loaded snapshot. Immutable, shared by every request."""
+
+    manifest: Manifest
+    path: Path
+    catalog: Catalog
+    user_ids: tuple[str, ...]
+    """Whose moments the neighbour index holds."""
+    user_numbers: Mapping[str, int]
+    """Their indexes in user_ids."""
+    embeddings: NDArray[np.float32]
+    """(I + 1, D) unit vectors; row 0 is padding."""
+    popularity: NDArray[np.float64]
+    """(I + 1,) probabilities; 0 for padding. Falling from item 1 on, but for what recency changes."""
+    transitions: Transitions
+    neighbors: NeighborIndex
+
+    @property
+    def snapshot_id(self) -> str:
+        """The snapshot's name."""
+        return self.manifest.snapshot_id
+
+
+def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
+    """Let `build` write a snapshot's files, seal them with a manifest, and make the snapshot the current one.
+
+    Readers see the snapshot before or this one, never a half: the folder is renamed into place when complete, and
+    CURRENT replaced after that.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+    try:
+        manifest = build(draft)
+        files = {path.name: _facts(path) for path in sorted(draft.iterdir())}
+        sealed = replace(manifest, files=files)
+        (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2))
+        draft.chmod(0o755)
+        target = directory / manifest.snapshot_id
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    pointer = directory / f".{CURRENT}-{os.getpid()}"
+    pointer.write_text(manifest.snapshot_id + "\n", encoding="utf-8")
+    pointer.replace(directory / CURRENT)
+    return target
+
+
+def resolve(directory: Path) -> Path:
+    """The folder of a snapshot: `directory` itself when it is one, else the one that its CURRENT names."""
+    if (directory / MANIFEST).is_file():
+        return directory
+    pointer = directory / CURRENT
+    if not pointer.is_file():
+        raise SnapshotError(f"{directory}: no snapshot here; `longtide train LOG --out {directory}` makes one")
+    target = directory / pointer.read_text(encoding="utf-8").strip()
+    if not (target / MANIFEST).is_file():
+        raise SnapshotError(f"{pointer}: names {target.name!r}, which is not there")
+    return target
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a manifest alone."""
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+        version = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format_version")
+        if version is None or msgspec.json.decode(version) != FORMAT_VERSION:
+            found = "none" if version is None else bytes(version).decode("utf-8", "replace")
+            raise SnapshotError(f"{path}: format version {found}; this Longtide reads version {FORMAT_VERSION}")
+        return msgspec.json.decode(raw, type=Manifest)
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise SnapshotError(f"{path}: cannot be read: {exc}") from exc
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest: there, whole and unchanged."""
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise SnapshotError(f"{path}: is missing")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise SnapshotError(f"{path}: is {size} bytes long, {expected.bytes} were published (truncated copy?)")
+        if _facts(path).sha256 != expected.sha256:
+            raise SnapshotError(f"{path}: its checksum differs from the published one (damaged or edited)")
+
+
+def load_snapshot(directory: Path) -> Snapshot:
+    """Load and check the snapshot that a directory holds. SnapshotError says what is wrong with it."""
+    folder = resolve(directory)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    with np.load(folder / TRANSITIONS) as arrays:
+        transitions = Transitions(arrays["offsets"], arrays["items"], arrays["probability"])
+    with np.load(folder / POSITIONS) as arrays:
+        positions = Positions(arrays["user"], arrays["next_item"], arrays["weight"])
+    user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
+    return Snapshot(
+        manifest=manifest,
+        path=folder,
+        catalog=read_catalog(folder / CATALOG),
+        user_ids=user_ids,
+        user_numbers={user_id: number for number, user_id in enumerate(user_ids)},
+        embeddings=np.load(folder / EMBEDDINGS),
+        popularity=np.load(folder / POPULARITY),
+        transitions=transitions,
+        neighbors=NeighborIndex(folder / INDEX, manifest.encoder.dim, positions),
+    )
+
+
+def write_users(user_ids: tuple[str, ...], path: Path) -> None:
+    """Write the ids of the indexed users, in order."""
+    pq.write_table(pa.table({"user_id": pa.array(user_ids, pa.string())}), path)
+
+
+def _facts(path: Path) -> FileFacts:
+    with path.open("rb") as file:
+        return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,0 +1,200 @@
+"""Turns a log into behaviour sequences, cuts them for validation, and packs them into training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.training.log import Log
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequences:
+    """Every user's events in time order, one user after the other; equal times keep the order of the log."""
+
+    user_ids: tuple[str, ...]
+    """U users, in the order of the log."""
+    item_ids: tuple[str, ...]
+    """I items, the most frequent first: item i of the arrays is item_ids[i - 1]; 0 is padding."""
+    offsets: NDArray[np.int64]
+    """(U + 1,): user u owns events offsets[u] to offsets[u + 1]."""
+    items: NDArray[np.int64]
+    """(N,) from 1 to I."""
+    types: NDArray[np.int64]
+    """(N,) event types."""
+    times: NDArray[np.float64]
+    """(N,) seconds since 1970."""
+    gaps: NDArray[np.float32]
+    """(N,) seconds since the user's event before; 0 for the first."""
+    values: NDArray[np.float32]
+    """(N,) NaN where absent."""
+
+    @property
+    def user_count(self) -> int:
+        """How many users there are."""
+        return len(self.user_ids)
+
+    @property
+    def item_count(self) -> int:
+        """How many items there are, padding not counted."""
+        return len(self.item_ids)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(U,) events of each user."""
+        return np.diff(self.offsets)
+
+    def of(self, user: int) -> slice:
+        """Where a user's events are."""
+        return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
+
+
+def to_sequences(log: Log) -> Sequences:
+    """Sort a log into sequences. Items get their numbers by falling frequency, then by id."""
+    counts = np.bincount(log.item, minlength=len(log.item_ids))
+    rank = sorted(range(len(log.item_ids)), key=lambda i: (-counts[i], log.item_ids[i]))
+    number = np.empty(len(rank), np.int64)
+    number[rank] = np.arange(1, len(rank) + 1)
+
+    order = np.lexsort((log.time_s, log.user))  # lexsort is stable: ties keep the order of the log
+    user, times = log.user[order], log.time_s[order]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(log.user_ids)))])
+    gaps = np.diff(times, prepend=times[:1])
+    gaps[offsets[:-1][np.diff(offsets) > 0]] = 0.0
+    return Sequences(
+        user_ids=log.user_ids,
+        item_ids=tuple(log.item_ids[i] for i in rank),
+        offsets=offsets.astype(np.int64),
+        items=number[log.item[order]],
+        types=log.event_type[order].astype(np.int64),
+        times=times,
+        gaps=gaps.astype(np.float32),
+        values=log.value[order].astype(np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holdout:
+    """Histories without their targets, and the targets."""
+
+    history: Sequences
+    """What may be learned from: the catalogue and users are those of the whole log."""
+    users: NDArray[np.int64]
+    """(V,) the users who have a target."""
+    targets: NDArray[np.int64]
+    """(V,) the item that each of them chose next; 0 when the history's catalogue does not hold it."""
+
+
+def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
+    """Hold back the last event of every user who has at least `min_events`."""
+    users = np.flatnonzero(sequences.lengths >= min_events)
+    last = sequences.offsets[1:][users] - 1
+    keep = np.ones(len(sequences.items), bool)
+    keep[last] = False
+    return Holdout(select(sequences, keep), users, sequences.items[last])
+
+
+def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
+    """Hold back everything from a moment on; the target of a user is the first item held back that is new to them."""
+    keep = sequences.times < time_s
+    history = select(sequences, keep)
+    users, targets = [], []
+    for user in range(sequences.user_count):
+        span = sequences.of(user)
+        seen = set(sequences.items[span][keep[span]].tolist())
+        target = next((item for item in sequences.items[span][~keep[span]].tolist() if item not in seen), None)
+        if target is not None:
+            users.append(user)
+            targets.append(target)
+    return Holdout(history, np.array(users, np.int64), np.array(targets, np.int64))
+
+
+def select(sequences: Sequences, keep: NDArray[np.bool_]) -> Sequences:
+    """The sequences without the events that are not kept; users and items stay, gaps are those to the kept events."""
+    before = np.concatenate([[0], np.cumsum(keep)])
+    offsets = before[sequences.offsets]
+    times = sequences.times[keep]
+    gaps = np.diff(times, prepend=times[:1])
+    gaps[offsets[:-1][np.diff(offsets) > 0]] = 0.0
+    return replace(
+        sequences,
+        offsets=offsets,
+        items=sequences.items[keep],
+        types=sequences.types[keep],
+        times=times,
+        gaps=gaps.astype(np.float32),
+        values=sequences.values[keep],
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A piece of some users' sequences, padded on the right with item 0."""
+
+    users: NDArray[np.int64]
+    """(B,)"""
+    first: int
+    """The position of the piece within its users' sequences; above 0 the state of the piece before goes on."""
+    keep: NDArray[np.int64]
+    """(B,) which rows of the piece before these are; of the batch, for the first piece."""
+    lengths: NDArray[np.int64]
+    """(B,) events of each row."""
+    items: NDArray[np.int64]
+    """(B, T)"""
+    types: NDArray[np.int64]
+    """(B, T)"""
+    gaps: NDArray[np.float32]
+    """(B, T)"""
+    values: NDArray[np.float32]
+    """(B, T)"""
+    targets: NDArray[np.int64]
+    """(B, T) the item that came next; 0 where none did."""
+
+
+def batches(
+    sequences: Sequences, users: NDArray[np.int64], batch_events: int, chunk: int, rng: np.random.Generator | None
+) -> Iterator[NDArray[np.int64]]:
+    """Groups of users of similar length, about `batch_events` padded events each; shuffled when there is a generator."""
+    lengths = sequences.lengths[users]
+    noise = rng.random(len(users)) if rng else np.zeros(len(users))
+    # A little noise on the logarithm of the length mixes the groups from epoch to epoch and keeps padding small.
+    order = users[np.argsort(np.log(lengths + 1.0) + 0.3 * noise, kind="stable")]
+    groups, at = [], 0
+    while at < len(order):
+        width = min(chunk, int(sequences.lengths[order[at]]))
+        size = max(1, batch_events // max(width, 1))
+        groups.append(order[at : at + size])
+        at += size
+    for i in rng.permutation(len(groups)) if rng else range(len(groups)):
+        yield groups[i]
+
+
+def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterator[Chunk]:
+    """Cut the sequences of one batch of users into pieces of at most `chunk` events, in order."""
+    ends = sequences.offsets[1:][users]
+    lengths = sequences.lengths[users]
+    first, alive = 0, np.flatnonzero(lengths > 0)
+    keep = alive
+    while len(alive):
+        left = np.minimum(lengths[alive] - first, chunk)
+        offset = np.arange(int(left.max()))
+        inside = offset < left[:, None]  # (B, T)
+        index = np.where(inside, sequences.offsets[users[alive]][:, None] + first + offset, 0)
+        has_next = inside & (index + 1 < ends[alive][:, None])
+        yield Chunk(
+            users=users[alive],
+            first=first,
+            keep=keep,
+            lengths=left,
+            items=np.where(inside, sequences.items[index], 0),
+            types=sequences.types[index],
+            gaps=sequences.gaps[index],
+            values=sequences.values[index],
+            targets=np.where(has_next, sequences.items[np.where(has_next, index + 1, 0)], 0),
+        )
+        first += chunk
+        keep = np.flatnonzero(lengths[alive] > first)
+        alive = alive[keep]

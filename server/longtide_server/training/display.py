@@ -1,0 +1,66 @@
+"""Shows a person how training goes: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from longtide_server.training.pipeline import Step
+from longtide_server.training.train import Progress as TrainProgress
+
+
+class TrainingDisplay:
+    """A bar over all epochs with loss, metric and time left, and a line for every other step."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, progress: TrainProgress | Step) -> None:
+        """Show where the work stands."""
+        if isinstance(progress, Step):
+            self._end_bar()
+            self._console.print(f"[bold]{progress.text}[/bold]")
+            if not self._console.is_terminal:
+                return
+            self._bar = self._bars.add_task("", total=None)
+        else:
+            self._train(progress)
+
+    def _train(self, progress: TrainProgress) -> None:
+        if progress.ndcg is not None and progress.hit_rate is not None:
+            self._console.print(
+                f"  epoch {progress.epoch:>2}: loss {progress.loss:.3f}, validation NDCG@10 {progress.ndcg:.4f}, "
+                f"HR@10 {progress.hit_rate:.4f}, {progress.seconds:.0f} s"
+            )
+        if self._bar is not None:
+            done = (progress.epoch - 1 + progress.done) / progress.epochs
+            text = f"epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}"
+            self._bars.update(self._bar, total=1.0, completed=done, description=text)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None

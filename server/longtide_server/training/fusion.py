@@ -1,0 +1,102 @@
+"""Fits how much each source counts, on validation targets that neither the encoder nor the counts have seen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.candidates import Candidates, Source
+from longtide_server.ranking import Fusion, log_features
+from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2)
+FLOORS = (0.03, 0.1, 0.3)
+K = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """Candidates of V users side by side, with the place of each user's target."""
+
+    probability: NDArray[np.float64]
+    """(N, len(Source)) rows of all users' candidates, one user after the other."""
+    starts: NDArray[np.int64]
+    """(V,) the first row of each user."""
+    target: NDArray[np.int64]
+    """(V,) the row of each user's target; NOT_RANKED where it is no candidate."""
+    item_count: int
+
+
+def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], item_count: int) -> Judged:
+    """Line up the candidates of users with their targets (V,)."""
+    sizes = np.array([len(found.items) for found in candidates], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    target = np.full(len(targets), NOT_RANKED, np.int64)
+    for user, (found, item) in enumerate(zip(candidates, targets.tolist(), strict=True)):
+        place = int(np.searchsorted(found.items, item))
+        if place < len(found.items) and found.items[place] == item:
+            target[user] = starts[user] + place
+    return Judged(np.concatenate([found.probability for found in candidates]), starts, target, item_count)
+
+
+def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(V,) rank of every target by the fused scores (N,), ties going to the smaller item, as in `ranking.rank`."""
+    found = judged.target != NOT_RANKED
+    owner = np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(fused)))
+    bar = np.where(found, fused[np.where(found, judged.target, 0)], np.inf)[owner]
+    earlier = np.arange(len(fused)) < judged.target[owner]
+    ahead = (fused > bar) | ((fused == bar) & earlier)
+    counted = np.bincount(owner[ahead], minlength=len(judged.starts))
+    return np.where(found, counted, NOT_RANKED)
+
+
+def fit_fusion(judged: Judged) -> Fusion:
+    """The weights with the best NDCG@10, the encoder's being 1: a grid, small enough to look at whole.
+
+    Without targets there is nothing to fit on, and the defaults stand.
+    """
+    if not len(judged.target):
+        return Fusion()
+    best, best_score = Fusion(), -1.0
+    for floor in FLOORS:
+        features = log_features(judged.probability, floor, judged.item_count)
+        columns = {source: features[:, source - 1] for source in Source}
+        for neighbors, transitions in itertools.product(WEIGHTS, WEIGHTS):
+            fused = (
+                columns[Source.ENCODER]
+                + neighbors * columns[Source.NEIGHBORS]
+                + transitions * columns[Source.TRANSITIONS]
+            )
+            score = ndcg_at_k(ranks(judged, fused), K)
+            if score > best_score:
+                best, best_score = Fusion(1.0, neighbors, transitions, 0.0, floor), score
+    return _with_popularity(judged, best, best_score)
+
+
+def _with_popularity(judged: Judged, fusion: Fusion, score: float) -> Fusion:
+    features = log_features(judged.probability, fusion.floor, judged.item_count)
+    for weight in POPULARITY_WEIGHTS[1:]:
+        tried = Fusion(1.0, fusion.neighbors, fusion.transitions, weight, fusion.floor)
+        found = ndcg_at_k(ranks(judged, features @ tried.weights), K)
+        if found > score:
+            fusion, score = tried, found
+    return fusion
+
+
+def source_metrics(judged: Judged, fusion: Fusion) -> dict[str, dict[str, float]]:
+    """HR@10 and NDCG@10 on the validation targets: the fusion, and every source alone."""
+    if not len(judged.target):
+        return {}
+    features = log_features(judged.probability, fusion.floor, judged.item_count)
+    orders = {"fusion": features @ fusion.weights}
+    orders |= {source.name.lower(): judged.probability[:, source - 1] for source in Source}
+    found = {name: ranks(judged, fused) for name, fused in orders.items()}
+    return {
+        name: {"hr@10": round(hr_at_k(rank, K), 4), "ndcg@10": round(ndcg_at_k(rank, K), 4)}
+        for name, rank in found.items()
+    }

@@ -1,0 +1,273 @@
+"""Reads a behaviour log, one row an event, into columns of numbers; the rules are those of `events.violation`.
+
+Columns: `user_id`, `item_id` and `timestamp`; optionally `event_type`, `value`, `rating` and `session_id` (accepted,
+not used). Rows stay in the file's order, which is the order of events with equal times.
+
+- `timestamp`: a number, or ISO 8601 text (UTC unless it names an offset), or a Parquet time or date; every row as the
+  first readable one is. Numbers are seconds since 1970, unless the column's upper median is above 1e11 (then they are
+  milliseconds), 1e14 (microseconds) or 1e17 (nanoseconds): the median, so that one absurd time is one bad row.
+- `event_type`: a name of EVENT_TYPE_NAMES or an alias, in any case. Without the column every event is a view, or with
+  a `rating` column a rating.
+- `value` belongs to every event but a rating, whose value is `rating` where the file has that column. Empty is absent.
+- Rows equal in user, item, type, time and value are one event, as they are to the event store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, EventType
+from longtide_server.training.tables import BadRows, Column, Faults, Scalar, Table, read_ids, read_table, shown
+
+_NEEDED = ("user_id", "item_id", "timestamp")
+_OPTIONAL = ("event_type", "value", "rating", "session_id")
+_UNITS_ABOVE = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+"""(a number above this is of a unit, that many of which are a second)"""
+_FIRST_REAL_TIME_S = 631_152_000.0
+"""1990: no log of behaviour is older, so a smaller number is a counter and not a date."""
+
+_ALIASES = {
+    EventType.VIEW: "views viewed pageview page_view product_view detail_view detail visit pv",
+    EventType.CLICK: "clicks clicked tap select",
+    EventType.ADD_TO_CART: "cart addtocart add_cart added_to_cart basket add_to_basket",
+    EventType.PURCHASE: "purchases purchased buy buys bought order ordered transaction sale",
+    EventType.WATCH: "watched play played stream",
+    EventType.LIKE: "liked likes fav favorite favourite thumbs_up upvote",
+    EventType.DISLIKE: "disliked dislikes thumbs_down downvote",
+    EventType.SHARE: "shared shares",
+    EventType.COMMENT: "commented comments",
+    EventType.RATE: "rated rating ratings",
+}
+EVENT_TYPES_BY_NAME = EVENT_TYPE_NAMES | {name: kind for kind, names in _ALIASES.items() for name in names.split()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log:
+    """N events, in the file's order."""
+
+    user_ids: tuple[str, ...]
+    """Distinct, in order of first appearance."""
+    item_ids: tuple[str, ...]
+    """Distinct, in order of first appearance."""
+    user: NDArray[np.int32]
+    """(N,) index into user_ids."""
+    item: NDArray[np.int32]
+    """(N,) index into item_ids."""
+    time_s: NDArray[np.float64]
+    """(N,) seconds since 1970, UTC."""
+    event_type: NDArray[np.uint8]
+    """(N,) EventType numbers."""
+    value: NDArray[np.float32]
+    """(N,) NaN where there is none."""
+    has_event_type: bool
+    """Whether the file says each event's type; otherwise all have one."""
+    repeated_rows: int
+    """Rows left out because they repeat an event."""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether any event has a value."""
+        return not bool(np.isnan(self.value).all())
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool = False) -> tuple[Log, BadRows]:
+    """The log in a CSV, JSON-lines (both also zipped) or Parquet file, and the rows that were skipped.
+
+    `columns` maps our names to the file's where they differ. The first bad row is a LogError, unless `skip_bad_rows`;
+    then only a file without a good row is.
+    """
+    table = read_table(path, _NEEDED, _OPTIONAL, columns)
+    faults = Faults(table)
+    user_ids, user = read_ids(table.columns["user_id"], faults)
+    item_ids, item = read_ids(table.columns["item_id"], faults)
+    time_s = _times(table.columns["timestamp"], faults, time.time())
+    event_type = _event_types(table, faults)
+    value = _event_values(table, event_type, faults)
+    keep, bad_rows = faults.settle(skip_bad_rows=skip_bad_rows)
+    good = np.flatnonzero(keep)
+    kept = good[_first_of_each(user[good], item[good], time_s[good], event_type[good], value[good])]
+    users, user = _in_order_of_appearance(user_ids, user[kept])
+    items, item = _in_order_of_appearance(item_ids, item[kept])
+    log = Log(
+        user_ids=users,
+        item_ids=items,
+        user=user,
+        item=item,
+        time_s=time_s[kept],
+        event_type=event_type[kept],
+        value=value[kept],
+        has_event_type="event_type" in table.columns,
+        repeated_rows=len(good) - len(kept),
+    )
+    return log, bad_rows
+
+
+def times_are_real(log: Log) -> bool:
+    """Whether a log's times are times, so that gaps between them mean something, and not only an order.
+
+    They are not if all are equal; if every user's are a counter (each event one second after the user's last); or if
+    all are below 1990 and the whole log's are a counter (every whole number from the smallest to the largest occurs).
+    """
+    distinct = np.unique(log.time_s)
+    if len(distinct) <= 1:
+        return False
+    if distinct[-1] < _FIRST_REAL_TIME_S and bool((np.diff(distinct) == 1.0).all()):
+        return False
+    order = np.lexsort((log.time_s, log.user))
+    same_user = np.diff(log.user[order]) == 0
+    gaps_s = np.diff(log.time_s[order])[same_user]
+    return len(gaps_s) == 0 or bool((gaps_s != 1.0).any())
+
+
+def _times(column: Column, faults: Faults, now_s: float) -> NDArray[np.float64]:
+    """(N,) seconds since 1970; a row's is NaN where it is bad."""
+    numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
+    # What is a number is no date: 20260131 would be both.
+    pairs = zip(column.values, np.isnan(numbers).tolist(), strict=True)
+    dates = np.array([_iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
+    # The values are in order of first appearance: the first that reads as either decides what all must be.
+    readable = np.flatnonzero(~np.isnan(numbers) | ~np.isnan(dates))
+    as_numbers = len(readable) > 0 and not np.isnan(numbers[readable[0]])
+    time_s = numbers / _units_per_second(numbers[column.codes]) if as_numbers else dates
+    expected = "a number, as the column's first time is" if as_numbers else "a time such as 2026-01-31T12:00:00Z"
+    reasons = [_time_fault(v, s, expected, now_s) for v, s in zip(column.values, time_s.tolist(), strict=True)]
+    faults.mark_values(column, reasons)
+    return time_s[column.codes]
+
+
+def _units_per_second(numbers: NDArray[np.float64]) -> float:
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) == 0:
+        return 1.0
+    middle = len(numbers) // 2
+    typical = np.partition(numbers, middle)[middle]
+    return next((units for above, units in _UNITS_ABOVE if typical > above), 1.0)
+
+
+def _time_fault(value: Scalar | None, time_s: float, expected: str, now_s: float) -> str | None:
+    if 0.0 <= time_s <= now_s + MAX_AHEAD_S:
+        return None
+    if value is None or value == "":
+        return "is missing"
+    if time_s < 0.0:
+        return f"{shown(value)} is before 1970"
+    if time_s > now_s:
+        return f"{shown(value)} is more than a day in the future"
+    return f"{shown(value)} is not {expected}"
+
+
+def _number(value: Scalar | None) -> float:
+    """The finite or infinite number that a value is or spells; NaN where it is none."""
+    # Python reads 1_000 as a number; in a file it is a slip or a name.
+    if value is None or (isinstance(value, str) and "_" in value):
+        return np.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
+    except ValueError:
+        return np.nan
+
+
+def _iso_time_s(value: Scalar | None) -> float:
+    if not isinstance(value, str):
+        return np.nan
+    try:
+        moment = datetime.fromisoformat(value.strip().removesuffix(" UTC"))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return np.nan
+
+
+def _event_types(table: Table, faults: Faults) -> NDArray[np.uint8]:
+    column = table.columns.get("event_type")
+    if column is None:
+        every = EventType.RATE if "rating" in table.columns else EventType.VIEW
+        return np.full(len(table.rows), every, dtype=np.uint8)
+    kinds = [_event_type(value) for value in column.values]
+    faults.mark_values(column, [_event_type_fault(v, kind) for v, kind in zip(column.values, kinds, strict=True)])
+    return np.array([kind or 0 for kind in kinds], dtype=np.uint8)[column.codes]
+
+
+def _event_type(value: Scalar | None) -> EventType | None:
+    if not isinstance(value, str):
+        return None
+    return EVENT_TYPES_BY_NAME.get(value.strip().lower().replace("-", "_").replace(" ", "_"))
+
+
+def _event_type_fault(value: Scalar | None, kind: EventType | None) -> str | None:
+    if kind is not None:
+        return None
+    what = "is missing" if value is None or value == "" else f"{shown(value)} is not an event type"
+    return f"{what}; use one of {', '.join(EVENT_TYPE_NAMES)}"
+
+
+def _event_values(table: Table, event_type: NDArray[np.uint8], faults: Faults) -> NDArray[np.float32]:
+    value = _values(table, "value", faults)
+    rating = _values(table, "rating", faults) if "rating" in table.columns else value
+    is_rate = event_type == EventType.RATE
+    column = table.columns.get("rating") or table.columns.get("value") or table.columns.get("event_type")
+    if column is not None:
+        faults.mark(column.name, is_rate & np.isnan(rating), lambda _: "a rate event needs the rating as its value")
+    return np.where(is_rate, rating, value)
+
+
+def _values(table: Table, name: str, faults: Faults) -> NDArray[np.float32]:
+    column = table.columns.get(name)
+    if column is None:
+        return np.full(len(table.rows), np.nan, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what 32 bits cannot hold becomes infinite and is refused as such
+        numbers = np.array([_number(value) for value in column.values], dtype=np.float64).astype(np.float32)
+    faults.mark_values(column, _value_faults(column.values, np.isfinite(numbers).tolist()))
+    return numbers[column.codes]
+
+
+def _value_faults(values: Sequence[Scalar | None], finite: Sequence[bool]) -> list[str | None]:
+    return [
+        None if fine or value is None or value == "" else f"{shown(value)} is not a finite number (of 32 bits)"
+        for value, fine in zip(values, finite, strict=True)
+    ]
+
+
+def _first_of_each(
+    user: NDArray[np.int32],
+    item: NDArray[np.int32],
+    time_s: NDArray[np.float64],
+    event_type: NDArray[np.uint8],
+    value: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Positions, in order, of the rows that repeat no earlier one."""
+    pair = user.astype(np.int64) * (int(item.max()) + 1) + item
+    # Most pairs of user and item occur once: only the others need the long comparison.
+    order = np.argsort(pair, kind="stable")
+    same = np.diff(pair[order]) == 0
+    again = np.zeros(len(pair), dtype=np.bool_)
+    again[order] = np.append(same, False) | np.append(False, same)
+    rows = np.flatnonzero(again)
+    # As bits, an absent value equals an absent value. lexsort is stable: of equal rows the earliest comes first.
+    keys = (value[rows].view(np.uint32), event_type[rows], time_s[rows], pair[rows])
+    order = np.lexsort(keys)
+    repeats = np.all([np.diff(key[order]) == 0 for key in keys], axis=0)
+    first = np.ones(len(pair), dtype=np.bool_)
+    first[rows[order][1:][repeats]] = False
+    return np.flatnonzero(first)
+
+
+def _in_order_of_appearance(ids: list[str], codes: NDArray[np.int32]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The ids that occur in codes (N,), by first appearance in it, and the codes that go with them."""
+    first = np.full(len(ids), len(codes), dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment to a place stays, so the earliest row's
+    order = np.argsort(first, kind="stable")[: int((first < len(codes)).sum())]
+    place = np.empty(len(ids), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return tuple(ids[n] for n in order.tolist()), place[codes]

@@ -1,0 +1,88 @@
+"""Ranking metrics: how high each user's target stands, how much of the catalogue is shown, how popular that is.
+
+A rank counts from 0 (the best). A negative or infinite one means that the target was not in the list: it scores 0 but
+counts as a user. The means of HR, NDCG and MRR are over all ranks given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ranks = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
+NOT_RANKED = -1
+
+
+def rank_of_target(
+    scores: NDArray[np.floating[Any]], target: NDArray[np.integer[Any]], seen: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """(B,) rank of `target` (B,) among the items by `scores` (B, I), those `seen` (B, I) left out.
+
+    Ties: of equal scores the smaller item index is first, as in a stable descending sort. A target that was itself
+    seen is no candidate and is NOT_RANKED. NaN scores are a ValueError: they compare with nothing.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN, which has no rank")
+    users = np.arange(len(target))
+    own = scores[users, target][:, None]  # (B, 1)
+    earlier = np.arange(scores.shape[1]) < target[:, None]  # (B, I)
+    ahead = (scores > own) | ((scores == own) & earlier)
+    ranks: NDArray[np.int64] = np.count_nonzero(ahead if seen is None else ahead & ~seen, axis=1)
+    return ranks if seen is None else np.where(seen[users, target], NOT_RANKED, ranks)
+
+
+def hr_at_k(ranks: Ranks, k: int) -> float:
+    """Share of targets among the first k."""
+    return float(_hits(ranks, k).mean())
+
+
+def ndcg_at_k(ranks: Ranks, k: int) -> float:
+    """Mean of 1 / log2(rank + 2) within the first k: with one target a user, the ideal list's gain is 1."""
+    hits = _hits(ranks, k)
+    return float((1.0 / np.log2(ranks[hits] + 2.0)).sum() / len(ranks))
+
+
+def mrr_at_k(ranks: Ranks, k: int) -> float:
+    """Mean of 1 / (rank + 1) within the first k."""
+    hits = _hits(ranks, k)
+    return float((1.0 / (ranks[hits] + 1.0)).sum() / len(ranks))
+
+
+def coverage_at_k(recommended: NDArray[np.integer[Any]], k: int, item_count: int) -> float:
+    """Share of the catalogue that the first k of any list show; `recommended` (B, K) item indices, negative = none."""
+    _require_positive("k", k)
+    _require_positive("item_count", item_count)
+    top = recommended[:, :k]
+    return len(np.unique(top[top >= 0])) / item_count
+
+
+def mean_popularity(items: NDArray[np.integer[Any]], popularity: NDArray[Any]) -> float:
+    """Mean of `popularity` (I,) over `items`: indices of any shape, each as often as it occurs; negative = none."""
+    shown = items[items >= 0]
+    if shown.size == 0:
+        raise ValueError("no items to take the mean popularity of")
+    return float(popularity[shown].mean())
+
+
+def popularity_lift(
+    recommended: NDArray[np.integer[Any]], consumed: NDArray[np.integer[Any]], popularity: NDArray[Any]
+) -> float:
+    """How many times more popular than what people chose is what they are shown; 1 is no bias, above 1 favours hits."""
+    chosen = mean_popularity(consumed, popularity)
+    if chosen == 0:
+        raise ValueError("the consumed items have no popularity to compare with")
+    return mean_popularity(recommended, popularity) / chosen
+
+
+def _hits(ranks: Ranks, k: int) -> NDArray[np.bool_]:
+    _require_positive("k", k)
+    if len(ranks) == 0:
+        raise ValueError("no ranks: a mean over no users is undefined")
+    return (ranks >= 0) & (ranks < k)
+
+
+def _require_positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")

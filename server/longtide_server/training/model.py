@@ -1,0 +1,286 @@
+"""The encoder: a recurrent network whose whole past is a fixed-size state.
+
+Residual blocks of layer norm, LSTM and feed-forward follow the sequence; slowly decaying memories of the items keep
+the long-term interest; the last item reaches the output directly as the short-term interest; a gate per dimension,
+which sees the time since the event before, joins the two. Items are scored by the cosine with their embeddings over a
+temperature.
+
+Sources: LSTM, Hochreiter & Schmidhuber (1997); tied embeddings, Press & Wolf (2017); pre-norm residual blocks, Xiong et
+al. (2020); gated long- and short-term interest, SLi-Rec, Yu et al. (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+GAP_BUCKETS = 32
+TYPE_COUNT = 13
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of the encoder. Stored in the snapshot's manifest."""
+
+    item_count: int
+    """Items of the catalogue, without the padding item 0."""
+    dim: int = 128
+    """Width D of embeddings and query vectors."""
+    hidden: int = 256
+    """Width H of each LSTM."""
+    blocks: int = 2
+    """Residual blocks, 1 or more."""
+    dropout: float = 0.2
+    """Share of activations dropped in training, 0 to below 1."""
+    temperature: float = 0.07
+    """Cosines are divided by this before the softmax; above 0."""
+    half_lives: tuple[float, ...] = (2.0, 16.0, 128.0)
+    """Where the learned decays of the memories start, in events."""
+    use_types: bool = False
+    """Whether the type of an event is an input."""
+    use_gaps: bool = False
+    """Whether the time between events is an input."""
+    use_values: bool = False
+    """Whether the value of an event is an input."""
+    value_mean: float = 0.0
+    """Mean of the values of the log."""
+    value_std: float = 1.0
+    """Standard deviation of the values of the log; above 0."""
+
+    @property
+    def state_size(self) -> int:
+        """Floats S of one user's state."""
+        return self.blocks * 2 * self.hidden + len(self.half_lives) * self.dim
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from whole random words: on a CPU, `nn.Dropout` takes a fifth of a training step.
+
+    The share dropped is rounded to a 256th.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.dropped = round(share * 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape -> x in evaluation; in training, some of it 0 and the rest scaled to the same mean."""
+        if torch.jit.is_scripting() or not self.training or self.dropped == 0:  # a scripted encoder only serves
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
+        return x * kept.to(x.dtype).mul_(256.0 / (256 - self.dropped))
+
+
+class Block(nn.Module):
+    """x + LSTM(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim)
+        self.lstm = nn.LSTM(config.dim, config.hidden, batch_first=True)
+        self.project = nn.Linear(config.hidden, config.dim)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.dim),
+            nn.Linear(config.dim, 4 * config.dim),
+            nn.GELU(),
+            Dropout(config.dropout),
+            nn.Linear(4 * config.dim, config.dim),
+            Dropout(config.dropout),
+        )
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D), h and c (B, H) -> x (B, T, D), h and c after each row's last event.
+
+        Without lengths all rows are full; with them, h and c are those after `lengths[b]` events.
+        """
+        state = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
+        if lengths is None:
+            y, (h, c) = self.lstm(self.norm(x), state)  # (B, T, H)
+        else:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            out, (h, c) = self.lstm(packed, state)
+            y, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=x.size(1))
+        x = x + self.dropout(self.project(y))
+        x = x + self.feed_forward(x)
+        return x, h.squeeze(0), c.squeeze(0)
+
+
+class Memories(nn.Module):
+    """Exponentially decaying sums of the inputs, one per learned half-life: m_t = a m_{t-1} + (1 - a) x_t."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        starts = [0.5 ** (1.0 / half_life) for half_life in config.half_lives]
+        self.decay_logit = nn.Parameter(torch.tensor([math.log(a / (1.0 - a)) for a in starts]))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), m (B, K, D) -> normalised memories (B, T, K, D), raw memories (B, T, K, D)."""
+        steps = torch.arange(x.size(1), device=x.device, dtype=x.dtype)
+        log_a = nn.functional.logsigmoid(self.decay_logit)  # (K,)
+        lag = steps.unsqueeze(1) - steps.unsqueeze(0)  # (T, T)
+        kernel = torch.exp(log_a.view(-1, 1, 1) * lag.clamp(min=0.0)) * (lag >= 0.0)  # (K, T, T)
+        kernel = kernel * (1.0 - log_a.exp()).view(-1, 1, 1)
+        raw = torch.einsum("kts,bsd->btkd", kernel, x)
+        carried = torch.exp(log_a.view(1, -1) * (steps + 1.0).unsqueeze(1))  # (T, K)
+        raw = raw + carried.view(1, x.size(1), -1, 1) * m.unsqueeze(1)
+        return self.norm(raw), raw
+
+
+class Encoder(nn.Module):
+    """Sequences of events to query vectors, and item embeddings to compare them with."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.dim = dim
+        self.hidden = config.hidden
+        self.memory_count = len(config.half_lives)
+        self.state_size = config.state_size
+        self.use_types, self.use_gaps, self.use_values = config.use_types, config.use_gaps, config.use_values
+        self.value_mean, self.value_std = config.value_mean, config.value_std
+        self.temperature = config.temperature
+        self.embedding = nn.Embedding(config.item_count + 1, dim, padding_idx=0)
+        self.type_embedding = nn.Embedding(TYPE_COUNT if config.use_types else 1, dim)
+        self.gap_embedding = nn.Embedding(GAP_BUCKETS if config.use_gaps else 1, dim)
+        self.value_weight = nn.Parameter(torch.zeros(dim))
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
+        self.memories = Memories(config)
+        self.long_term = nn.Linear(self.memory_count * dim, dim)
+        self.short_term = nn.Linear(dim, dim)
+        self.gate = nn.Linear(4 * dim, dim)
+        self.out_norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(self.dim))
+        nn.init.zeros_(self.type_embedding.weight)
+        nn.init.zeros_(self.gap_embedding.weight)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+
+    def initial_state(self, rows: int) -> Tensor:
+        """The state of a user without events: (B, S) zeros."""
+        return torch.zeros(rows, self.state_size, device=self.embedding.weight.device)
+
+    def item_embeddings(self) -> Tensor:
+        """(I + 1, D), each of length 1; row 0 is padding."""
+        return normalize(self.embedding.weight, dim=1)
+
+    def forward(
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the next events of B users.
+
+        items, types (B, T) int64; gaps (B, T) seconds since the event before; values (B, T), NaN where absent;
+        lengths (B,) or None where all rows are full; state (B, S) -> query vectors after every event (B, T, D), of
+        length 1; state (B, S) after each row's last event. Rows are padded on the right.
+        """
+        x, gap = self._inputs(items, types, gaps, values)  # (B, T, D) each
+        states: list[Tensor] = []
+        y = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            at = i * 2 * self.hidden
+            h, c = state[:, at : at + self.hidden], state[:, at + self.hidden : at + 2 * self.hidden]
+            y, h, c = block(y, lengths, h, c)
+            states += [h, c]
+        memory_state = state[:, len(self.blocks) * 2 * self.hidden :].view(-1, self.memory_count, self.dim)
+        memories, raw = self.memories(x, memory_state)  # (B, T, K, D)
+        states.append(self._last(raw, lengths).flatten(1))
+        long_term = self.long_term(self.dropout(memories.flatten(2)))
+        short_term = self.short_term(self.dropout(x))
+        gate = torch.sigmoid(self.gate(torch.cat([y, x, long_term, gap], dim=-1)))
+        query = y + gate * short_term + (1.0 - gate) * long_term
+        return normalize(self.out_norm(query), dim=-1), torch.cat(states, dim=1)
+
+    def _inputs(self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embedding(items) * math.sqrt(self.dim)
+        gap = torch.zeros_like(x)
+        if self.use_types:
+            x = x + self.type_embedding(types)
+        if self.use_gaps:
+            bucket = torch.log2(gaps.clamp(min=0.0) + 1.0).long().clamp(max=self.gap_embedding.num_embeddings - 1)
+            gap = self.gap_embedding(bucket)
+            x = x + gap
+        if self.use_values:
+            scaled = torch.nan_to_num((values - self.value_mean) / self.value_std)
+            x = x + scaled.unsqueeze(-1) * self.value_weight
+        return x, gap
+
+    def _last(self, raw: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, T, K, D) -> (B, K, D) at each row's last event."""
+        if lengths is None:
+            return raw[:, -1]
+        at = (lengths - 1).view(-1, 1, 1, 1).expand(-1, 1, raw.size(2), raw.size(3))
+        return raw.gather(1, at).squeeze(1)
+
+
+class ServingEncoder(nn.Module):
+    """What TorchServe hosts: ragged batches in; query vectors, states and the best items out."""
+
+    def __init__(self, encoder: Encoder, chunk: int = 256) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.chunk = chunk
+        self.state_size = encoder.state_size
+        self.register_buffer("candidates", encoder.item_embeddings()[1:].detach().clone())  # (I, D)
+
+    def forward(
+        self,
+        items: Tensor,
+        types: Tensor,
+        gaps: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        state: Tensor,
+        top_n: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Encode B users' next events, their rows one after the other in flat arrays, and rank the whole catalogue.
+
+        items, types, gaps, values (sum of lengths,), lengths (B,) each at least 1, state (B, S) -> query vectors
+        (B, D), states (B, S), the top_n best items (B, N) as catalogue indexes from 1, their log-probabilities (B, N),
+        and log Z (B,): the log-probability of item i is cosine(query, i) / temperature - log Z.
+        """
+        query, state = self.encode(items, types, gaps, values, lengths, state)
+        logits = query @ self.candidates.t() / self.encoder.temperature  # (B, I)
+        log_z = torch.logsumexp(logits, dim=1)
+        best, index = torch.topk(logits, min(top_n, logits.size(1)), dim=1)
+        return query, state, index + 1, best - log_z.unsqueeze(1), log_z
+
+    def encode(
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The query vector (B, D) and state (B, S) after each row's last event, in chunks, so memory stays bounded."""
+        starts = torch.cumsum(lengths, dim=0) - lengths  # (B,)
+        query = torch.zeros(lengths.size(0), self.encoder.dim, device=state.device)
+        state = state.clone()
+        longest = int(lengths.max().item())
+        for at in range(0, longest, self.chunk):
+            rows = torch.nonzero(lengths > at).squeeze(1)  # (R,) rows that have events left
+            left = (lengths[rows] - at).clamp(max=self.chunk)  # (R,)
+            width = int(left.max().item())
+            offset = torch.arange(width, device=items.device).unsqueeze(0)  # (1, W)
+            inside = offset < left.unsqueeze(1)  # (R, W)
+            index = torch.where(inside, starts[rows].unsqueeze(1) + at + offset, torch.zeros_like(offset))
+            full = bool(inside.all().item())
+            queries, states = self.encoder(
+                torch.where(inside, items[index], torch.zeros_like(index)),
+                types[index],
+                gaps[index],
+                values[index],
+                None if full else left,
+                state[rows],
+            )
+            last = (left - 1).view(-1, 1, 1).expand(-1, 1, queries.size(2))
+            query[rows] = queries.gather(1, last).squeeze(1)
+            state[rows] = states
+        return query, state

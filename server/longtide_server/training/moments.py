@@ -1,0 +1,55 @@
+"""The moments that neighbours are found among: every position of every history, with what came next."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.neighbors import Positions
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.model import Encoder
+from longtide_server.training.train import encode_histories
+
+
+def newest_moments(sequences: Sequences, most: int) -> NDArray[np.int64]:
+    """Events that have a successor, at most about `most`: every user's newest ones, as many for each as fit."""
+    lengths = sequences.lengths
+    left = np.repeat(sequences.offsets[1:], lengths) - 1 - np.arange(len(sequences.items))  # events after this one
+    ages = left[left > 0]
+    if len(ages) <= most:
+        return np.flatnonzero(left > 0)
+    per_age = np.cumsum(np.bincount(ages))
+    oldest = int(np.searchsorted(per_age, most, side="right")) - 1
+    return np.flatnonzero((left > 0) & (left <= oldest))
+
+
+def encode_moments(
+    model: Encoder, sequences: Sequences, most: int, batch_events: int
+) -> tuple[Positions, NDArray[np.float32]]:
+    """The positions and their query vectors (P, D), users in order and each one's moments in time order."""
+    events = newest_moments(sequences, most)
+    row = np.full(len(sequences.items), -1, np.int64)
+    row[events] = np.arange(len(events))
+    vectors = np.zeros((len(events), model.dim), np.float32)
+    for piece, query in encode_histories(model, sequences, np.flatnonzero(sequences.lengths >= 2), batch_events):
+        offset = np.arange(piece.items.shape[1])
+        event = sequences.offsets[piece.users][:, None] + piece.first + offset  # (B, T)
+        inside = offset < piece.lengths[:, None]
+        wanted = inside & (row[np.where(inside, event, 0)] >= 0)
+        vectors[row[event[wanted]]] = query.numpy()[wanted]
+    owner = np.repeat(np.arange(sequences.user_count, dtype=np.int32), sequences.lengths)
+    return (
+        Positions(
+            user=owner[events],
+            next_item=sequences.items[events + 1].astype(np.int32),
+            weight=_recency(sequences, events),
+        ),
+        vectors,
+    )
+
+
+def _recency(sequences: Sequences, events: NDArray[np.int64]) -> NDArray[np.float32]:
+    """1 for a user's newest moment, less the more events the user has had since: halved after 100."""
+    end = np.repeat(sequences.offsets[1:], sequences.lengths)
+    since = end[events] - 2 - events
+    return np.asarray(0.5 ** (since / 100.0), np.float32)

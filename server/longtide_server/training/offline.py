@@ -1,0 +1,95 @@
+"""Runs the server's own recommender over the histories of a log, so that what is measured is what is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.candidates import Candidates
+from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.errors import Unavailable
+from longtide_server.event_store import Written
+from longtide_server.events import Event
+from longtide_server.recommender import Answer, Query, Recommender
+from longtide_server.snapshot import ENCODER, Snapshot
+from longtide_server.training.dataset import Sequences
+from longtide_server.user_state import UserStates
+
+CALL_TIMEOUT_S = 600.0
+AT_ONCE = 256
+
+
+class LogHistories:
+    """A log as an EventStore that only reads."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        self._sequences = sequences
+        self._user = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
+
+    async def history(self, user_id: str) -> list[Event]:
+        """See EventStore."""
+        user = self._user.get(user_id)
+        if user is None:
+            return []
+        span = self._sequences.of(user)
+        columns = (self._sequences.items, self._sequences.types, self._sequences.times, self._sequences.values)
+        rows = zip(*(column[span].tolist() for column in columns), strict=True)
+        return [
+            Event(
+                event_id=str(place),
+                user_id=user_id,
+                item_id=self._sequences.item_ids[item - 1],
+                type=kind,
+                time_s=time_s,
+                value=None if np.isnan(value) else value,
+            )
+            for place, (item, kind, time_s, value) in enumerate(rows)
+        ]
+
+    async def write(self, events: Sequence[Event]) -> Written:
+        """A log cannot be written to."""
+        raise Unavailable("a log is read only")
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class OfflineRecommender:
+    """A recommender over a snapshot and a log; use it inside one event loop."""
+
+    def __init__(self, snapshot: Snapshot, sequences: Sequences) -> None:
+        self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
+        states = UserStates(snapshot, LogHistories(sequences), self._encoder, capacity=2 * AT_ONCE)
+        self._recommender = Recommender(snapshot, states)
+
+    async def answers(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Answer]:
+        """Recommendations for users, in their order."""
+        for at in range(0, len(user_ids), AT_ONCE):
+            queries = [Query(user_id, limit) for user_id in user_ids[at : at + AT_ONCE]]
+            for answer in await asyncio.gather(*(self._recommender.recommend(q, CALL_TIMEOUT_S) for q in queries)):
+                if answer.degraded_reason:
+                    raise Unavailable(answer.degraded_reason)
+                yield answer
+
+    async def candidates(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Candidates]:
+        """What every source says of the candidates of users, in their order."""
+        for at in range(0, len(user_ids), AT_ONCE):
+            queries = [Query(user_id, limit) for user_id in user_ids[at : at + AT_ONCE]]
+            for found in await asyncio.gather(*(self._recommender.candidates(q, CALL_TIMEOUT_S) for q in queries)):
+                yield found
+
+    async def close(self) -> None:
+        """Let go of the encoder."""
+        await self._encoder.close()
+
+
+def recommended_items(answers: Sequence[Answer], snapshot: Snapshot, k: int) -> NDArray[np.int64]:
+    """(B, k) the items of answers as catalogue numbers, 0 where a list is shorter."""
+    table = np.zeros((len(answers), k), np.int64)
+    for row, answer in enumerate(answers):
+        numbers = snapshot.catalog.numbers(item.item_id for item in answer.recommendations[:k])
+        table[row, : len(numbers)] = numbers
+    return table

@@ -1,0 +1,172 @@
+"""From sequences to a published snapshot: train, judge on validation targets, fit the fusion, build, gate, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longtide_server.catalog import Catalog, ItemInfo, write_catalog
+from longtide_server.errors import InvalidInput
+from longtide_server.neighbors import NeighborIndex, build_index, recall
+from longtide_server.ranking import Fusion
+from longtide_server.snapshot import (
+    CATALOG,
+    EMBEDDINGS,
+    ENCODER,
+    INDEX,
+    POPULARITY,
+    POSITIONS,
+    TRANSITIONS,
+    USERS,
+    EncoderFacts,
+    Manifest,
+    NeighborSettings,
+    load_snapshot,
+    publish,
+    write_users,
+)
+from longtide_server.training.counts import count_popularity, count_transitions
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
+from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
+from longtide_server.training.model import Encoder, ServingEncoder
+from longtide_server.training.moments import encode_moments
+from longtide_server.training.offline import OfflineRecommender
+from longtide_server.training.settings import Settings
+from longtide_server.training.train import Progress, last_queries, train_encoder
+
+REQUIRED_RECALL = 0.9
+RECALL_QUERIES = 200
+SEARCH_KS = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
+FUSION_USERS = 3_000
+MIN_EVENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the work that begins, in words."""
+
+    text: str
+
+
+Report = Callable[[Progress | Step], None]
+
+
+def train_and_publish(
+    sequences: Sequences, infos: Mapping[str, ItemInfo], settings: Settings, directory: Path, report: Report
+) -> Path:
+    """Train on a log and publish a snapshot; returns its folder.
+
+    InvalidInput when no user has enough events to learn from, or when no search_k reaches the recall that publishing
+    asks for.
+    """
+    if not (sequences.lengths >= 2).any():
+        raise InvalidInput("no user of the log has two events; there is nothing to learn what follows what from")
+    holdout = hold_out_last(sequences, MIN_EVENTS)
+    if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
+        holdout = Holdout(sequences, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    report(Step("Training the encoder"))
+    model = train_encoder(settings.model, settings.train, holdout, report)
+    report(Step("Fitting the fusion on validation data"))
+    with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
+        _publish(model, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
+        judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
+    fusion = fit_fusion(judged)
+    report(Step("Building and publishing the snapshot"))
+    return _publish(model, sequences, infos, settings, fusion, source_metrics(judged, fusion), directory)
+
+
+async def _judged(directory: Path, holdout: Holdout, seed: int) -> Judged:
+    """What the sources, built without the targets, say to users whose targets are known."""
+    rng = np.random.default_rng(seed)
+    users = np.arange(len(holdout.users))
+    if len(users) > FUSION_USERS:
+        users = np.sort(rng.choice(users, FUSION_USERS, replace=False))
+    snapshot = load_snapshot(directory)
+    offline = OfflineRecommender(snapshot, holdout.history)
+    try:
+        ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
+        candidates = [found async for found in offline.candidates(ids, limit=10)]
+    finally:
+        await offline.close()
+    if not candidates:
+        return Judged(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), holdout.history.item_count)
+    return judge(candidates, holdout.targets[users], holdout.history.item_count)
+
+
+def _publish(
+    model: Encoder,
+    sequences: Sequences,
+    infos: Mapping[str, ItemInfo],
+    settings: Settings,
+    fusion: Fusion,
+    metrics: dict[str, dict[str, float]],
+    directory: Path,
+) -> Path:
+    now = datetime.now(UTC)
+
+    def build(folder: Path) -> Manifest:
+        catalog = Catalog(sequences.item_ids, tuple(infos.get(item, ItemInfo()) for item in sequences.item_ids))
+        write_catalog(catalog, folder / CATALOG)
+        write_users(sequences.user_ids, folder / USERS)
+        np.save(folder / EMBEDDINGS, model.item_embeddings().detach().numpy())
+        np.save(folder / POPULARITY, count_popularity(sequences))
+        transitions = count_transitions(sequences, settings.transitions)
+        np.savez(
+            folder / TRANSITIONS,
+            offsets=transitions.offsets,
+            items=transitions.items,
+            probability=transitions.probability,
+        )
+        torch.jit.script(ServingEncoder(model.eval())).save(str(folder / ENCODER))
+        neighbors = _write_index(model, sequences, settings, folder)
+        return Manifest(
+            snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+            created_time=now.isoformat(timespec="seconds"),
+            encoder=EncoderFacts(settings.model.dim, settings.model.state_size, settings.model.temperature),
+            neighbors=neighbors,
+            transitions=settings.transitions,
+            fusion=fusion,
+            user_count=sequences.user_count,
+            item_count=sequences.item_count,
+            event_count=len(sequences.items),
+            model={**asdict(settings.model), "half_lives": list(settings.model.half_lives)},
+            training=asdict(settings.train),
+            metrics=metrics,
+        )
+
+    return publish(directory, build)
+
+
+def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folder: Path) -> NeighborSettings:
+    """Index the moments, and choose how far a search must look: the least that finds 90 % of the true neighbours."""
+    positions, vectors = encode_moments(model, sequences, settings.max_moments, settings.train.batch_events)
+    np.savez(folder / POSITIONS, user=positions.user, next_item=positions.next_item, weight=positions.weight)
+    build_index(vectors, folder / INDEX, settings.neighbors.trees)
+    index = NeighborIndex(folder / INDEX, model.dim, positions)
+    queries = _held_out_queries(model, sequences, settings)
+    found = 0.0
+    for search_k in SEARCH_KS:
+        found = recall(index, vectors, queries, settings.neighbors.count, search_k)
+        if found >= REQUIRED_RECALL:
+            return replace(settings.neighbors, search_k=search_k, recall=round(found, 4))
+    raise InvalidInput(
+        f"the neighbour index finds {found:.3f} of the true neighbours at search_k {SEARCH_KS[-1]}; "
+        f"{REQUIRED_RECALL} is required. Try more trees: --set neighbors.trees={2 * settings.neighbors.trees}"
+    )
+
+
+def _held_out_queries(model: Encoder, sequences: Sequences, settings: Settings) -> NDArray[np.float32]:
+    """Vectors that are asked for in service and are not in the index: users after their last event."""
+    users = np.flatnonzero(sequences.lengths >= 1)
+    rng = np.random.default_rng(settings.train.seed)
+    drawn = np.sort(rng.choice(users, min(RECALL_QUERIES, len(users)), replace=False))
+    return last_queries(model, sequences, drawn, settings.train.batch_events)

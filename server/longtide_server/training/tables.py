@@ -1,0 +1,449 @@
+"""Reads a table file (CSV, JSON lines, Parquet) into columns of distinct values, and says which row of it is wrong.
+
+A column keeps every distinct value once, in order of first appearance, and one code a row: what a value means is
+worked out once, however often it occurs. CSV cells are text, exactly as written; JSON and Parquet keep their numbers.
+
+Row numbers are what an editor or a spreadsheet shows: the header of a CSV is row 1, an empty line counts, a quoted
+cell with line breaks in it is still one row. A JSON-lines file's and a Parquet file's first row is row 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longtide_server.errors import LogError
+from longtide_server.events import id_violation
+
+MAX_BAD_ROW_DETAILS = 1_000
+_BATCH_ROWS = 512  # few enough that a batch dies young: more, and the garbage collector takes most of the time
+_GZIP_MAGIC = b"\x1f\x8b"
+_TICKS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # whole, so that a quotient is exact
+_DAY_S = 86_400.0
+
+_NOT_SCALAR = {dict: "an object", list: "a list", bool: "true or false"}
+
+Scalar = str | int | float
+Record = tuple[int, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One row that cannot be used."""
+
+    row: int
+    column: str
+    """The file's name of the column, or empty where the whole row is broken."""
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"row {self.row}, column {self.column}" if self.column else f"row {self.row}"
+        return f"{where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRows:
+    """The rows that were skipped."""
+
+    count: int = 0
+    details: tuple[BadRow, ...] = ()
+    """The first of them, at most MAX_BAD_ROW_DETAILS, in the file's order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """One column of N rows: `values[codes[n]]` is what row n holds; None where it holds nothing."""
+
+    name: str
+    """The file's name of it."""
+    values: list[Scalar | None]
+    codes: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A file taken apart."""
+
+    path: Path
+    columns: Mapping[str, Column]
+    """By our name of it; only those that the file has."""
+    rows: NDArray[np.int64]
+    """(N,) the row number of each row."""
+    lost: Sequence[BadRow]
+    """Rows that could not be taken apart; they are none of the N."""
+
+
+class Faults:
+    """Gathers a table's bad rows check by check, so that the first bad row is the file's first, not a check's.
+
+    Starts with the rows that could not be taken apart and those whose text is not UTF-8.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._path, self._rows, self._lost = table.path, table.rows, len(table.lost)
+        self._details = list(table.lost[:MAX_BAD_ROW_DETAILS])
+        self._bad = np.zeros(len(table.rows), dtype=np.bool_)
+        for column in table.columns.values():
+            self.mark_values(column, _text_faults(column))
+
+    def mark(self, column: str, bad: NDArray[np.bool_], reason: Callable[[int], str]) -> None:
+        """Rows where `bad` (N,) holds are bad; `reason` says why, by position. A row's first check wins."""
+        fresh = np.flatnonzero(bad & ~self._bad)
+        self._details += [BadRow(int(self._rows[n]), column, reason(int(n))) for n in fresh[:MAX_BAD_ROW_DETAILS]]
+        self._bad |= bad
+
+    def mark_values(self, column: Column, reasons: Sequence[str | None]) -> None:
+        """Rows whose value has a reason, one for each of `column.values`, are bad."""
+        if any(reasons):
+            bad = np.array([reason is not None for reason in reasons], dtype=np.bool_)
+            self.mark(column.name, bad[column.codes], lambda n: reasons[column.codes[n]] or "")
+
+    def settle(self, *, skip_bad_rows: bool) -> tuple[NDArray[np.bool_], BadRows]:
+        """Which of the N rows are good, and the others. A LogError unless all are good, or some are and we may skip."""
+        count = int(self._bad.sum()) + self._lost
+        details = tuple(sorted(self._details, key=lambda bad: bad.row)[:MAX_BAD_ROW_DETAILS])
+        if count and not skip_bad_rows:
+            raise LogError(f"{self._path}: {details[0]}")
+        if self._bad.all():
+            raise LogError(f"{self._path}: every row is bad ({count} of {count}); the first is {details[0]}")
+        return ~self._bad, BadRows(count, details)
+
+
+def read_table(
+    path: Path,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    columns: Mapping[str, str],
+    *,
+    lists: Sequence[str] = (),
+) -> Table:
+    """The named columns of a file, at least one row of them.
+
+    `columns` maps our names to the file's; names that are not in it are the same in the file. Columns in `lists` may
+    hold lists of strings (JSON, Parquet), which are read as one text joined by `|`. Gzip is recognised by content,
+    the format by the name's ending. A LogError where the file, its header or its columns are wrong.
+    """
+    _require_known(columns, (*needed, *optional))
+    _require_file(path)
+    wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
+    joined = frozenset(wanted[name] for name in lists)
+    found, cells, rows, lost = _reader(path)(path, list(dict.fromkeys(wanted.values())), joined)
+    if len(rows) == 0:
+        raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
+    _require_columns(path, wanted, found, needed, columns)
+    present = {name: cells[file_name] for name, file_name in wanted.items() if file_name in found}
+    return Table(path, present, rows, lost)
+
+
+def read_ids(column: Column, faults: Faults) -> tuple[list[str], NDArray[np.int32]]:
+    """A column's distinct ids and (N,) their codes: whole numbers become digits, text stays as it is."""
+    faults.mark_values(column, [_id_fault(value) for value in column.values])
+    index: defaultdict[str, int] = _index()
+    merged = np.array([index[_id_text(value)] for value in column.values], dtype=np.int32)
+    return list(index), merged[column.codes]
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: its repr, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-10:]}"
+
+
+def _id_text(value: Scalar | None) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)
+
+
+def _id_fault(value: Scalar | None) -> str | None:
+    if value is None or value != value:  # a NaN is how data frames write a missing number
+        return "is missing"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value!r} is not an id: a number must be whole"
+    fault = id_violation("", _id_text(value))
+    return fault.reason if fault else None
+
+
+def _text_faults(column: Column) -> list[str | None]:
+    """For each value of a column, what is wrong with its bytes."""
+    return [f"{shown(v)} is not UTF-8 text" if isinstance(v, str) and _torn(v) else None for v in column.values]
+
+
+def _torn(text: str) -> bool:
+    # Bytes that are not UTF-8 were read as lone surrogates, which no UTF-8 text holds.
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _require_known(columns: Mapping[str, str], known: Sequence[str]) -> None:
+    for name in columns:
+        if name not in known:
+            raise LogError(f"--columns: there is no column {name} to map; the names are {', '.join(known)}")
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise LogError(f"{path}: no such file")
+    if path.is_dir():
+        raise LogError(f"{path}: is a directory, not a file")
+
+
+def _require_columns(
+    path: Path, wanted: Mapping[str, str], found: Sequence[str], needed: Sequence[str], columns: Mapping[str, str]
+) -> None:
+    have = ", ".join(found) or "none"
+    for name, file_name in wanted.items():
+        if file_name in found:
+            continue
+        if name in columns:
+            raise LogError(f"{path}: has no column {file_name}, which --columns names as {name}; it has {have}")
+        if name in needed:
+            raise LogError(
+                f"{path}: has no column {name}; it has {have}; "
+                f"if one of these is meant, say so with --columns {name}=ITS_NAME"
+            )
+
+
+def _require_distinct(path: Path, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise LogError(f"{path}: has {count} columns named {name}; a name must occur once")
+
+
+Read = tuple[list[str], dict[str, Column], NDArray[np.int64], list[BadRow]]
+"""The names found in a file; the wanted columns of it; (N,) row numbers; the rows that could not be taken apart."""
+
+
+def _reader(path: Path) -> Callable[[Path, list[str], frozenset[str]], Read]:
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    readers = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl, "parquet": _read_parquet}
+    if ending not in readers:
+        raise LogError(
+            f"{path}: is of no known format; the name must end in .csv, .jsonl, .ndjson or .parquet (or .gz)"
+        )
+    return readers[ending]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unzipped where they are zipped; what goes wrong in reading them is a LogError."""
+    try:
+        with path.open("rb") as raw:
+            if raw.peek(2)[:2] == _GZIP_MAGIC:
+                with gzip.open(raw) as unzipped:
+                    yield unzipped  # type: ignore[misc]  # GzipFile is a BinaryIO in all but name
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+        raise LogError(f"{path}: its gzip data is cut short or damaged ({exc})") from exc
+    except OSError as exc:
+        raise LogError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
+def _read_csv(path: Path, wanted: list[str], _joined: frozenset[str]) -> Read:
+    lost: list[BadRow] = []
+    with _opened(path) as stream:
+        # surrogateescape: bytes that are not UTF-8 spoil their own cell, not the file.
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text, strict=True)
+        header = _csv_header(path, reader)
+        places = [(name, header.index(name)) for name in wanted if name in header]
+        cells, rows = _encode(_csv_records(reader, len(header), lost), places)
+    return header, cells, rows, lost
+
+
+def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as exc:
+        raise LogError(f"{path}: row 1: is not a CSV header: {exc}") from exc
+    if not any(header):
+        raise LogError(f"{path}: is empty, or its first row is; a CSV starts with a row of column names")
+    if any(map(_torn, header)):
+        raise LogError(f"{path}: row 1: the column names are not UTF-8 text")
+    _require_distinct(path, header)
+    return header
+
+
+def _csv_records(reader: Iterator[list[str]], width: int, lost: list[BadRow]) -> Iterator[Record]:
+    row = 1
+    while True:
+        row += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as exc:
+            lost.append(BadRow(row, "", _csv_fault(exc)))
+            continue
+        if len(cells) == width:
+            yield row, cells
+        elif cells:  # an empty line is no row
+            lost.append(BadRow(row, "", f"the header has {width} fields, this row {len(cells)}"))
+
+
+def _csv_fault(exc: csv.Error) -> str:
+    if "end of data" in str(exc):
+        return "a quote opens in it and never closes"
+    return f"is not well-formed CSV: {exc}"
+
+
+def _read_jsonl(path: Path, wanted: list[str], joined: frozenset[str]) -> Read:
+    lost: list[BadRow] = []
+    found: dict[str, None] = {}
+    with _opened(path) as stream:
+        records = _json_records(stream, wanted, joined, found, lost)
+        cells, rows = _encode(records, [(name, place) for place, name in enumerate(wanted)])
+    return list(found), cells, rows, lost
+
+
+def _json_records(
+    lines: BinaryIO, wanted: list[str], joined: frozenset[str], found: dict[str, None], lost: list[BadRow]
+) -> Iterator[Record]:
+    for row, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _json_object(line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line)
+        except ValueError as exc:
+            lost.append(BadRow(row, "", str(exc)))
+            continue
+        if not record.keys() <= found.keys():
+            found.update(dict.fromkeys(record))
+        cells = [_joined_text(record.get(name)) if name in joined else record.get(name) for name in wanted]
+        if _NOT_SCALAR.keys().isdisjoint(map(type, cells)):
+            yield row, cells
+        else:
+            lost.append(_nested_fault(row, wanted, cells))
+
+
+def _nested_fault(row: int, names: list[str], cells: list[Any]) -> BadRow:
+    name, kind = next((n, type(c)) for n, c in zip(names, cells, strict=True) if type(c) in _NOT_SCALAR)
+    return BadRow(row, name, f"is {_NOT_SCALAR[kind]}, not text or a number")
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    """The object on a line; a ValueError, in words, where there is none."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        raise ValueError("is not UTF-8 text") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"is not JSON: {exc}") from exc
+    if not isinstance(record, dict):
+        raise ValueError(f"{shown(record)} is not a JSON object")
+    return record
+
+
+def _joined_text(cell: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
+    if isinstance(cell, list) and all(isinstance(part, str) for part in cell):
+        return "|".join(cell)
+    return cell
+
+
+def _encode(
+    records: Iterator[Record], places: Sequence[tuple[str, int]]
+) -> tuple[dict[str, Column], NDArray[np.int64]]:
+    """Columns from records: `places` says under which name and where in a record each column is."""
+    indexes: list[defaultdict[Any, int]] = [_index() for _ in places]
+    codes: list[list[NDArray[np.int32]]] = [[] for _ in places]
+    rows: list[NDArray[np.int64]] = []
+    while batch := list(islice(records, _BATCH_ROWS)):
+        rows.append(np.fromiter((row for row, _ in batch), np.int64, len(batch)))
+        for index, parts, (_, place) in zip(indexes, codes, places, strict=True):
+            parts.append(
+                np.fromiter(map(index.__getitem__, (cells[place] for _, cells in batch)), np.int32, len(batch))
+            )
+    columns = {
+        name: Column(name, list(index), np.concatenate([*parts, np.empty(0, np.int32)]))
+        for (name, _), index, parts in zip(places, indexes, codes, strict=True)
+    }
+    return columns, np.concatenate([*rows, np.empty(0, np.int64)])
+
+
+def _index() -> defaultdict[Any, int]:
+    """Numbers its keys in order of first appearance."""
+    index: defaultdict[Any, int] = defaultdict()
+    index.default_factory = index.__len__
+    return index
+
+
+def _read_parquet(path: Path, wanted: list[str], joined: frozenset[str]) -> Read:
+    try:
+        with pq.ParquetFile(path) as file:
+            found: list[str] = file.schema_arrow.names
+            _require_distinct(path, found)
+            table = file.read(columns=[name for name in wanted if name in found])
+            cells = {name: _parquet_column(path, name, table.column(name), joined) for name in table.column_names}
+            rows = np.arange(1, file.metadata.num_rows + 1, dtype=np.int64)
+    except LogError:
+        raise
+    except (pa.ArrowException, OSError, EOFError, ValueError) as exc:
+        raise LogError(f"{path}: cannot be read as Parquet: {str(exc).splitlines()[0] if str(exc) else exc!r}") from exc
+    return found, cells, rows, []
+
+
+def _parquet_column(path: Path, name: str, column: Any, joined: frozenset[str]) -> Column:  # noqa: ANN401
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if str(column.type) in ("string_view", "binary_view"):  # as Polars writes text; Arrow cannot encode these
+        column = column.cast(pa.large_binary())
+    if name in joined and (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        column = pa.chunked_array([pa.array([_joined_text(cell) for cell in column.to_pylist()], pa.string())])
+    coded = column.dictionary_encode(null_encoding="encode") if _is_plain(column.type) else None
+    if coded is None:
+        raise LogError(f"{path}: column {name} is of type {column.type}; text, numbers or times are needed")
+    coded = coded.unify_dictionaries()
+    codes = [chunk.indices.to_numpy().astype(np.int32, copy=False) for chunk in coded.chunks]
+    values = _scalars(coded.chunk(0).dictionary) if coded.num_chunks else []
+    return Column(name, values, np.concatenate([*codes, np.empty(0, np.int32)]))
+
+
+def _is_plain(kind: Any) -> bool:  # noqa: ANN401
+    types = pa.types
+    return any(
+        test(kind)
+        for test in (
+            types.is_null,
+            types.is_string,
+            types.is_large_string,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_integer,
+            types.is_floating,
+            types.is_decimal,
+            types.is_timestamp,
+            types.is_date,
+        )
+    )
+
+
+def _scalars(values: Any) -> list[Scalar | None]:  # noqa: ANN401
+    """Plain values of an Arrow array: times become seconds since 1970, decimals floats, bytes text."""
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        ticks = values.cast(pa.int64()).to_pylist()
+        return [None if tick is None else tick / _TICKS_PER_S[kind.unit] for tick in ticks]
+    if pa.types.is_date(kind):
+        days = values.cast(pa.date32()).cast(pa.int32()).to_pylist()
+        return [None if day is None else day * _DAY_S for day in days]
+    if pa.types.is_decimal(kind):
+        return [None if number is None else float(number) for number in values.to_pylist()]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [None if raw is None else raw.decode("utf-8", "surrogateescape") for raw in values.to_pylist()]
+    scalars: list[Scalar | None] = values.to_pylist()
+    return scalars

@@ -1,0 +1,64 @@
+"""What `import longtide` offers, and what it must not bring along."""
+
+import inspect
+import subprocess
+import sys
+import types
+
+import pytest
+
+import longtide
+
+
+def test_the_public_names_are_exported_in_order():
+    public = [
+        name
+        for name, value in vars(longtide).items()
+        if (not name.startswith("_") or name == "__version__") and not isinstance(value, types.ModuleType)
+    ]
+    assert longtide.__all__ == sorted(public)
+
+
+@pytest.mark.parametrize("name", [name for name in longtide.__all__ if name != "__version__"])
+def test_every_public_class_is_documented_and_at_home(name):
+    value = getattr(longtide, name)
+    assert value.__module__ == "longtide"
+    # A dataclass without a docstring gets its signature as one.
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}(")
+
+
+def test_both_clients_have_the_same_methods_and_parameters():
+    def methods(client):
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in inspect.getmembers(client, inspect.isfunction)
+            if not name.startswith("_") or name == "__init__"
+        }
+
+    assert methods(longtide.Client) == methods(longtide.AsyncClient)
+
+
+@pytest.mark.parametrize(
+    "name", ["write_events", "stream_events", "recommend", "recommend_many", "rank", "similar_users"]
+)
+def test_every_method_is_documented_and_takes_a_timeout(name):
+    for client in (longtide.Client, longtide.AsyncClient):
+        assert getattr(client, name).__doc__
+        assert inspect.signature(getattr(client, name)).parameters["timeout"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_importing_the_sdk_brings_nothing_heavy():
+    script = (
+        "import sys, longtide; "
+        "heavy = ('torch', 'numpy', 'annoy', 'longtide_server', 'longtide_handlers', 'google.rpc'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,180 @@
+"""Asking for recommendations, through a real server."""
+
+import asyncio
+import contextlib
+import itertools
+import threading
+
+import pytest
+from google.rpc import code_pb2
+
+from longtide import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    Neighbor,
+    RankedItem,
+    Recommendation,
+    SimilarUser,
+    Source,
+    SourceShare,
+    UnavailableError,
+)
+
+
+def test_an_answer_says_what_and_why(client):
+    answer = client.recommend("ada", limit=2)
+    assert answer[0] == Recommendation(
+        item_id="ada-0",
+        title="Title 0",
+        score=0.5,
+        sources=(SourceShare(Source.ENCODER, 0.75), SourceShare(Source.UNKNOWN, 0.25)),
+        neighbors=(Neighbor("bob", 0.875),),
+    )
+    assert [item.item_id for item in answer] == ["ada-0", "ada-1"]
+    assert (answer.user_id, answer.snapshot_id, answer.attribution_token) == ("ada", "snapshot-1", "token-1")
+    assert (answer.degraded, answer.degraded_reason, answer.error) == (True, "the encoder is down", None)
+
+
+def test_a_request_carries_what_was_asked(client, server):
+    client.recommend("ada", 3, exclude_item_ids={"x"}, min_similarity=0.0, session_items=iter(["s1", "s2"]))
+    request = server.requests[0]
+    assert (request.user_id, request.limit, list(request.exclude_item_ids)) == ("ada", 3, ["x"])
+    assert request.HasField("min_similarity")
+    assert list(request.session_item_ids) == ["s1", "s2"]
+
+
+def test_the_threshold_is_left_to_the_snapshot(client, server):
+    client.recommend("ada")
+    assert server.requests[0].limit == 10
+    assert not server.requests[0].HasField("min_similarity")
+
+
+def test_rank_orders_the_callers_items(client, server):
+    ranking = client.rank("ada", ["b", "a"], session_items=["s"])
+    assert list(ranking) == [RankedItem("a", 0.5, True), RankedItem("b", 0.5, True)]
+    assert (ranking.user_id, ranking.snapshot_id, ranking.degraded) == ("ada", "snapshot-1", False)
+    assert list(server.requests[0].session_item_ids) == ["s"]
+
+
+def test_similar_users_say_what_they_did_next(client, server):
+    users = client.similar_users("ada", limit=5, min_similarity=0.5)
+    assert list(users) == [SimilarUser("bob", 0.875, ("a", "b"))]
+    assert (server.requests[0].limit, server.requests[0].min_similarity) == (5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda client: client.recommend(7), "user_id must be a str, not int"),
+        (
+            lambda client: client.recommend("ada", exclude_item_ids="book"),
+            "exclude_item_ids must be an iterable of str",
+        ),
+        (lambda client: client.rank("ada", "book"), "item_ids must be an iterable of str, not one str: 'book'"),
+        (lambda client: client.rank("ada", ["a", 7]), r"item_ids\[1\] must be a str, not int: 7"),
+        (lambda client: list(client.recommend_many("ada")), "user_ids must be an iterable of str"),
+        (lambda client: list(client.recommend_many(["ada", None])), "user_id must be a str, not NoneType"),
+    ],
+)
+def test_a_wrong_type_is_named_and_not_sent(client, server, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(client)
+    assert server.requests == []
+
+
+def test_many_users_are_answered_in_order_and_a_refused_one_fails_alone(client, server):
+    users = [f"u{i}" for i in range(150)]
+    users[70] = ""
+    rows = list(client.recommend_many(users, limit=1))
+    assert [row.user_id for row in rows] == users
+    assert isinstance(rows[70].error, InvalidArgumentError)
+    assert rows[70].error.violations[0].field == "user_id"
+    assert all(row.error is None and row[0].item_id == f"{row.user_id}-0" for row in rows if row.user_id)
+    assert [len(request.requests) for request in server.requests] == [64, 64, 22]
+
+
+def test_long_answers_of_many_users_fit_into_a_message(client):
+    # 64 users, 150 items each, with ids of 500 bytes: more than gRPC's default limit of 4 MiB.
+    rows = list(client.recommend_many([f"{i:0500}" for i in range(64)], limit=150))
+    assert {len(row) for row in rows} == {150}
+
+
+def test_no_users_no_answers(client):
+    assert list(client.recommend_many([])) == []
+
+
+def test_endless_users_are_read_only_a_little_ahead(client):
+    taken = itertools.count()
+    rows = client.recommend_many((f"u{next(taken)}" for _ in itertools.count()), limit=1)
+    for answered in range(1, 2_001):
+        next(rows)
+        ahead = taken.__reduce__()[1][0] - answered
+        assert ahead < 576
+    rows.close()
+
+
+def test_closing_early_cancels_the_call(client, server):
+    rows = client.recommend_many(map(str, itertools.count()))
+    next(rows)
+    rows.close()
+    assert server.stream_ended.wait(5)
+
+
+def test_closing_early_leaves_no_thread(server):
+    with Client(server.target) as client:
+        client.recommend("ada")
+        before = set(threading.enumerate())
+        rows = client.recommend_many(map(str, itertools.count()))
+        next(rows)
+        # The server's own workers are not the client's.
+        started = [t for t in set(threading.enumerate()) - before if "ThreadPoolExecutor" not in t.name]
+        assert started
+        rows.close()
+        assert server.stream_ended.wait(5)
+        for thread in started:
+            thread.join(5)
+        assert [thread for thread in started if thread.is_alive()] == []
+
+
+async def test_closing_early_leaves_no_task(server):
+    async with AsyncClient(server.target) as client:
+        before = asyncio.all_tasks()
+        async with contextlib.aclosing(client.recommend_many(map(str, itertools.count()))) as rows:
+            await anext(rows)
+        ended = asyncio.all_tasks() - before
+        if ended:
+            await asyncio.wait(ended, timeout=5)
+        assert asyncio.all_tasks() == before
+
+
+def test_a_broken_stream_ends_the_iteration(client, server, rich_status):
+    rows = client.recommend_many(map(str, itertools.count()), limit=1)
+    first = [next(rows).user_id for _ in range(64)]
+    server.failures.append(rich_status(code_pb2.UNAVAILABLE, "going away"))
+    with pytest.raises(UnavailableError):
+        first.extend(row.user_id for row in rows)
+    assert first == [str(i) for i in range(len(first))]
+
+
+def test_a_stuck_stream_fails(client, server):
+    server.holding = True
+    with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.2 s"):
+        next(client.recommend_many(["ada"], timeout=0.2))
+
+
+async def test_the_async_client_takes_async_users(server):
+    async def users():
+        for i in range(100):
+            yield f"u{i}"
+
+    async with AsyncClient(server.target) as client:
+        assert [row.user_id async for row in client.recommend_many(users())] == [f"u{i}" for i in range(100)]
+
+
+async def test_async_calls_run_side_by_side(server):
+    async with AsyncClient(server.target) as client:
+        server.together = threading.Barrier(4)
+        answers = await asyncio.gather(*(client.recommend(f"u{i}") for i in range(4)))
+        assert [answer.user_id for answer in answers] == ["u0", "u1", "u2", "u3"]

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longtide_server.errors import LogError
+from longtide_server.training.items import ItemInfo, read_items
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the repository")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a text file and returns its path."""
+
+    def write(content: str, name: str = "items.csv") -> Path:
+        path = tmp_path / name
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    return write
+
+
+def complaint(path: Path, columns: dict[str, str] | None = None) -> str:
+    with pytest.raises(LogError) as caught:
+        read_items(path, columns or {})
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_items_have_a_title_and_categories(write):
+    path = write('item_id,title,genres\n1,"Heat, The",Action|Crime\n2,Up,\n')
+    assert read_items(path) == {"1": ItemInfo("Heat, The", ("Action", "Crime")), "2": ItemInfo("Up", ())}
+
+
+def test_only_the_id_is_needed(write):
+    assert list(read_items(write("item_id\nb\na\n"))) == ["b", "a"]
+
+
+def test_a_title_may_hold_line_breaks(write):
+    assert read_items(write('item_id,title\n1,"two\nlines"\n'))["1"].title == "two\nlines"
+
+
+def test_columns_name_what_the_file_calls_otherwise(write):
+    path = write("movieId,name\n1,Up\n")
+    assert read_items(path, {"item_id": "movieId", "title": "name"}) == {"1": ItemInfo("Up")}
+
+
+def test_categories_come_before_genres_and_none_twice(write):
+    path = write("item_id,genres,categories\n1, b |c||,a|b\n2,(no genres listed),\n")
+    assert read_items(path) == {"1": ItemInfo(categories=("a", "b", "c")), "2": ItemInfo()}
+
+
+def test_json_and_parquet_may_list_categories(write, tmp_path):
+    lines = (
+        '{"item_id": 1, "title": null, "categories": ["a", "b"]}\n{"item_id": 2, "title": 1984, "categories": "c"}\n'
+    )
+    assert read_items(write(lines, "items.jsonl")) == {
+        "1": ItemInfo("", ("a", "b")),
+        "2": ItemInfo("1984", ("c",)),
+    }
+    pq.write_table(pa.table({"item_id": [1, 2], "categories": [["a", "b"], None]}), tmp_path / "items.parquet")
+    assert read_items(tmp_path / "items.parquet") == {"1": ItemInfo("", ("a", "b")), "2": ItemInfo()}
+
+
+def test_an_item_given_twice_names_both_rows(write):
+    path = write("item_id,title\n1,a\n2,b\n1,c\n")
+    assert complaint(path) == "row 4, column item_id: '1' is already the item of row 2"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("item_id,title\n,a\n", "row 2, column item_id: must not be empty"),
+        ("item_id,title\n1,a\n2\n", "row 3: the header has 2 fields, this row 1"),
+        ("item_id,title\n", "holds no rows of data"),
+    ],
+)
+def test_a_bad_file_is_an_error_in_words(write, content, what):
+    assert complaint(write(content)) == what
+
+
+def test_a_missing_id_column_says_what_there_is_and_how_to_name_it(write):
+    assert complaint(write("movieId\n1\n")) == (
+        "has no column item_id; it has movieId; if one of these is meant, say so with --columns item_id=ITS_NAME"
+    )
+
+
+@needs_data
+def test_movielens_items_are_read():
+    items = read_items(DATA / "movielens-latest-small" / "movies.csv.gz", {"item_id": "movieId"})
+    assert len(items) == 9_125
+    assert items["2"] == ItemInfo("Jumanji (1995)", ("Adventure", "Children", "Fantasy"))
