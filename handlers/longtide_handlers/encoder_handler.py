@@ -39,7 +39,7 @@ class LongtideEncoderHandler:
         use_gpu = torch.cuda.is_available() and gpu is not None
         self.device = torch.device(f"cuda:{gpu}" if use_gpu else "cpu")
         weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
-        self.model = torch.jit.load(str(weights), map_location=self.device).eval()
+        self.model = torch.jit.load(str(weights), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         # Profiling runs would make the first calls slow and their results differ in the last digit.
         torch._C._jit_set_profiling_executor(False)
         self.initialized = True

@@ -82,7 +82,7 @@ def transition_votes(transitions: Transitions, recent: NDArray[np.int64], decay:
 def _tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
     """Add up the weights of equal items and make them probabilities."""
     distinct, where = np.unique(items, return_inverse=True)
-    total = np.bincount(where, weights=weight, minlength=len(distinct))
+    total = np.bincount(where, weights=weight, minlength=len(distinct)).astype(np.float64)
     mass = total.sum()
     return Scored(distinct.astype(np.int64), total / mass if mass > 0 else total)
 

@@ -27,7 +27,7 @@ console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
 
 
-class Pairs(click.ParamType):
+class Pairs(click.ParamType[dict[str, str]]):
     """`ours=theirs,...` as a mapping."""
 
     name = "ours=theirs,..."
@@ -66,9 +66,9 @@ def _fail(message: str, status: int) -> None:
 def _log_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--columns", type=Pairs(), default="", help="Names that the log has for ours: user_id=userId."),
+            click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."),
             click.option("--items", type=click.Path(path_type=Path), help="Items file: item_id, title, categories."),
-            click.option("--item-columns", type=Pairs(), default="", help="Names that the items file has for ours."),
+            click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
             click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
         )
     ):
@@ -79,8 +79,8 @@ def _log_options(command: Callable[..., None]) -> Callable[..., None]:
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Makes a run repeatable."),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Makes runs repeatable."),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
         )
     ):

@@ -24,6 +24,7 @@ MODEL_NAME = "longtide-encoder"
 MAX_BATCH_USERS = 256
 MAX_BATCH_EVENTS = 65_536
 MAX_WAITING = 4096
+ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,8 +210,7 @@ def unpack(answer: bytes, rows: int) -> list[Encoded]:
         raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)} for {rows} users")
     bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
     query, state, items, log_probability, log_z = (
-        np.frombuffer(answer, dtype, size, at)
-        for dtype, size, at in zip((np.float32, np.float32, np.int32, np.float32, np.float32), sizes, bounds, strict=True)
+        np.frombuffer(answer, dtype, size, at) for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
     )
     if not (np.isfinite(query).all() and np.isfinite(log_z).all()):
         raise EncoderUnavailable("the encoder answered values that are not finite")

@@ -81,7 +81,7 @@ class NeighborIndex:
         if not len(self):
             return NO_NEIGHBORS
         rows, distances = self._index.get_nns_by_vector(query, count, search_k=search_k, include_distances=True)
-        similarity = 1.0 - np.square(np.asarray(distances, np.float32)) / 2.0
+        similarity = np.asarray(1.0 - np.square(distances) / 2.0, np.float32)
         close = int(np.searchsorted(-similarity, -min_similarity, side="right"))
         return Neighbors(np.asarray(rows[:close], np.int64), similarity[:close])
 

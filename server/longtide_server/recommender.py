@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -101,7 +101,6 @@ class Evidence:
     neighbors: Neighbors = NO_NEIGHBORS
     encoded: Encoded | None = None
     degraded_reason: str = ""
-    blocked: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def asked(self) -> list[Source]:
@@ -184,7 +183,7 @@ class Recommender:
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
-            votes[Source.ENCODER] = Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
+            votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             neighbors = self._search(encoded, user_id, manifest.neighbors.count, min_similarity)
             votes[Source.NEIGHBORS] = neighbor_votes(
                 neighbors, self.snapshot.neighbors.positions, manifest.neighbors.temperature
@@ -203,6 +202,17 @@ class Recommender:
         except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
             log.warning("recommend_degraded", reason=str(exc))
             return user.encoded, f"the encoder could not be asked: {exc}"
+
+    def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
+        """The encoder's best items: those that came with the encoding, or when they are too few, the best of all."""
+        if len(encoded.items) >= min(wanted, len(self.snapshot.catalog)):
+            return Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
+        everything = np.arange(1, len(self.snapshot.catalog) + 1)
+        return Scored(everything, self._encoder_probability(everything, encoded))
+
+    def _encoder_probability(self, items: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float64]:
+        temperature = self.snapshot.manifest.encoder.temperature
+        return encoder_probability(items, encoded.query, self.snapshot.embeddings, temperature, encoded.log_z)
 
     def _search(self, encoded: Encoded, user_id: str, count: int, min_similarity: float | None) -> Neighbors:
         """The moments of other users that are like this one."""
@@ -232,13 +242,7 @@ class Recommender:
         probability = candidates.probability.copy()
         probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[candidates.items]
         if evidence.encoded is not None:
-            probability[:, Source.ENCODER - 1] = encoder_probability(
-                candidates.items,
-                evidence.encoded.query,
-                self.snapshot.embeddings,
-                self.snapshot.manifest.encoder.temperature,
-                evidence.encoded.log_z,
-            )
+            probability[:, Source.ENCODER - 1] = self._encoder_probability(candidates.items, evidence.encoded)
         return Candidates(candidates.items, probability)
 
     def _recommendation(self, ranked: Ranked, row: int, evidence: Evidence) -> Recommendation:

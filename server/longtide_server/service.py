@@ -50,12 +50,14 @@ log = structlog.get_logger(__name__)
 class EventService(events_pb2_grpc.EventServiceServicer):
     """Takes in events: durable first, then felt, then answered."""
 
-    def __init__(self, store: EventStore, felt: Callable[[Sequence[Event]], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: EventStore, felt: Callable[[Sequence[Event], Written], None], clock: Callable[[], float]
+    ) -> None:
         self._store = store
         self._felt = felt
         self._clock = clock
 
-    async def WriteEvents(  # noqa: N802
+    async def WriteEvents(
         self,
         request: events_pb2.WriteEventsRequest,
         context: Context,
@@ -77,7 +79,7 @@ class EventService(events_pb2_grpc.EventServiceServicer):
 
         return await answered(context, answer)
 
-    async def StreamEvents(  # noqa: N802
+    async def StreamEvents(
         self,
         request_iterator: AsyncIterator[events_pb2.StreamEventsRequest],
         context: Context,
@@ -121,7 +123,7 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         if not good:
             return Written(0, 0), errors
         written = await self._store.write(good)
-        self._felt(good)
+        self._felt(good, written)
         return written, errors
 
 
@@ -132,7 +134,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         self._recommender = recommender
         self._default_timeout_s = default_timeout_s
 
-    async def Recommend(  # noqa: N802
+    async def Recommend(
         self,
         request: recommendation_pb2.RecommendRequest,
         context: Context,
@@ -145,7 +147,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         return await answered(context, answer)
 
-    async def StreamRecommend(  # noqa: N802
+    async def StreamRecommend(
         self,
         request_iterator: AsyncIterator[recommendation_pb2.StreamRecommendRequest],
         context: Context,
@@ -177,7 +179,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
             result.error.CopyFrom(recommendation_pb2.RequestError(code=number, field=field, reason=str(exc)))
         return result
 
-    async def Rank(  # noqa: N802
+    async def Rank(
         self,
         request: recommendation_pb2.RankRequest,
         context: Context,
@@ -201,7 +203,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         return await answered(context, answer)
 
-    async def ListSimilarUsers(  # noqa: N802
+    async def ListSimilarUsers(
         self,
         request: recommendation_pb2.ListSimilarUsersRequest,
         context: Context,
@@ -267,7 +269,7 @@ async def answered(context: Context, answer: Callable[[], Awaitable[T]]) -> T:
         await abort(context, exc)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
-    except Exception:  # noqa: BLE001  (the last line of defence: logged whole, answered in plain words)
+    except Exception:
         log.exception("unexpected_error")
         await context.abort(grpc.StatusCode.INTERNAL, "the server failed in a way it should not; its log says how")
 
@@ -307,7 +309,9 @@ def remaining_s(context: Context) -> float | None:
     return left
 
 
-def _packed(message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.ErrorInfo) -> any_pb2.Any:
+def _packed(
+    message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.ErrorInfo,
+) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
-from longtide_server.event_store import EventStore
+from longtide_server.event_store import EventStore, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
 
@@ -34,8 +34,6 @@ class UserState:
     types: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
-    event_ids: set[str] = field(default_factory=set)
-    """Every event that is part of the history: an event that comes twice is not added twice."""
     encoded: Encoded | None = None
     """The user after the first `encoded_count` events."""
     encoded_count: int = 0
@@ -44,9 +42,6 @@ class UserState:
 
     def add(self, event: Event, number: int) -> None:
         """Put an event where its time belongs: after all others of the same time."""
-        if event.event_id in self.event_ids:
-            return
-        self.event_ids.add(event.event_id)
         if not number:
             return
         at = bisect.bisect_right(self.times, event.time_s)
@@ -90,7 +85,8 @@ class UserStates:
         self._capacity = capacity
         self._users: OrderedDict[str, UserState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[UserState]] = {}
-        self._arrived: dict[str, list[Event]] = {}
+        self._outdated: set[str] = set()
+        """Users of whom something was written while they were being read from the log."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
     async def get(self, user_id: str) -> UserState:
@@ -104,15 +100,18 @@ class UserStates:
             loading = self._loading[user_id] = asyncio.create_task(self._load(user_id))
         return await asyncio.shield(loading)
 
-    def apply(self, events: Iterable[Event]) -> None:
-        """Let written events be felt: call it once they are durable, before the write is answered."""
+    def apply(self, events: Iterable[Event], written: Written) -> None:
+        """Let written events be felt: call it once they are durable, before the write is answered.
+
+        When some of them were duplicates, only the log knows which: their users are read from it again.
+        """
         for event in events:
-            user = self._users.get(event.user_id)
-            if user is not None:
+            if event.user_id in self._loading:
+                self._outdated.add(event.user_id)
+            elif written.duplicates:
+                self._users.pop(event.user_id, None)
+            elif (user := self._users.get(event.user_id)) is not None:
                 user.add(event, self._snapshot.catalog.number(event.item_id))
-            elif event.user_id in self._loading:
-                # The log may have been read before this event was in it.
-                self._arrived.setdefault(event.user_id, []).append(event)
 
     async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.
@@ -137,14 +136,18 @@ class UserStates:
 
     async def _load(self, user_id: str) -> UserState:
         try:
-            events = await self._store.history(user_id)
+            while True:
+                self._outdated.discard(user_id)
+                events = await self._store.history(user_id)
+                if user_id not in self._outdated:
+                    break
             user = UserState()
-            for event in [*events, *self._arrived.get(user_id, ())]:
+            for event in events:
                 user.add(event, self._snapshot.catalog.number(event.item_id))
             self._users[user_id] = user
             while len(self._users) > self._capacity:
                 self._users.popitem(last=False)
             return user
         finally:
-            self._arrived.pop(user_id, None)
+            self._outdated.discard(user_id)
             del self._loading[user_id]

@@ -1,0 +1,1 @@
+"""Wire types private to the SDK."""

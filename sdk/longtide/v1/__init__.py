@@ -1,0 +1,1 @@
+"""Generated from proto/longtide/v1: the public contract."""

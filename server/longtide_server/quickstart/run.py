@@ -87,8 +87,8 @@ async def _show(address: str, sequences: Sequences, titles: Mapping[str, str], c
         replay = track(_events(sequences), "Replaying the log", total, console=messages, transient=True)
         result = await client.stream_events(replay)
         seconds = time.monotonic() - begun
-        console.print(f"Replayed {total:,} events in {seconds:.1f} s: {result.written:,} new, "
-                      f"{result.duplicates:,} already known")  # fmt: skip
+        console.print(f"Replayed {total:,} events in {seconds:.1f} s: {result.written_count:,} new, "
+                      f"{result.duplicate_count:,} already known")  # fmt: skip
         people = _three_people(sequences)
         for user in people:
             await _show_user(client, sequences, user, titles, console)

@@ -14,7 +14,7 @@ KEPT_PER_ITEM = 500
 def count_popularity(sequences: Sequences) -> NDArray[np.float64]:
     """(I + 1,) each item's share of all events; 0 for padding."""
     counts = np.bincount(sequences.items, minlength=sequences.item_count + 1).astype(np.float64)
-    return counts / max(1.0, counts.sum())
+    return np.asarray(counts / max(1.0, counts.sum()))
 
 
 def count_transitions(sequences: Sequences, settings: TransitionSettings) -> Transitions:
@@ -24,13 +24,14 @@ def count_transitions(sequences: Sequences, settings: TransitionSettings) -> Tra
     """
     width = sequences.item_count + 1
     owner = np.repeat(np.arange(sequences.user_count), sequences.lengths)
-    keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
+    keys: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    weights: list[NDArray[np.float64]] = [np.zeros(0)]
     for lag in range(1, settings.lags + 1):
         same = owner[lag:] == owner[:-lag]
         key = sequences.items[:-lag][same] * width + sequences.items[lag:][same]
         distinct, count = np.unique(key, return_counts=True)
         keys.append(distinct)
-        weights.append(count * settings.decay ** (lag - 1))
+        weights.append(count.astype(np.float64) * settings.decay ** (lag - 1))
     pairs, where = np.unique(np.concatenate(keys), return_inverse=True)
     weight = np.bincount(where, weights=np.concatenate(weights), minlength=len(pairs))
     before, after = pairs // width, pairs % width

@@ -157,7 +157,7 @@ class Chunk:
 def batches(
     sequences: Sequences, users: NDArray[np.int64], batch_events: int, chunk: int, rng: np.random.Generator | None
 ) -> Iterator[NDArray[np.int64]]:
-    """Groups of users of similar length, about `batch_events` padded events each; shuffled when there is a generator."""
+    """Groups of users of similar length, about `batch_events` events each; shuffled when there is a generator."""
     lengths = sequences.lengths[users]
     noise = rng.random(len(users)) if rng else np.zeros(len(users))
     # A little noise on the logarithm of the length mixes the groups from epoch to epoch and keeps padding small.

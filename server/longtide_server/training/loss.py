@@ -16,7 +16,7 @@ SLICE_CELLS = 2_000_000
 
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, items: Tensor, target: Tensor, temperature: float, dtype: torch.dtype  # noqa: ANN401
     ) -> Tensor:  # fmt: skip
         """query (N, D), items (I, D), target (N,) from 0 -> mean loss; gradients are kept for backward."""
@@ -39,7 +39,7 @@ class _FullSoftmax(torch.autograd.Function):
         return loss / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: ANN401
         query_grad, items_grad = ctx.saved_tensors
         return query_grad * grad, items_grad * grad, None, None, None
 
@@ -51,5 +51,7 @@ def full_softmax_loss(
 
     Products are made in `dtype`; sums, the softmax and the gradients stay in float32.
     """
-    loss: Tensor = _FullSoftmax.apply(query, items, target, temperature, dtype)
+    loss: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
+        query, items, target, temperature, dtype
+    )
     return loss

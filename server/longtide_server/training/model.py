@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 from torch.nn.functional import normalize
 
 GAP_BUCKETS = 32
@@ -69,7 +70,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape -> x in evaluation; in training, some of it 0 and the rest scaled to the same mean."""
-        if torch.jit.is_scripting() or not self.training or self.dropped == 0:  # a scripted encoder only serves
+        if is_scripting() or not self.training or self.dropped == 0:  # a scripted encoder only serves
             return x
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
@@ -232,6 +233,7 @@ class ServingEncoder(nn.Module):
         self.encoder = encoder
         self.chunk = chunk
         self.state_size = encoder.state_size
+        self.candidates: Tensor
         self.register_buffer("candidates", encoder.item_embeddings()[1:].detach().clone())  # (I, D)
 
     def forward(

@@ -126,7 +126,7 @@ def _publish(
             items=transitions.items,
             probability=transitions.probability,
         )
-        torch.jit.script(ServingEncoder(model.eval())).save(str(folder / ENCODER))
+        torch.jit.script(ServingEncoder(model.eval())).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
         neighbors = _write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

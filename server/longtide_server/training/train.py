@@ -168,7 +168,9 @@ def encode_histories(
             yield piece, query
 
 
-def last_queries(model: Encoder, sequences: Sequences, users: NDArray[np.int64], batch_events: int) -> NDArray[np.float32]:
+def last_queries(
+    model: Encoder, sequences: Sequences, users: NDArray[np.int64], batch_events: int
+) -> NDArray[np.float32]:
     """The query vector (V, D) after each user's last event; zeros for a user without events."""
     row = np.full(sequences.user_count, -1, np.int64)
     row[users] = np.arange(len(users))

@@ -1,0 +1,1 @@
+"""Generated from proto/longtide/internal/v1."""
