@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PROTOS := $(sort $(shell find proto -name '*.proto'))
 DATA ?=
 COLUMNS ?=
+ITEMS ?=
+LOG_OPTIONS = $(if $(COLUMNS),--columns $(COLUMNS)) $(if $(ITEMS),--items $(ITEMS))
 LISTEN ?= 127.0.0.1:50051
 SNAPSHOT ?= .longtide/snapshot
 STORE ?= .longtide/server
@@ -24,7 +26,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv for your own log)
-	@exec $(BIN)/longtide quickstart $(DATA) $(if $(COLUMNS),--columns $(COLUMNS)) --listen $(LISTEN)
+	@# On a terminal the command gets a process group of its own: Ctrl-C is for it alone, and make ends as it does.
+	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(DATA) $(LOG_OPTIONS) --listen $(LISTEN)
 
 test: setup  ## Run every test, the end-to-end ones against the real TorchServe included
 	$(BIN)/python -m pytest
@@ -58,13 +61,13 @@ format: setup  ## Format the code
 	$(BIN)/ruff format .
 
 train: setup  ## Train on DATA and publish to SNAPSHOT
-	$(BIN)/longtide train $(DATA) --out $(SNAPSHOT) $(if $(COLUMNS),--columns $(COLUMNS))
+	$(BIN)/longtide train $(DATA) --out $(SNAPSHOT) $(LOG_OPTIONS)
 
 serve: setup  ## Serve SNAPSHOT
-	@exec $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN)
+	@[ -t 0 ] && set -m; $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN)
 
 bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
-	$(BIN)/longtide evaluate $(DATA) $(if $(COLUMNS),--columns $(COLUMNS))
+	$(BIN)/longtide evaluate $(DATA) $(LOG_OPTIONS)
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .longtide build dist

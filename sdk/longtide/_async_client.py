@@ -121,10 +121,10 @@ class AsyncClient:
         self,
         user_id: str,
         limit: int = 10,
-        *,
         exclude_item_ids: Iterable[str] = (),
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
+        *,
         timeout: float | None = None,
     ) -> Recommendations:
         """Recommend items to one user, best first; an unknown user gets popular items.
@@ -139,8 +139,8 @@ class AsyncClient:
         self,
         user_ids: Iterable[str] | AsyncIterable[str],
         limit: int = 10,
-        *,
         min_similarity: float | None = None,
+        *,
         timeout: float | None = None,
     ) -> AsyncGenerator[Recommendations, None]:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
@@ -159,8 +159,8 @@ class AsyncClient:
         self,
         user_id: str,
         item_ids: Iterable[str],
-        *,
         session_items: Iterable[str] = (),
+        *,
         timeout: float | None = None,
     ) -> Ranking:
         """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last."""
@@ -171,8 +171,8 @@ class AsyncClient:
         self,
         user_id: str,
         limit: int = 10,
-        *,
         min_similarity: float | None = None,
+        *,
         timeout: float | None = None,
     ) -> SimilarUsers:
         """List the users who were, at some moment, most like this user is now, most similar first."""

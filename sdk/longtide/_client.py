@@ -113,10 +113,10 @@ class Client:
         self,
         user_id: str,
         limit: int = 10,
-        *,
         exclude_item_ids: Iterable[str] = (),
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
+        *,
         timeout: float | None = None,
     ) -> Recommendations:
         """Recommend items to one user, best first; an unknown user gets popular items.
@@ -131,8 +131,8 @@ class Client:
         self,
         user_ids: Iterable[str],
         limit: int = 10,
-        *,
         min_similarity: float | None = None,
+        *,
         timeout: float | None = None,
     ) -> Generator[Recommendations, None, None]:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
@@ -151,8 +151,8 @@ class Client:
         self,
         user_id: str,
         item_ids: Iterable[str],
-        *,
         session_items: Iterable[str] = (),
+        *,
         timeout: float | None = None,
     ) -> Ranking:
         """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last."""
@@ -163,8 +163,8 @@ class Client:
         self,
         user_id: str,
         limit: int = 10,
-        *,
         min_similarity: float | None = None,
+        *,
         timeout: float | None = None,
     ) -> SimilarUsers:
         """List the users who were, at some moment, most like this user is now, most similar first."""

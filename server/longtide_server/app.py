@@ -59,7 +59,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
             ]
         )
-        events_pb2_grpc.add_EventServiceServicer_to_server(EventService(store, states.apply, wall_clock_s), server)
+        events_pb2_grpc.add_EventServiceServicer_to_server(EventService(states.write, wall_clock_s), server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
             RecommendationService(Recommender(snapshot, states), config.default_timeout_s), server
         )
@@ -104,7 +104,7 @@ async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitSta
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65_535:  # gRPC would take it modulo 65,536
         raise InvalidInput.of("listen", f"{listen!r} is not HOST:PORT")
     try:
         return server.add_insecure_port(listen)

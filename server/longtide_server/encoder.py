@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
@@ -25,6 +26,8 @@ MAX_BATCH_USERS = 256
 MAX_BATCH_EVENTS = 65_536
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +116,7 @@ class LocalEncoder:
             )
         except TimeoutError as exc:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
-        except RuntimeError as exc:
+        except Exception as exc:
             raise EncoderUnavailable(f"the encoder failed: {exc}") from exc
         return unpack(answer, len(batch))
 
@@ -157,8 +160,7 @@ class CoalescingEncoder:
         """Fail what waits, and close the encoder."""
         if self._running is not None:
             self._running.cancel()
-        for waiting in self._waiting:
-            waiting.result.cancel()
+        _fail(self._waiting, EncoderUnavailable("the encoder is closing"))
         await self._encoder.close()
 
     async def _run(self) -> None:
@@ -166,13 +168,17 @@ class CoalescingEncoder:
             try:
                 results = await self._encoder.encode([waiting.steps for waiting in batch], self._call_timeout_s)
             except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
-                for waiting in batch:
+                _fail(batch, exc)
+            except asyncio.CancelledError:
+                _fail(batch, EncoderUnavailable("the encoder is closing"))
+                raise
+            except Exception as exc:  # whatever it is, the callers must not wait for ever
+                log.exception("encoder_failed")
+                _fail(batch, EncoderUnavailable(f"the encoder failed: {exc}"))
+            else:
+                for waiting, encoded in zip(batch, results, strict=True):
                     if not waiting.result.done():
-                        waiting.result.set_exception(exc)
-                continue
-            for waiting, encoded in zip(batch, results, strict=True):
-                if not waiting.result.done():
-                    waiting.result.set_result(encoded)
+                        waiting.result.set_result(encoded)
 
     def _take(self) -> list[_Waiting]:
         """The next batch, without the callers who gave up."""
@@ -185,6 +191,12 @@ class CoalescingEncoder:
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
+
+
+def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.result.done():
+            waiting.result.set_exception(error)
 
 
 def pack(batch: Sequence[Steps]) -> Mapping[str, bytes]:
@@ -212,7 +224,7 @@ def unpack(answer: bytes, rows: int) -> list[Encoded]:
     query, state, items, log_probability, log_z = (
         np.frombuffer(answer, dtype, size, at) for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
     )
-    if not (np.isfinite(query).all() and np.isfinite(log_z).all()):
+    if not all(np.isfinite(part).all() for part in (query, state, log_probability, log_z)):
         raise EncoderUnavailable("the encoder answered values that are not finite")
     # Copies, row by row: a kept state must not hold the whole batch's answer in memory.
     return [

@@ -34,6 +34,7 @@ from longtide_server.snapshot import Snapshot
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 ANSWER_MARGIN_S = 0.01
+ANSWER_SHARE = 0.2
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
@@ -156,8 +157,9 @@ class Recommender:
         self, user_id: str, limit: int, min_similarity: float | None, timeout_s: float
     ) -> tuple[tuple[SimilarUser, ...], str]:
         """The users who were most like this one is now, none twice, and why the answer is degraded, if it is."""
+        begun = time.monotonic()
         user = await self.states.get(user_id)
-        encoded, reason = await self._encoded(user, (), 1, timeout_s)
+        encoded, reason = await self._encoded(user, (), 1, _for_encoder_s(timeout_s) - (time.monotonic() - begun))
         if encoded is None:
             return (), reason
         settings = self.snapshot.manifest.neighbors
@@ -176,7 +178,7 @@ class Recommender:
         begun = time.monotonic()
         user = await self.states.get(user_id)
         session = self.snapshot.catalog.numbers(session_item_ids).tolist()
-        left = timeout_s - (time.monotonic() - begun) - ANSWER_MARGIN_S
+        left = _for_encoder_s(timeout_s) - (time.monotonic() - begun)
         wanted = TOP_N_MARGIN + limit + len(user.seen) + len(session)
         encoded, reason = await self._encoded(user, session, wanted, left)
         votes: dict[Source, Scored] = {}
@@ -218,11 +220,13 @@ class Recommender:
         """The moments of other users that are like this one."""
         settings = self.snapshot.manifest.neighbors
         least = settings.min_similarity if min_similarity is None else min_similarity
-        found = self.snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
         own = self.snapshot.user_numbers.get(user_id)
         if own is None:
-            return found
-        others = self.snapshot.neighbors.positions.user[found.position] != own
+            return self.snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
+        first, last = np.searchsorted(self.snapshot.neighbors.positions.user, [own, own + 1])
+        fetched = count + int(last - first)  # a user's own moments are the most similar ones of all
+        found = self.snapshot.neighbors.search(encoded.query, fetched, max(settings.search_k, fetched), least)
+        others = np.flatnonzero(self.snapshot.neighbors.positions.user[found.position] != own)[:count]
         return Neighbors(found.position[others], found.similarity[others])
 
     def _blocked(self, user: UserState, session: Sequence[int], exclude: Iterable[str]) -> NDArray[np.int64]:
@@ -282,3 +286,8 @@ class Recommender:
         end = position + NEXT_ITEMS_SHOWN
         items = positions.next_item[position:end][positions.user[position:end] == user]
         return tuple(self.snapshot.catalog.item_id(int(item)) for item in items)
+
+
+def _for_encoder_s(timeout_s: float) -> float:
+    """How long the encoder may be waited for, so that the rest of the answer is in time, many callers' included."""
+    return timeout_s - max(ANSWER_MARGIN_S, ANSWER_SHARE * timeout_s)

@@ -23,8 +23,8 @@ from longtide_server.errors import (
     Overloaded,
     Unavailable,
 )
-from longtide_server.event_store import EventStore, Written
-from longtide_server.events import Event, violation
+from longtide_server.event_store import Written
+from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.recommender import Answer, Query, Recommender, SimilarUser
 
 if TYPE_CHECKING:
@@ -50,11 +50,8 @@ log = structlog.get_logger(__name__)
 class EventService(events_pb2_grpc.EventServiceServicer):
     """Takes in events: durable first, then felt, then answered."""
 
-    def __init__(
-        self, store: EventStore, felt: Callable[[Sequence[Event], Written], None], clock: Callable[[], float]
-    ) -> None:
-        self._store = store
-        self._felt = felt
+    def __init__(self, write: Callable[[Sequence[Event]], Awaitable[Written]], clock: Callable[[], float]) -> None:
+        self._write_good = write
         self._clock = clock
 
     async def WriteEvents(
@@ -117,14 +114,12 @@ class EventService(events_pb2_grpc.EventServiceServicer):
             else:
                 errors.append(
                     events_pb2.EventError(
-                        index=index, event_id=message.event_id, field=wrong.field, reason=wrong.reason
+                        index=index, event_id=message.event_id[:MAX_ID_BYTES], field=wrong.field, reason=wrong.reason
                     )
                 )
         if not good:
             return Written(0, 0), errors
-        written = await self._store.write(good)
-        self._felt(good, written)
-        return written, errors
+        return await self._write_good(good), errors
 
 
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):

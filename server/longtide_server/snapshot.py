@@ -157,7 +157,10 @@ def resolve(directory: Path) -> Path:
     pointer = directory / CURRENT
     if not pointer.is_file():
         raise SnapshotError(f"{directory}: no snapshot here; `longtide train LOG --out {directory}` makes one")
-    target = directory / pointer.read_text(encoding="utf-8").strip()
+    try:
+        target = directory / pointer.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SnapshotError(f"{pointer}: cannot be read: {exc}") from exc
     if not (target / MANIFEST).is_file():
         raise SnapshotError(f"{pointer}: names {target.name!r}, which is not there")
     return target
@@ -179,6 +182,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with the manifest: there, whole and unchanged."""
+    for name in (ENCODER, CATALOG, USERS, EMBEDDINGS, POPULARITY, TRANSITIONS, POSITIONS, INDEX):
+        if name not in manifest.files:
+            raise SnapshotError(f"{folder / MANIFEST}: does not list {name}")
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():

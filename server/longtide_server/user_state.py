@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,10 @@ class UserStates:
         self._capacity = capacity
         self._users: OrderedDict[str, UserState] = OrderedDict()
         self._loading: dict[str, asyncio.Task[UserState]] = {}
+        self._writes: set[asyncio.Task[Written]] = set()
+        self._being_written: Counter[str] = Counter()
+        self._unsure: set[str] = set()
+        """Users who were read from the log while a write of theirs was under way: what was read may hold it or not."""
         self._outdated: set[str] = set()
         """Users of whom something was written while they were being read from the log."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
@@ -100,7 +105,24 @@ class UserStates:
             loading = self._loading[user_id] = asyncio.create_task(self._load(user_id))
         return await asyncio.shield(loading)
 
-    def apply(self, events: Iterable[Event], written: Written) -> None:
+    async def write(self, events: Sequence[Event]) -> Written:
+        """Make events durable, then let them be felt, also when the caller gives up meanwhile. See EventStore."""
+        task = asyncio.create_task(self._write(events))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _write(self, events: Sequence[Event]) -> Written:
+        users = {event.user_id for event in events}
+        self._being_written.update(users)
+        try:
+            written = await self._store.write(events)
+            self.apply(events, written)
+            return written
+        finally:
+            self._being_written -= Counter(users)
+
+    def apply(self, events: Sequence[Event], written: Written) -> None:
         """Let written events be felt: call it once they are durable, before the write is answered.
 
         When some of them were duplicates, only the log knows which: their users are read from it again.
@@ -108,10 +130,11 @@ class UserStates:
         for event in events:
             if event.user_id in self._loading:
                 self._outdated.add(event.user_id)
-            elif written.duplicates:
+            elif written.duplicates or event.user_id in self._unsure:
                 self._users.pop(event.user_id, None)
             elif (user := self._users.get(event.user_id)) is not None:
                 user.add(event, self._snapshot.catalog.number(event.item_id))
+        self._unsure.difference_update(event.user_id for event in events)
 
     async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.
@@ -119,11 +142,14 @@ class UserStates:
         Only events that the kept state has not seen are encoded, and the result without the session is kept.
         EncoderUnavailable, DeadlineExceeded or Overloaded when the encoder cannot answer.
         """
-        if len(user.items) > user.encoded_count:
-            await self._advance(user, top_n, timeout_s)
+        end_s = time.monotonic() + timeout_s
+        # Again, when an event came late meanwhile and what was encoded is no longer what happened.
+        while len(user.items) > user.encoded_count:
+            await self._advance(user, top_n, end_s - time.monotonic())
         if session:
             state = self._zeros if user.encoded is None else user.encoded.state
-            return await self._encoder.encode(steps_between(user, len(user.items), session, state, top_n), timeout_s)
+            steps = steps_between(user, len(user.items), session, state, top_n)
+            return await self._encoder.encode(steps, end_s - time.monotonic())
         return user.encoded
 
     async def _advance(self, user: UserState, top_n: int, timeout_s: float) -> None:
@@ -145,6 +171,8 @@ class UserStates:
             for event in events:
                 user.add(event, self._snapshot.catalog.number(event.item_id))
             self._users[user_id] = user
+            if user_id in self._being_written:
+                self._unsure.add(user_id)
             while len(self._users) > self._capacity:
                 self._users.popitem(last=False)
             return user

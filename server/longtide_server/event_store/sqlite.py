@@ -86,6 +86,8 @@ class SqliteEventStore:
 
     async def history(self, user_id: str) -> list[Event]:
         """See EventStore."""
+        if self._closed:
+            raise Unavailable("the event store is closing")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_history, user_id)
 
     async def close(self) -> None:

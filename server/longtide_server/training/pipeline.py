@@ -41,7 +41,7 @@ from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
-from longtide_server.training.train import Progress, last_queries, train_encoder
+from longtide_server.training.train import Progress, last_queries, refit, train_encoder
 
 REQUIRED_RECALL = 0.9
 RECALL_QUERIES = 200
@@ -80,6 +80,9 @@ def train_and_publish(
         _publish(model, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
         judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
     fusion = fit_fusion(judged)
+    if settings.train.refit_epochs:
+        report(Step("Refitting on everything"))
+        refit(model, settings.train, sequences, report)
     report(Step("Building and publishing the snapshot"))
     return _publish(model, sequences, infos, settings, fusion, source_metrics(judged, fusion), directory)
 

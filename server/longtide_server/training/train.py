@@ -35,11 +35,15 @@ class TrainConfig:
     """Epochs without a better validation NDCG@10 before training stops early."""
     learning_rate: float = 2e-3
     """Peak of the schedule: a short warm-up, then a cosine down to a twentieth."""
+    refit_epochs: int = 1
+    """Passes over the whole log, validation targets included, once everything is chosen; 0 leaves them out."""
+    refit_learning_rate: float = 4e-4
+    """Where the schedule of these passes starts; it falls to a twentieth."""
     weight_decay: float = 0.0
     """AdamW's, on everything but embeddings, biases and norms."""
-    batch_events: int = 8192
+    batch_events: int = 4096
     """Events of one optimiser step, padding included."""
-    chunk: int = 200
+    chunk: int = 128
     """Events through which gradients flow back, per row."""
     bfloat16: bool = False
     """Whether products are made in bfloat16; sums and weights stay in float32."""
@@ -78,10 +82,8 @@ def train_encoder(
     judged = _judged(holdout, settings.validation_users, rng)
     learners = np.flatnonzero(history.lengths >= 2)
     model = Encoder(config)
-    optimizer = _optimizer(model, settings)
-    steps = sum(1 for group in batches(history, learners, settings.batch_events, settings.chunk, None)
-                for _ in chunks(history, group, settings.chunk))  # fmt: skip
-    schedule = _schedule(optimizer, max(1, steps) * settings.epochs)
+    optimizer = _optimizer(model, settings, settings.learning_rate)
+    schedule = _schedule(optimizer, _steps(history, learners, settings) * settings.epochs)
     best, best_ndcg, waited = copy.deepcopy(model.state_dict()), -1.0, 0
     begun = time.monotonic()
     for epoch in range(1, settings.epochs + 1):
@@ -100,6 +102,19 @@ def train_encoder(
             break
     model.load_state_dict(best)
     return model.eval()
+
+
+def refit(model: Encoder, settings: TrainConfig, sequences: Sequences, report: Callable[[Progress], None]) -> None:
+    """Go on training on everything, so that what is served has also learned from what it was judged by."""
+    rng = np.random.default_rng(settings.seed)
+    learners = np.flatnonzero(sequences.lengths >= 2)
+    optimizer = _optimizer(model, settings, settings.refit_learning_rate)
+    schedule = _schedule(optimizer, _steps(sequences, learners, settings) * settings.refit_epochs)
+    begun = time.monotonic()
+    for epoch in range(1, settings.refit_epochs + 1):
+        for done, loss, _ in _epoch(model, optimizer, schedule, sequences, learners, settings, rng):
+            report(Progress(epoch, settings.refit_epochs, done, loss, seconds=time.monotonic() - begun))
+    model.eval()
 
 
 def _epoch(
@@ -204,11 +219,17 @@ def _judged(holdout: Holdout, most: int, rng: np.random.Generator) -> Holdout:
     return Holdout(holdout.history, holdout.users[drawn], holdout.targets[drawn])
 
 
-def _optimizer(model: Encoder, settings: TrainConfig) -> torch.optim.Optimizer:
+def _steps(sequences: Sequences, users: NDArray[np.int64], settings: TrainConfig) -> int:
+    """About how many optimiser steps an epoch takes; at least 1."""
+    groups = batches(sequences, users, settings.batch_events, settings.chunk, None)
+    return max(1, sum(-(-int(sequences.lengths[group].max()) // settings.chunk) for group in groups))
+
+
+def _optimizer(model: Encoder, settings: TrainConfig, learning_rate: float) -> torch.optim.Optimizer:
     decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "embedding" not in name]
     others = [p for name, p in model.named_parameters() if not (p.dim() > 1 and "embedding" not in name)]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -1,0 +1,151 @@
+"""The handler: alone it gives the bytes that the server's own process gives, and it goes where TorchServe sends it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import longtide_handlers.encoder_handler as handler_file
+from longtide_handlers.encoder_handler import LongtideEncoderHandler
+from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
+from longtide_server.torchserve.archive import build_archive
+from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
+
+BARE_LOAD = Path(__file__).parents[1] / "torchserve" / "bare_load.py"
+CONFIG = ModelConfig(30, dim=8, hidden=8, blocks=1, use_types=True, use_gaps=True, use_values=True)
+
+ANSWER = """
+import importlib, pathlib, runpy, sys, types
+bare_load, folder = sys.argv[1:]
+sys.meta_path.insert(0, runpy.run_path(bare_load)["Refuse"]())
+sys.path.insert(0, folder)
+found = importlib.import_module("encoder_handler").LongtideEncoderHandler()
+manifest = {"model": {"serializedFile": "encoder.pt"}}
+found.initialize(types.SimpleNamespace(system_properties={"model_dir": folder, "gpu_id": None}, manifest=manifest))
+request = {path.name: path.read_bytes() for path in pathlib.Path(folder, "request").iterdir()}
+sys.stdout.buffer.write(b"".join(found.handle([request], None)))
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "encoder.pt"
+    torch.jit.script(ServingEncoder(Encoder(CONFIG).eval())).save(str(path))
+    return path
+
+
+def steps(count: int, top_n: int = 5) -> Steps:
+    rng = np.random.default_rng(count)
+    return Steps(
+        items=rng.integers(1, 31, count).astype(np.int32),
+        types=rng.integers(1, 13, count).astype(np.uint8),
+        gaps=rng.uniform(0, 1e6, count).astype(np.float32),
+        values=np.where(rng.random(count) < 0.5, np.nan, 1.0).astype(np.float32),
+        state=rng.normal(size=CONFIG.state_size).astype(np.float32),
+        top_n=top_n,
+    )
+
+
+BATCH = [steps(3), steps(1), steps(40, top_n=7)]
+
+
+def context(weights: Path, gpu_id) -> SimpleNamespace:
+    return SimpleNamespace(
+        system_properties={"model_dir": str(weights.parent), "gpu_id": gpu_id},
+        manifest={"model": {"serializedFile": weights.name}},
+    )
+
+
+def handler(weights: Path, gpu_id=None) -> LongtideEncoderHandler:
+    made = LongtideEncoderHandler()
+    made.initialize(context(weights, gpu_id))
+    return made
+
+
+async def encode_here(weights: Path) -> list[Encoded]:
+    local = LocalEncoder(weights)
+    try:
+        return await local.encode(BATCH, 60.0)
+    finally:
+        await local.close()
+
+
+def test_unpacked_and_alone_it_answers_as_the_local_encoder_does(weights, tmp_path):
+    build_archive(tmp_path / "e.mar", model_name="e", version="1", handler=Path(handler_file.__file__), weights=weights)
+    with zipfile.ZipFile(tmp_path / "e.mar") as archive:
+        archive.extractall(tmp_path / "unpacked")
+        assert json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["handler"] == "encoder_handler.py"
+    (tmp_path / "unpacked" / "request").mkdir()
+    for name, raw in pack(BATCH).items():
+        (tmp_path / "unpacked" / "request" / name).write_bytes(raw)
+
+    command = [sys.executable, "-I", "-c", ANSWER, str(BARE_LOAD), str(tmp_path / "unpacked")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+    for found, wanted in zip(unpack(done.stdout, len(BATCH)), asyncio.run(encode_here(weights)), strict=True):
+        for name in ("query", "state", "items", "log_probability"):
+            assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes(), name
+        assert found.log_z == wanted.log_z
+
+
+@torch.inference_mode()
+def test_the_answer_is_what_the_model_says(weights):
+    found = unpack(handler(weights).answer(pack([steps(3)])), 1)[0]
+    model = torch.jit.load(str(weights))
+    one = steps(3)
+    query, state, items, log_probability, log_z = model(
+        *(torch.from_numpy(part.astype(kind)) for part, kind in (
+            (one.items, np.int64), (one.types, np.int64), (one.gaps, np.float32), (one.values, np.float32))),
+        torch.tensor([3]), torch.from_numpy(one.state)[None], 5,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.query, query[0].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.state, state[0].numpy(), rtol=1e-5, atol=1e-6)
+    assert found.items.tolist() == items[0].tolist()
+    np.testing.assert_allclose(found.log_probability, log_probability[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert found.log_z == pytest.approx(float(log_z), rel=1e-5)
+
+
+def test_a_batch_of_requests_gets_an_answer_each(weights):
+    made = handler(weights)
+    requests = [pack(BATCH), pack(BATCH[:1])]
+    assert made.handle(requests, None) == [made.answer(request) for request in requests]
+
+
+def test_a_batch_gets_as_many_items_as_the_greediest_row_asked_for(weights):
+    assert [len(found.items) for found in unpack(handler(weights).answer(pack(BATCH)), 3)] == [7, 7, 7]
+
+
+def test_it_is_ready_only_once_initialised(weights):
+    assert not LongtideEncoderHandler().initialized
+    assert handler(weights).initialized
+
+
+@pytest.mark.parametrize(
+    ("gpus", "assigned", "device"),
+    [
+        (False, None, "cpu"),
+        (False, 0, "cpu"),  # TorchServe counts GPUs that torch cannot use
+        (True, None, "cpu"),  # TorchServe gave this worker none
+        (True, 1, "cuda:1"),
+    ],
+)
+def test_it_goes_to_the_gpu_it_was_given_and_to_the_cpu_without_one(weights, monkeypatch, gpus, assigned, device):
+    loaded_onto = []
+
+    def load(path, map_location):
+        loaded_onto.append(map_location)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.jit, "load", load)
+    assert handler(weights, assigned).device == torch.device(device)
+    assert loaded_onto == [torch.device(device)]

@@ -1,0 +1,266 @@
+"""A world small enough to work out by eye, a fake encoder for it, and one tiny snapshot that was really trained.
+
+The world lies on a circle: an item's embedding is a direction. a is at 0 degrees, b at 30, c at 60, d at 90 and e at
+180, popular in that order. Whoever's last item is b has the query vector of b.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from longtide_server.candidates import Transitions, TransitionSettings
+from longtide_server.catalog import Catalog, ItemInfo
+from longtide_server.encoder import CoalescingEncoder, Encoded
+from longtide_server.event_store import Written
+from longtide_server.events import Event, EventType
+from longtide_server.neighbors import NeighborIndex, Positions, build_index
+from longtide_server.ranking import Fusion
+from longtide_server.recommender import Recommender
+from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot, load_snapshot
+from longtide_server.training.dataset import to_sequences
+from longtide_server.training.log import read_log
+from longtide_server.training.pipeline import train_and_publish
+from longtide_server.training.settings import settings_for, with_overrides
+from longtide_server.user_state import UserStates
+
+TEMPERATURE = 0.5
+DEGREES = {"a": 0, "b": 30, "c": 60, "d": 90, "e": 180}
+POPULARITY = (0.4, 0.3, 0.15, 0.1, 0.05)
+FUSION = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3, popularity=0.0, floor=0.1)
+FOLLOWS = {"a": {"b": 1.0}, "b": {"c": 0.75, "d": 0.25}}
+MOMENTS = [("bob", 0, "c"), ("bob", 60, "d"), ("cara", 10, "e"), ("dan", 30, "c")]
+"""Whose moment it is, where on the circle they were, and what they did next."""
+
+
+def direction(degrees):
+    return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))], np.float32)
+
+
+class MemoryStore:
+    """An EventStore in memory; what was read or written may be held back from the caller for a while."""
+
+    def __init__(self):
+        self.events = {}
+        self.reads = []
+        self.read_begun = asyncio.Semaphore(0)
+        self.reading_allowed = asyncio.Event()
+        self.reading_allowed.set()
+        self.write_done = asyncio.Semaphore(0)
+        self.answering_allowed = asyncio.Event()
+        self.answering_allowed.set()
+        self.failure = None  # raised instead of an answer
+
+    async def write(self, events):
+        if self.failure:
+            raise self.failure
+        before = len(self.events)
+        for event in events:
+            self.events.setdefault(event.event_id, event)
+        new = len(self.events) - before
+        self.write_done.release()
+        await self.answering_allowed.wait()
+        return Written(new, len(events) - new)
+
+    async def history(self, user_id):
+        if self.failure:
+            raise self.failure
+        self.reads.append(user_id)
+        found = [event for event in self.events.values() if event.user_id == user_id]
+        self.read_begun.release()
+        await self.reading_allowed.wait()
+        return sorted(found, key=lambda event: event.time_s)
+
+    async def close(self):
+        pass
+
+
+class FakeEncoder:
+    """An Encoder to work out by eye: the query vector is the last item's embedding.
+
+    The state is [events so far, the items' numbers, each counting half as much as the one after it].
+    """
+
+    state_size = 2
+
+    def __init__(self, embeddings, temperature=TEMPERATURE):
+        self.calls = []  # every batch that arrived, failed ones included
+        self.closed = False
+        self.failure = None  # raised instead of an answer
+        self.call_begun = asyncio.Semaphore(0)
+        self.answering_allowed = asyncio.Event()
+        self.answering_allowed.set()
+        self._embeddings = embeddings
+        self._temperature = temperature
+
+    @property
+    def rows(self):
+        """The items of every row that arrived, as lists."""
+        return [[steps.items.tolist() for steps in batch] for batch in self.calls]
+
+    @property
+    def events(self):
+        """How many events arrived."""
+        return sum(len(steps.items) for batch in self.calls for steps in batch)
+
+    async def encode(self, batch, timeout_s):
+        self.calls.append(list(batch))
+        self.call_begun.release()
+        await self.answering_allowed.wait()
+        if self.failure:
+            raise self.failure
+        return [self._encoded(steps) for steps in batch]
+
+    async def close(self):
+        self.closed = True
+
+    def _encoded(self, steps):
+        count, trace = steps.state.tolist()
+        for item in steps.items.tolist():
+            count, trace = count + 1, trace / 2 + item
+        query = self._embeddings[steps.items[-1]]
+        logits = self._embeddings[1:] @ query / self._temperature
+        log_z = float(np.log(np.exp(logits).sum()))
+        best = np.argsort(-logits, kind="stable")[: steps.top_n]
+        return Encoded(query, np.array([count, trace], np.float32), best + 1, logits[best] - log_z, log_z)
+
+
+def make_event(event_id, item_id="a", time_s=0.0, user_id="ann", **rest):
+    return Event(event_id, user_id, item_id, rest.pop("type", EventType.VIEW), time_s, **rest)
+
+
+@pytest.fixture
+def event():
+    """Makes a valid event: event(event_id, item_id, time_s, user_id)."""
+    return make_event
+
+
+@pytest.fixture
+def make_snapshot(tmp_path_factory):
+    """Makes a world's snapshot; a test changes what it is about."""
+
+    def made(degrees=DEGREES, popularity=POPULARITY, follows=FOLLOWS, moments=MOMENTS, fusion=FUSION, **neighbors):
+        ids = tuple(degrees)
+        catalog = Catalog(ids, tuple(ItemInfo(f"Title {item}", ("letters",)) for item in ids))
+        users = tuple(dict.fromkeys(user for user, _, _ in moments))
+        positions = Positions(
+            user=np.array([users.index(user) for user, _, _ in moments], np.int32),
+            next_item=np.array([catalog.number(item) for _, _, item in moments], np.int32),
+            weight=np.ones(len(moments), np.float32),
+        )
+        vectors = np.array([direction(at) for _, at, _ in moments], np.float32).reshape(-1, 2)
+        path = tmp_path_factory.mktemp("world") / "positions.ann"
+        build_index(vectors, path, trees=10)
+        manifest = Manifest(
+            snapshot_id="world",
+            created_time="2026-11-01T00:00:00+00:00",
+            encoder=EncoderFacts(2, FakeEncoder.state_size, TEMPERATURE),
+            neighbors=NeighborSettings(**({"count": 4, "min_similarity": 0.9, "temperature": 0.5} | neighbors)),
+            transitions=TransitionSettings(lags=2, decay=0.5),
+            fusion=fusion,
+            user_count=len(users),
+            item_count=len(ids),
+            event_count=len(moments),
+            model={},
+            training={},
+            metrics={},
+        )
+        return Snapshot(
+            manifest=manifest,
+            path=path.parent,
+            catalog=catalog,
+            user_ids=users,
+            user_numbers={user: number for number, user in enumerate(users)},
+            embeddings=np.array([[0.0, 0.0], *(direction(at) for at in degrees.values())], np.float32),
+            popularity=np.array([0.0, *popularity]),
+            transitions=make_transitions(catalog, follows),
+            neighbors=NeighborIndex(path, 2, positions),
+        )
+
+    return made
+
+
+def make_transitions(catalog, follows):
+    rows = [follows.get(item, {}) for item in ("", *catalog.item_ids)]  # row 0 is padding
+    return Transitions(
+        offsets=np.cumsum([0, *(len(row) for row in rows)]),
+        items=np.array([catalog.number(item) for row in rows for item in row], np.int32),
+        probability=np.array([share for row in rows for share in row.values()], np.float32),
+    )
+
+
+@pytest.fixture
+def make_world(make_snapshot):
+    """Makes a recommender with all its parts; the encoder is fake and the events are in memory."""
+
+    def made(*, capacity=10, snapshot=None, **changes):
+        snapshot = snapshot or make_snapshot(**changes)
+        store, encoder = MemoryStore(), FakeEncoder(snapshot.embeddings)
+        coalescing = CoalescingEncoder(encoder, 10.0)
+        states = UserStates(snapshot, store, coalescing, capacity)
+
+        async def write(*events):
+            states.apply(events, await store.write(events))
+
+        async def did(user_id, items):
+            """The user acts on the items, a second apart."""
+            at = len(store.events)
+            await write(*(make_event(f"{user_id}-{at + i}", item, at + i, user_id) for i, item in enumerate(items)))
+
+        return SimpleNamespace(
+            snapshot=snapshot,
+            store=store,
+            encoder=encoder,
+            coalescing=coalescing,
+            states=states,
+            recommender=Recommender(snapshot, states),
+            write=write,
+            did=did,
+        )
+
+    return made
+
+
+@pytest.fixture
+def world(make_world):
+    return make_world()
+
+
+@pytest.fixture(scope="session")
+def tiny_log(tmp_path_factory):
+    """30 users, each with 10 events: user n goes round the items from item n on."""
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    rows = [
+        f"user-{user},item-{(user + step) % 12},{1_700_000_000 + user * 1_000 + step * 60},view,"
+        for user in range(30)
+        for step in range(10)
+    ]
+    rows[5::10] = [row.replace("view,", "purchase,9.5") for row in rows[5::10]]
+    path.write_text("\n".join(["user_id,item_id,timestamp,event_type,value", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshots(tiny_log, tmp_path_factory):
+    """The directory of a snapshot that was trained on the tiny log. Not to be changed."""
+    return train_on(tiny_log, tmp_path_factory.mktemp("snapshots"))
+
+
+def train_on(path, directory):
+    log, _ = read_log(path)
+    sequences = to_sequences(log)
+    small = {"train.epochs": "1", "model.dim": "8", "model.hidden": "8", "train.chunk": "8"}
+    settings = with_overrides(settings_for(sequences, times_are_real=True, seed=7), small)
+    settings = replace(settings, model=replace(settings.model, use_values=True, value_std=2.0))
+    train_and_publish(sequences, {"item-1": ItemInfo("One", ("odd",))}, settings, directory, lambda _: None)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tiny_snapshots):
+    return load_snapshot(tiny_snapshots)

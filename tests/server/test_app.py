@@ -1,0 +1,133 @@
+"""The whole server as it is composed, with the encoder in its own process."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf import timestamp_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide_server.app import running
+from longtide_server.config import ServerConfig
+from longtide_server.errors import InvalidInput, SnapshotError
+
+SERVICES = ["longtide.v1.EventService", "longtide.v1.RecommendationService"]
+
+
+@pytest.fixture
+def config(tiny_snapshots, tmp_path):
+    """Settings of a server; tests change what they are about."""
+
+    def made(**changes):
+        base = {"snapshot_dir": tiny_snapshots, "data_dir": tmp_path / "data", "listen": "127.0.0.1:0"}
+        return ServerConfig(**(base | {"encoder": "local", "stop_grace_s": 1.0} | changes))
+
+    return made
+
+
+@pytest.fixture
+async def channel(config):
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        yield channel
+
+
+def event(event_id, item_id="item-3", user_id="ann"):
+    return events_pb2.Event(
+        event_id=event_id,
+        user_id=user_id,
+        item_id=item_id,
+        type=events_pb2.EVENT_TYPE_VIEW,
+        event_time=timestamp_pb2.Timestamp(seconds=1_700_000_000),
+    )
+
+
+async def write(channel, *events):
+    return await events_pb2_grpc.EventServiceStub(channel).WriteEvents(events_pb2.WriteEventsRequest(events=events))
+
+
+async def recommended(channel, user_id="ann"):
+    stub = recommendation_pb2_grpc.RecommendationServiceStub(channel)
+    answer = await stub.Recommend(recommendation_pb2.RecommendRequest(user_id=user_id, limit=12))
+    assert not answer.degraded, answer.degraded_reason
+    return [item.item_id for item in answer.recommendations]
+
+
+async def test_events_are_felt_at_once_and_survive_a_restart(config):
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        assert len(await recommended(channel)) == 12
+        assert (await write(channel, event("e1"), event("e2", "item-4"))).written_count == 2
+        before = await recommended(channel)
+        assert sorted(before) == sorted(f"item-{n}" for n in range(12) if n not in (3, 4))
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        assert await recommended(channel) == before
+        assert (await write(channel, event("e1"))).duplicate_count == 1
+
+
+async def test_health_answers_for_the_server_and_each_service(channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    for service in ("", *SERVICES):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(health_pb2.HealthCheckRequest(service="longtide.v1.Nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stopping_server_says_so_before_it_is_gone(config):
+    async with running(config(stop_grace_s=0.1)) as address:
+        channel = grpc.aio.insecure_channel(address)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        last = asyncio.ensure_future(watch.read())
+    assert (await last).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await channel.close()
+
+
+async def test_reflection_lists_and_describes_the_services(channel):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stream = stub.ServerReflectionInfo()
+    await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    listed = (await stream.read()).list_services_response.service
+    assert {service.name for service in listed} >= {*SERVICES, "grpc.health.v1.Health"}
+    await stream.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICES[1]))
+    described = (await stream.read()).file_descriptor_response.file_descriptor_proto
+    assert any(b"StreamRecommend" in file for file in described)
+    await stream.done_writing()
+
+
+async def test_a_message_over_the_limit_is_refused(config):
+    async with running(config(max_message_bytes=10_000)) as address, grpc.aio.insecure_channel(address) as channel:
+        assert (await write(channel, event("x" * 500))).written_count == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await write(channel, *(event(f"{n}" * 100) for n in range(100)))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await write(channel, event("after"))).written_count == 1
+
+
+async def test_a_long_id_that_is_refused_does_not_make_the_answer_too_long(channel):
+    """A plain client takes in 4 MiB; the server takes in 16."""
+    answer = await write(channel, event("good"), event("x" * 5_000_000))
+    assert answer.written_count == 1
+    assert [error.index for error in answer.errors] == [1]
+
+
+async def test_a_port_in_use_is_named(config):
+    async with running(config()) as address:
+        with pytest.raises(InvalidInput, match=f"{address} cannot be listened on"):
+            async with running(config(listen=address)):
+                pass
+
+
+@pytest.mark.parametrize("listen", ["50051", ":50051", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536"])
+async def test_an_address_that_is_none_is_named(config, listen):
+    with pytest.raises(InvalidInput, match="listen"):
+        async with running(config(listen=listen)):
+            pass
+
+
+async def test_without_a_snapshot_there_is_no_server(config, tmp_path):
+    with pytest.raises(SnapshotError, match="no snapshot here"):
+        async with running(config(snapshot_dir=tmp_path)):
+            pass

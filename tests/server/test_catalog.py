@@ -1,0 +1,32 @@
+"""Item ids, their numbers, and what a person reads of them."""
+
+from longtide_server.catalog import Catalog, ItemInfo, read_catalog, write_catalog
+
+CATALOG = Catalog(("a", "ß", "🌊"), (ItemInfo("Alpha", ("x", "y")), ItemInfo(), ItemInfo("Wave")))
+
+
+def test_numbers_begin_with_1():
+    assert [CATALOG.number(item) for item in ("a", "ß", "🌊")] == [1, 2, 3]
+    assert [CATALOG.item_id(number) for number in (1, 2, 3)] == ["a", "ß", "🌊"]
+    assert CATALOG.info(1) == ItemInfo("Alpha", ("x", "y"))
+    assert len(CATALOG) == 3
+
+
+def test_an_unknown_item_has_the_number_0():
+    assert CATALOG.number("never") == 0
+    assert CATALOG.number("") == 0
+
+
+def test_unknown_items_are_left_out_and_the_others_keep_their_order():
+    numbers = CATALOG.numbers(["🌊", "never", "a", "🌊"])
+    assert numbers.tolist() == [3, 1, 3]
+    assert numbers.dtype == "int64"
+    assert CATALOG.numbers(["never"]).dtype == "int64"
+
+
+def test_a_written_catalogue_is_read_again(tmp_path):
+    write_catalog(CATALOG, tmp_path / "catalog.parquet")
+    again = read_catalog(tmp_path / "catalog.parquet")
+    assert again.item_ids == CATALOG.item_ids
+    assert again.infos == CATALOG.infos
+    assert again.number("🌊") == 3

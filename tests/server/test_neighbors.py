@@ -1,0 +1,123 @@
+"""The index over moments: what it finds, what it refuses."""
+
+import numpy as np
+import pytest
+
+from longtide_server.errors import SnapshotError
+from longtide_server.neighbors import NeighborIndex, Positions, build_index, recall
+
+
+def positions(count):
+    return Positions(
+        user=np.zeros(count, np.int32), next_item=np.ones(count, np.int32), weight=np.ones(count, np.float32)
+    )
+
+
+def unit(*rows):
+    vectors = np.array(rows, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def random_units(count, dim, seed):
+    return unit(*np.random.default_rng(seed).normal(size=(count, dim)))
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds an index of vectors and opens it."""
+
+    def built(vectors):
+        build_index(vectors, tmp_path / "index.ann", trees=10)
+        return NeighborIndex(tmp_path / "index.ann", vectors.shape[1], positions(len(vectors)))
+
+    return built
+
+
+CORNERS = unit([1, 0], [0.8, 0.6], [0, 1], [-1, 0])
+
+
+def test_the_nearest_comes_first_with_its_cosine(build):
+    found = build(CORNERS).search(CORNERS[0], 4, 100, -1.0)
+    assert found.position.tolist() == [0, 1, 2, 3]
+    assert found.similarity.tolist() == pytest.approx([1.0, 0.8, 0.0, -1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_every_vector_finds_itself(build, row):
+    assert build(CORNERS).search(CORNERS[row], 1, 100, -1.0).position.tolist() == [row]
+
+
+@pytest.mark.parametrize(("least", "found"), [(-1.0, 4), (-0.5, 3), (0.5, 2), (0.9, 1), (1.0, 1)])
+def test_what_is_less_similar_is_cut_off(build, least, found):
+    assert build(CORNERS).search(CORNERS[0], 4, 100, least).position.tolist() == list(range(found))
+
+
+def test_nothing_may_be_similar_enough(build):
+    found = build(CORNERS).search(unit([0.6, -0.8])[0], 4, 100, 0.9)
+    assert len(found.position) == len(found.similarity) == 0
+
+
+def test_at_most_so_many_are_found(build):
+    index = build(CORNERS)
+    assert len(index.search(CORNERS[0], 2, 100, -1.0).position) == 2
+    assert len(index.search(CORNERS[0], 100, 100, -1.0).position) == 4
+
+
+def test_all_vectors_are_found_as_brute_force_finds_them(build):
+    vectors, queries = random_units(300, 8, seed=1), random_units(20, 8, seed=2)
+    index = build(vectors)
+    for query in queries:
+        found = index.search(query, 10, 10_000, -1.0)
+        assert found.position.tolist() == np.argsort(-(vectors @ query))[:10].tolist()
+        assert found.similarity.tolist() == pytest.approx((vectors @ query)[found.position].tolist(), abs=1e-5)
+
+
+def test_recall_is_1_for_a_search_that_looks_at_everything(build):
+    vectors, queries = random_units(300, 8, seed=1), random_units(20, 8, seed=2)
+    assert recall(build(vectors), vectors, queries, count=50, search_k=10_000) == 1.0
+
+
+def test_recall_is_the_share_of_true_neighbours_found(build):
+    vectors = random_units(300, 8, seed=1)
+    index = build(vectors)
+    # Of the 10 true ones a search for 5 can find 5.
+    assert recall(index, vectors, vectors[:20], count=5, search_k=10_000, at=10) == 0.5
+    elsewhere = -vectors  # what the index holds is the opposite of what is asked for
+    assert recall(index, elsewhere, vectors[:20], count=10, search_k=10_000, at=10) == 0.0
+
+
+def test_equal_moments_are_interchangeable(build):
+    vectors = np.repeat(unit([1, 0]), 100, axis=0)
+    assert recall(build(vectors), vectors, vectors[:3], count=10, search_k=1_000, at=10) == 1.0
+
+
+def test_two_builds_give_the_same_file(tmp_path):
+    vectors = random_units(500, 8, seed=3)
+    build_index(vectors, tmp_path / "one.ann", trees=10)
+    build_index(vectors, tmp_path / "two.ann", trees=10)
+    assert (tmp_path / "one.ann").read_bytes() == (tmp_path / "two.ann").read_bytes()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_index_may_be_nearly_empty(build, count):
+    vectors = CORNERS[:count]
+    assert len(build(vectors)) == count
+    assert build(vectors).search(CORNERS[0], 10, 100, -1.0).position.tolist() == list(range(count))
+
+
+@pytest.mark.parametrize("dim", [4, 7, 9, 16])
+def test_an_index_of_other_dimensions_is_refused(tmp_path, dim):
+    build_index(random_units(100, 8, seed=1), tmp_path / "index.ann", trees=10)
+    with pytest.raises(SnapshotError, match=r"index\.ann"):
+        NeighborIndex(tmp_path / "index.ann", dim, positions(100))
+
+
+def test_an_index_of_other_positions_is_refused(tmp_path):
+    build_index(CORNERS, tmp_path / "index.ann", trees=10)
+    with pytest.raises(SnapshotError, match=r"index\.ann: holds 4 vectors for 5 positions"):
+        NeighborIndex(tmp_path / "index.ann", 2, positions(5))
+
+
+def test_an_index_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SnapshotError, match=r"absent\.ann"):
+        NeighborIndex(tmp_path / "absent.ann", 2, positions(0))

@@ -1,0 +1,101 @@
+"""The fusion's order, worked out by hand: one rule a test."""
+
+import numpy as np
+import pytest
+
+from longtide_server.candidates import Candidates, Source
+from longtide_server.ranking import Fusion, log_features, rank
+
+EVERY = list(Source)
+ENCODER_ONLY = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0, floor=0.1)
+
+
+def candidates(**rows):
+    """candidates(i1=(.5, 0, 0, 0)): what encoder, neighbours, transitions and popularity say of item 1."""
+    items = np.array([int(name[1:]) for name in rows], np.int64)
+    return Candidates(items, np.array(list(rows.values()), float).reshape(len(items), len(Source)))
+
+
+def test_the_floor_spreads_a_share_over_the_catalogue():
+    # 10 items: .9 x .5 + .1 / 10 = .46, and .01 where a source brings nothing
+    assert np.exp(log_features(np.array([[0.5, 0.0]]), 0.1, 10)).tolist() == [pytest.approx([0.46, 0.01])]
+
+
+def test_the_likelier_item_comes_first():
+    ranked = rank(candidates(i1=(0.1, 0, 0, 0), i2=(0.6, 0, 0, 0), i3=(0.3, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    assert ranked.items.tolist() == [2, 3, 1]
+    assert ranked.probability[:, 0].tolist() == [0.6, 0.3, 0.1]
+
+
+def test_scores_are_shares_of_the_product_of_floored_probabilities():
+    # Encoder .46 and .01, neighbours .01 and .91; weights 1 and 2: .46 x .0001 against .01 x .8281
+    fusion = Fusion(encoder=1.0, neighbors=2.0, transitions=0.0, popularity=0.0, floor=0.1)
+    ranked = rank(candidates(i1=(0.5, 0, 0, 0), i2=(0, 1.0, 0, 0)), fusion, EVERY, 10, 10)
+    assert ranked.items.tolist() == [2, 1]
+    assert ranked.score.tolist() == pytest.approx([0.008281 / 0.008327, 0.000046 / 0.008327])
+
+
+def test_a_source_of_weight_0_has_no_say():
+    ranked = rank(candidates(i1=(0.2, 0.9, 0.9, 0), i2=(0.3, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    assert ranked.items.tolist() == [2, 1]
+    assert (ranked.contribution[:, 1:3] == 0).all()
+
+
+def test_a_contribution_is_what_a_source_adds_above_its_floor():
+    fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.0, popularity=0.0, floor=0.1)
+    ranked = rank(candidates(i1=(0.5, 1.0, 0.7, 0)), fusion, EVERY, 10, 10)
+    assert ranked.contribution[0].tolist() == pytest.approx([np.log(46), 0.5 * np.log(91), 0, 0])
+
+
+def test_ties_go_to_the_smaller_item():
+    ranked = rank(candidates(i3=(0.2, 0, 0, 0), i5=(0.2, 0, 0, 0), i8=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    assert ranked.items.tolist() == [3, 5, 8]
+
+
+def test_popularity_decides_where_no_weighted_source_knows_anything():
+    ranked = rank(candidates(i3=(0, 0, 0, 0.1), i5=(0, 0, 0, 0.3)), ENCODER_ONLY, EVERY, 10, 10)
+    assert ranked.items.tolist() == [5, 3]
+
+
+def test_popularity_does_not_outvote_a_source():
+    ranked = rank(candidates(i3=(0, 0, 0, 1.0), i5=(0.01, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    assert ranked.items.tolist() == [5, 3]
+
+
+def test_only_the_best_are_returned_and_their_scores_are_shares_of_all():
+    ranked = rank(candidates(i1=(0.5, 0, 0, 0), i2=(0.4, 0, 0, 0), i3=(0.1, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 2)
+    assert ranked.items.tolist() == [1, 2]
+    assert ranked.score.tolist() == pytest.approx([0.46 / 0.93, 0.37 / 0.93], rel=1e-3)
+
+
+def test_a_source_that_was_not_asked_has_no_say():
+    fusion = Fusion(encoder=1.0, neighbors=0.0, transitions=0.1, popularity=0.0, floor=0.1)
+    both = candidates(i1=(0.9, 0, 0, 0), i2=(0, 0, 0.9, 0))
+    assert rank(both, fusion, EVERY, 10, 10).items.tolist() == [1, 2]
+    assert rank(both, fusion, [Source.TRANSITIONS], 10, 10).items.tolist() == [2, 1]
+
+
+def test_when_only_sources_of_weight_0_answered_they_count_equally():
+    left = [Source.TRANSITIONS, Source.POPULARITY]
+    ranked = rank(candidates(i1=(0.9, 0.9, 0, 0.1), i2=(0, 0, 0.5, 0.1)), ENCODER_ONLY, left, 10, 10)
+    assert ranked.items.tolist() == [2, 1]
+    assert ranked.contribution[0, Source.TRANSITIONS - 1] == pytest.approx(np.log(46))
+    assert (ranked.contribution[:, : Source.NEIGHBORS] == 0).all()
+
+
+def test_no_weight_at_all_counts_the_asked_sources_equally():
+    fusion = Fusion(encoder=0.0, neighbors=0.0, transitions=0.0, popularity=0.0)
+    ranked = rank(candidates(i1=(0.4, 0, 0, 0), i2=(0.3, 0.3, 0, 0)), fusion, EVERY, 10, 10)
+    assert ranked.items.tolist() == [2, 1]
+
+
+def test_no_candidates_are_no_ranking():
+    ranked = rank(candidates(), Fusion(), EVERY, 10, 5)
+    assert len(ranked.items) == len(ranked.score) == 0
+    assert ranked.probability.shape == ranked.contribution.shape == (0, len(Source))
+
+
+def test_an_impossible_item_still_has_a_score_above_0():
+    fusion = Fusion(encoder=1.0, neighbors=1.0, transitions=1.0, popularity=0.2, floor=0.03)
+    ranked = rank(candidates(i1=(1, 1, 1, 1), i2=(0, 0, 0, 0)), fusion, EVERY, 1_000_000, 2)
+    assert 0 < ranked.score[1] < ranked.score[0] <= 1

@@ -1,0 +1,180 @@
+"""What a request may hold, and that everything wrong with it is said at once."""
+
+import math
+
+import pytest
+
+from longtide.v1 import events_pb2, recommendation_pb2
+from longtide_server import requests
+from longtide_server.errors import FieldViolation, InvalidInput
+from longtide_server.recommender import Query
+
+
+def violations(check, message):
+    with pytest.raises(InvalidInput) as caught:
+        check(message)
+    return list(caught.value.violations)
+
+
+def recommend(**fields):
+    return recommendation_pb2.RecommendRequest(**({"user_id": "ann"} | fields))
+
+
+def rank(**fields):
+    return recommendation_pb2.RankRequest(**({"user_id": "ann", "item_ids": ["a"]} | fields))
+
+
+def similar_users(**fields):
+    return recommendation_pb2.ListSimilarUsersRequest(**({"user_id": "ann"} | fields))
+
+
+def test_a_query_is_read_as_it_was_sent():
+    message = recommend(limit=3, exclude_item_ids=["a"], session_item_ids=["b", "b"], min_similarity=0.5)
+    query = requests.read_query(message)
+    assert (query.user_id, query.limit, query.min_similarity) == ("ann", 3, 0.5)
+    assert list(query.exclude_item_ids) == ["a"]
+    assert list(query.session_item_ids) == ["b", "b"]
+
+
+def test_what_a_query_leaves_out_has_a_default():
+    query = requests.read_query(recommend())
+    assert (query.limit, query.min_similarity) == (10, None)
+    assert query.limit == Query("ann").limit
+    assert requests.check_similar_users(similar_users()) == (10, None)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1001])
+@pytest.mark.parametrize(
+    ("check", "message"), [(requests.read_query, recommend), (requests.check_similar_users, similar_users)]
+)
+def test_a_limit_is_1_to_1000(check, message, limit):
+    assert violations(check, message(limit=limit)) == [FieldViolation("limit", f"is {limit}; 1 to 1000 are allowed")]
+
+
+@pytest.mark.parametrize("limit", [1, 1000])
+def test_the_limits_of_a_limit_are_allowed(limit):
+    assert requests.read_query(recommend(limit=limit)).limit == limit
+    assert requests.check_similar_users(similar_users(limit=limit)) == (limit, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.1, -1.1, math.inf])
+@pytest.mark.parametrize(
+    ("check", "message"), [(requests.read_query, recommend), (requests.check_similar_users, similar_users)]
+)
+def test_a_similarity_is_a_cosine(check, message, value):
+    [wrong] = violations(check, message(min_similarity=value))
+    assert wrong == FieldViolation("min_similarity", f"is {value}; -1 to 1 is allowed")
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_the_limits_of_a_similarity_are_allowed(value):
+    assert requests.read_query(recommend(min_similarity=value)).min_similarity == value
+    assert requests.check_similar_users(similar_users(min_similarity=value)) == (10, value)
+
+
+def test_only_so_many_ids():
+    requests.read_query(recommend(exclude_item_ids=["a"] * 10_000, session_item_ids=["a"] * 1_000))
+    assert violations(requests.read_query, recommend(exclude_item_ids=["a"] * 10_001)) == [
+        FieldViolation("exclude_item_ids", "holds 10001 ids; 0 to 10000 are allowed")
+    ]
+    assert violations(requests.read_query, recommend(session_item_ids=["a"] * 1_001)) == [
+        FieldViolation("session_item_ids", "holds 1001 ids; 0 to 1000 are allowed")
+    ]
+
+
+def test_a_wrong_id_is_named_by_its_place():
+    assert violations(requests.read_query, recommend(session_item_ids=["a", "", "é" * 257])) == [
+        FieldViolation("session_item_ids[1]", "must not be empty"),
+        FieldViolation("session_item_ids[2]", "is 514 bytes long; at most 512 are allowed"),
+    ]
+
+
+def test_ten_wrong_ids_are_enough_to_name():
+    found = violations(requests.read_query, recommend(exclude_item_ids=[""] * 100))
+    assert [wrong.field for wrong in found] == [f"exclude_item_ids[{place}]" for place in range(10)]
+
+
+def test_everything_wrong_with_a_query_is_said_at_once():
+    message = recommend(
+        user_id="", limit=0, min_similarity=2, exclude_item_ids=["a", ""], session_item_ids=["a"] * 1_001
+    )
+    with pytest.raises(InvalidInput) as caught:
+        requests.read_query(message)
+    assert [wrong.field for wrong in caught.value.violations] == [
+        "user_id",
+        "limit",
+        "min_similarity",
+        "exclude_item_ids[1]",
+        "session_item_ids",
+    ]
+    assert "user_id: must not be empty; limit: is 0; 1 to 1000 are allowed; " in str(caught.value)
+
+
+def test_a_list_to_rank_holds_no_item_twice():
+    requests.check_rank(rank(item_ids=["a", "b"]))
+    assert violations(requests.check_rank, rank(item_ids=["a", "b", "a"])) == [
+        FieldViolation("item_ids", "an item is listed twice")
+    ]
+
+
+def test_a_list_to_rank_holds_something():
+    assert violations(requests.check_rank, rank(item_ids=[])) == [
+        FieldViolation("item_ids", "holds 0 ids; 1 to 10000 are allowed")
+    ]
+
+
+def test_everything_wrong_with_a_rank_is_said_at_once():
+    message = rank(user_id="", item_ids=["", ""], session_item_ids=[""])
+    assert [wrong.field for wrong in violations(requests.check_rank, message)] == [
+        "user_id",
+        "item_ids[0]",
+        "item_ids[1]",
+        "item_ids",
+        "session_item_ids[0]",
+    ]
+
+
+def test_a_batch_holds_1_to_10000_events():
+    one = events_pb2.Event(event_id="e1")
+    requests.check_batch([one])
+    requests.check_batch([one] * 10_000)
+    for count in (0, 10_001):
+        assert violations(requests.check_batch, [one] * count) == [
+            FieldViolation("events", f"holds {count} events; 1 to 10000 are allowed")
+        ]
+
+
+def test_a_message_of_a_stream_holds_1_to_1000_requests():
+    def message(count):
+        return recommendation_pb2.StreamRecommendRequest(requests=[recommend()] * count)
+
+    requests.check_rows(message(1))
+    requests.check_rows(message(1_000))
+    for count in (0, 1_001):
+        assert violations(requests.check_rows, message(count)) == [
+            FieldViolation("requests", f"holds {count} requests; 1 to 1000 are allowed")
+        ]
+
+
+def test_an_event_is_read_as_it_was_sent():
+    message = events_pb2.Event(
+        event_id="e1",
+        user_id="ann",
+        item_id="a",
+        type=events_pb2.EVENT_TYPE_CUSTOM,
+        custom_type="bookmarked",
+        value=0.0,
+        session_id="s",
+        attribution_token="t",
+    )
+    message.event_time.FromMilliseconds(1_500)
+    event = requests.read_event(message)
+    assert (event.event_id, event.user_id, event.item_id) == ("e1", "ann", "a")
+    assert (event.type, event.custom_type, event.time_s, event.value) == (12, "bookmarked", 1.5, 0.0)
+    assert (event.session_id, event.attribution_token) == ("s", "t")
+
+
+def test_what_an_event_leaves_out_is_absent_and_not_zero():
+    event = requests.read_event(events_pb2.Event())
+    assert event.value is None
+    assert math.isnan(event.time_s)

@@ -1,0 +1,281 @@
+"""The durable log: what is counted, kept, shared and refused."""
+
+import asyncio
+import sqlite3
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longtide_server.errors import Overloaded, Unavailable
+from longtide_server.event_store import Written
+from longtide_server.event_store import sqlite as sqlite_store
+from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.events import Event, EventType
+
+WRITER = Path(__file__).parent / "writer.py"
+SOON_S = 5.0
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / "events.db"
+
+
+@pytest.fixture
+async def store(path):
+    store = SqliteEventStore(path)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def lock(path):
+    """Takes the only place of a writer in the file, as another process could; returns what gives it back."""
+    connections = []
+
+    def locked():
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connections.append(other)
+        other.execute("BEGIN IMMEDIATE")
+        return other.rollback
+
+    yield locked
+    for connection in connections:
+        connection.close()
+
+
+class Traced:
+    """What the stores that are opened from now on execute, and when their writer has begun."""
+
+    def __init__(self, monkeypatch):
+        self.statements, self._begun, connect = [], threading.Event(), sqlite_store._connect
+
+        def traced(path):
+            connection = connect(path)
+            connection.set_trace_callback(self._executes)
+            return connection
+
+        monkeypatch.setattr(sqlite_store, "_connect", traced)
+
+    def _executes(self, statement):
+        self.statements.append(statement)
+        if statement.startswith("INSERT"):
+            self._begun.set()
+
+    async def begun(self):
+        assert await asyncio.to_thread(self._begun.wait, SOON_S)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    return Traced(monkeypatch)
+
+
+async def ids(store, user_id="ann"):
+    return [event.event_id for event in await store.history(user_id)]
+
+
+async def test_new_events_and_duplicates_are_counted(store, event):
+    assert await store.write([event("e1"), event("e2")]) == Written(new=2, duplicates=0)
+    assert await store.write([event("e2"), event("e3"), event("e1")]) == Written(new=1, duplicates=2)
+    assert await ids(store) == ["e1", "e2", "e3"]
+
+
+async def test_a_duplicate_may_be_in_the_same_batch(store, event):
+    assert await store.write([event("e1"), event("e1"), event("e1")]) == Written(new=1, duplicates=2)
+    assert await ids(store) == ["e1"]
+
+
+async def test_a_known_id_changes_nothing_whatever_comes_with_it(store, event):
+    await store.write([event("e1", "a", 1.0, "ann")])
+    assert await store.write([event("e1", "b", 2.0, "bob")]) == Written(new=0, duplicates=1)
+    assert await store.history("ann") == [event("e1", "a", 1.0, "ann")]
+    assert await store.history("bob") == []
+
+
+async def test_every_field_comes_back(store):
+    full = Event("e1", "ann\0🌊", "a", EventType.CUSTOM, 1.25, -0.5, "bookmarked", "s1", "t1")
+    plain = Event("e2", "ann\0🌊", "a", EventType.VIEW, 2.0)
+    zero = replace(plain, event_id="e3", value=0.0)
+    await store.write([full, plain, zero])
+    assert await store.history("ann\0🌊") == [full, plain, zero]
+    assert await store.history("ann") == []
+
+
+async def test_a_history_is_by_time_and_then_by_arrival(store, event):
+    await store.write([event("late", time_s=3.0), event("one of two", time_s=2.0)])
+    await store.write([event("another of two", time_s=2.0), event("early", time_s=1.0)])
+    assert await ids(store) == ["early", "one of two", "another of two", "late"]
+
+
+async def test_nobody_sees_the_history_of_another(store, event):
+    await store.write([event("e1", user_id="ann"), event("e2", user_id="bob")])
+    assert await ids(store, "ann") == ["e1"]
+    assert await ids(store, "bob") == ["e2"]
+    assert await ids(store, "cara") == []
+
+
+async def test_a_history_survives_a_restart(store, path, event):
+    await store.write([event("e1")])
+    await store.close()
+    again = SqliteEventStore(path)
+    assert await ids(again) == ["e1"]
+    assert await again.write([event("e1"), event("e2")]) == Written(new=1, duplicates=1)
+    await again.close()
+
+
+async def test_a_batch_is_written_whole_or_not_at_all(store, event):
+    unwritable = event("e3", user_id="\ud800")  # no UTF-8: it fails in the middle of the batch
+    with pytest.raises(Unavailable, match="cannot write"):
+        await store.write([event("e1"), event("e2"), unwritable, event("e4")])
+    assert await ids(store) == []
+    assert await store.write([event("e1")]) == Written(new=1, duplicates=0)
+
+
+async def test_callers_who_write_at_the_same_time_share_a_commit(traced, path, lock, event):
+    store = SqliteEventStore(path)
+    unlock = lock()
+    first = asyncio.ensure_future(store.write([event("first")]))
+    await traced.begun()
+    others = [asyncio.ensure_future(store.write([event(f"e{n}"), event("first")])) for n in range(20)]
+    await asyncio.sleep(0)
+    unlock()
+    assert await first == Written(new=1, duplicates=0)
+    assert await asyncio.gather(*others) == [Written(new=1, duplicates=1)] * 20
+    assert traced.statements.count("COMMIT") == 2
+    await store.close()
+
+
+async def test_an_acknowledged_event_survives_a_power_cut(path, monkeypatch):
+    opened, connect = [], sqlite_store._connect
+    monkeypatch.setattr(sqlite_store, "_connect", lambda path: opened.append(connect(path)) or opened[-1])
+    store = SqliteEventStore(path)
+    [writer] = opened
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    await store.close()
+
+
+async def test_an_acknowledged_event_survives_a_killed_server(path):
+    """Kills a process while it writes: what it said it had written is there."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(WRITER), str(path), stdout=asyncio.subprocess.PIPE
+    )
+    printed = [await process.stdout.readline() for _ in range(100)]
+    process.kill()
+    printed += (await process.communicate())[0].splitlines(keepends=True)
+    acknowledged = [line.decode().strip() for line in printed if line.endswith(b"\n")]  # the last may be cut
+    store = SqliteEventStore(path)
+    kept = set(await ids(store))
+    assert len(acknowledged) >= 100
+    assert set(acknowledged) <= kept
+    assert await store.write([Event("after", "ann", "a", 1, 0.0)]) == Written(new=1, duplicates=0)
+    # A batch is whole even when the process died in the middle of it.
+    assert len(kept) % 3 == 0
+    await store.close()
+
+
+async def test_a_locked_file_is_unavailable_and_writes_again_later(path, lock, event, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "BUSY_TIMEOUT_S", 0.05)
+    store = SqliteEventStore(path)
+    unlock = lock()
+    with pytest.raises(Unavailable, match="locked"):
+        await store.write([event("e1")])
+    unlock()
+    assert await ids(store) == []
+    assert await store.write([event("e1")]) == Written(new=1, duplicates=0)
+    await store.close()
+
+
+async def test_a_short_lock_is_waited_out(traced, path, lock, event):
+    store = SqliteEventStore(path)
+    unlock = lock()
+    write = asyncio.ensure_future(store.write([event("e1")]))
+    await traced.begun()
+    unlock()
+    assert await write == Written(new=1, duplicates=0)
+    await store.close()
+
+
+async def test_a_history_can_be_read_while_another_writes(store, lock, event):
+    await store.write([event("e1")])
+    unlock = lock()
+    assert await ids(store) == ["e1"]
+    unlock()
+
+
+async def test_only_so_many_batches_may_wait(traced, path, lock, event, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "MAX_WAITING_BATCHES", 2)
+    store = SqliteEventStore(path)
+    unlock = lock()
+    accepted = [asyncio.ensure_future(store.write([event("being written")]))]
+    await traced.begun()
+    accepted += [asyncio.ensure_future(store.write([event(f"waits {n}")])) for n in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 batches of events are waiting"):
+        await store.write([event("too many")])
+    unlock()
+    assert await asyncio.gather(*accepted) == [Written(new=1, duplicates=0)] * 3
+    assert await store.write([event("too many")]) == Written(new=1, duplicates=0)
+    await store.close()
+
+
+async def test_a_caller_who_gives_up_undoes_nothing(traced, path, lock, event):
+    store = SqliteEventStore(path)
+    unlock = lock()
+    gone = asyncio.ensure_future(store.write([event("e1")]))
+    await traced.begun()
+    gone.cancel()
+    unlock()
+    await store.write([event("e2")])
+    assert await ids(store) == ["e1", "e2"]
+    await store.close()
+
+
+async def test_closing_finishes_what_was_accepted(traced, path, lock, event):
+    store = SqliteEventStore(path)
+    unlock = lock()
+    writes = [asyncio.ensure_future(store.write([event("e0")]))]
+    await traced.begun()
+    writes += [asyncio.ensure_future(store.write([event(f"e{n}")])) for n in range(1, 5)]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    unlock()
+    await closing
+    assert await asyncio.gather(*writes) == [Written(new=1, duplicates=0)] * 5
+    again = SqliteEventStore(path)
+    assert await ids(again) == ["e0", "e1", "e2", "e3", "e4"]
+    await again.close()
+
+
+async def test_a_closed_store_refuses(store, event):
+    await store.close()
+    await store.close()
+    with pytest.raises(Unavailable, match="closing"):
+        await store.write([event("e1")])
+    with pytest.raises(Unavailable):
+        await store.history("ann")
+
+
+def a_directory(path):
+    path.mkdir(parents=True)
+
+
+def a_folder_that_is_a_file(path):
+    path.parent.write_text("")
+
+
+def something_else(path):
+    path.parent.mkdir()
+    path.write_bytes(b"certainly no database" * 100)
+
+
+@pytest.mark.parametrize("obstacle", [a_directory, a_folder_that_is_a_file, something_else])
+def test_a_file_that_cannot_be_opened_is_named(path, obstacle):
+    obstacle(path)
+    with pytest.raises(Unavailable, match=r"events\.db cannot be opened"):
+        SqliteEventStore(path)

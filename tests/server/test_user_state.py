@@ -1,0 +1,265 @@
+"""What is remembered of a user: always what the log says, at the price of one step a new event."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.errors import EncoderUnavailable, Unavailable
+from longtide_server.snapshot import ENCODER
+from longtide_server.user_state import UserState, UserStates, steps_between
+
+SOON_S = 5.0
+
+
+async def encoded(world, user_id="ann", session=()):
+    return await world.states.encoded(await world.states.get(user_id), session, 3, SOON_S)
+
+
+async def state(world, user_id="ann"):
+    """[events, trace], as the fake encoder keeps it: each item counts half as much as the one after it."""
+    return (await encoded(world, user_id)).state.tolist()
+
+
+def fresh(world):
+    """The same log, and nothing remembered."""
+    return UserStates(world.snapshot, world.store, world.coalescing, 10)
+
+
+async def test_a_user_is_read_from_the_log_once(world):
+    await world.did("ann", "abc")
+    first = await world.states.get("ann")
+    assert first.items == [1, 2, 3]
+    assert first.seen == {1, 2, 3}
+    assert await world.states.get("ann") is first
+    assert world.store.reads == ["ann"]
+
+
+async def test_callers_at_the_same_time_share_one_reading(world):
+    await world.did("ann", "a")
+    one, other = await asyncio.gather(world.states.get("ann"), world.states.get("ann"))
+    assert one is other
+    assert world.store.reads == ["ann"]
+
+
+async def test_a_user_without_events_has_nothing_to_encode(world):
+    assert await encoded(world, "nobody") is None
+    assert world.encoder.calls == []
+
+
+async def test_the_first_encoding_is_of_the_whole_history(world):
+    await world.did("ann", "abc")
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.rows == [[[1, 2, 3]]]
+
+
+async def test_without_new_events_nothing_is_encoded_again(world):
+    await world.did("ann", "abc")
+    assert await encoded(world) is await encoded(world)
+    assert world.encoder.events == 3
+
+
+async def test_an_event_in_order_is_one_step(world):
+    await world.did("ann", "abc")
+    await encoded(world)
+    await world.did("ann", "e")
+    assert await state(world) == [4, 1 / 8 + 2 / 4 + 3 / 2 + 5]
+    assert world.encoder.rows == [[[1, 2, 3]], [[5]]]
+
+
+async def test_an_event_of_the_same_time_as_the_last_is_in_order(world, event):
+    await world.write(event("e1", "a", 1.0), event("e2", "b", 2.0))
+    await encoded(world)
+    await world.write(event("e3", "c", 2.0))
+    assert (await world.states.get("ann")).items == [1, 2, 3]
+    await encoded(world)
+    assert world.encoder.rows == [[[1, 2]], [[3]]]
+
+
+async def test_a_late_event_is_as_if_it_had_come_in_time(world, event):
+    await world.write(event("e1", "a", 1.0), event("e3", "c", 3.0))
+    await encoded(world)
+    await world.write(event("e2", "b", 2.0))
+    user, again = await world.states.get("ann"), await fresh(world).get("ann")
+    assert user.items == again.items == [1, 2, 3]
+    assert user.times == again.times == [1.0, 2.0, 3.0]
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.rows == [[[1, 3]], [[1, 2, 3]]]
+
+
+async def test_a_late_event_among_those_not_yet_encoded_costs_nothing_more(world, event):
+    await world.write(event("e1", "a", 1.0))
+    await encoded(world)
+    await world.write(event("e3", "c", 3.0))
+    await world.write(event("e2", "b", 2.0))
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.rows == [[[1]], [[2, 3]]]
+
+
+async def test_items_that_the_snapshot_does_not_know_are_left_out(world, event):
+    await world.write(event("e1", "a", 1.0), event("e2", "never published", 2.0))
+    user = await world.states.get("ann")
+    await encoded(world)
+    await world.write(event("e3", "neither", 0.5))
+    assert (user.items, user.times, user.seen) == ([1], [1.0], {1})
+    assert await state(world) == [1, 1]
+    assert world.encoder.events == 1
+
+
+async def test_after_a_duplicate_the_log_says_what_happened(world, event):
+    await world.write(event("e1", "a", 1.0))
+    await encoded(world)
+    await world.write(event("e1", "b", 2.0), event("e2", "c", 3.0))
+    assert (await world.states.get("ann")).items == [1, 3]
+    assert await state(world) == [2, 1 / 2 + 3]
+    assert world.store.reads == ["ann", "ann"]
+
+
+async def test_an_event_written_while_the_log_is_read_is_not_lost(world):
+    await world.did("ann", "a")
+    world.store.reading_allowed.clear()
+    reading = asyncio.ensure_future(world.states.get("ann"))
+    await world.store.read_begun.acquire()
+    await world.did("ann", "b")
+    world.store.reading_allowed.set()
+    assert (await reading).items == [1, 2]
+
+
+async def test_an_event_that_arrives_during_an_encoding_is_the_next_step(world):
+    await world.did("ann", "ab")
+    world.encoder.answering_allowed.clear()
+    encoding = asyncio.ensure_future(state(world))
+    await world.encoder.call_begun.acquire()
+    await world.did("ann", "c")
+    world.encoder.answering_allowed.set()
+    await encoding
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.rows == [[[1, 2]], [[3]]]
+
+
+async def test_a_late_event_that_arrives_during_an_encoding_leaves_nobody_without(world, event):
+    await world.write(event("e1", "a", 1.0), event("e3", "c", 3.0))
+    world.encoder.answering_allowed.clear()
+    encoding = asyncio.ensure_future(encoded(world))
+    await world.encoder.call_begun.acquire()
+    await world.write(event("e2", "b", 2.0))
+    world.encoder.answering_allowed.set()
+    assert await encoding is not None
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+
+
+async def test_only_the_users_seen_last_are_remembered(make_world):
+    world = make_world(capacity=2)
+    for user_id in ("ann", "bob", "ann", "cara", "ann", "bob"):
+        await world.states.get(user_id)
+    assert world.store.reads == ["ann", "bob", "cara", "bob"]
+
+
+async def test_a_users_events_do_not_touch_another(world):
+    await world.did("ann", "a")
+    await world.did("bob", "b")
+    assert await state(world, "ann") == [1, 1]
+    await world.did("bob", "c")
+    assert (await world.states.get("ann")).items == [1]
+    assert (await world.states.get("bob")).items == [2, 3]
+
+
+async def test_a_session_is_felt_and_not_kept(world):
+    await world.did("ann", "ab")
+    with_session = await encoded(world, session=[3, 5])
+    assert with_session.state.tolist() == [4, 1 / 8 + 2 / 4 + 3 / 2 + 5]
+    assert await state(world) == [2, 1 / 2 + 2]
+    assert (await world.states.get("ann")).items == [1, 2]
+    assert world.encoder.rows == [[[1, 2]], [[3, 5]]]
+
+
+async def test_a_session_alone_can_be_encoded(world):
+    assert (await encoded(world, "nobody", session=[4])).state.tolist() == [1, 4]
+    assert await encoded(world, "nobody") is None
+
+
+async def test_a_failed_encoding_changes_nothing(world):
+    await world.did("ann", "ab")
+    before = await encoded(world)
+    await world.did("ann", "c")
+    world.encoder.failure = EncoderUnavailable("down")
+    with pytest.raises(EncoderUnavailable):
+        await encoded(world)
+    assert (await world.states.get("ann")).encoded is before
+    world.encoder.failure = None
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+
+
+async def test_a_log_that_could_not_be_read_is_read_again(world):
+    await world.did("ann", "a")
+    world.store.failure = Unavailable("locked")
+    with pytest.raises(Unavailable):
+        await world.states.get("ann")
+    world.store.failure = None
+    assert (await world.states.get("ann")).items == [1]
+
+
+def a_user(event):
+    user = UserState()
+    user.add(event("e1", "a", 100.0, type=4, value=9.5), 1)
+    user.add(event("e2", "b", 110.0), 2)
+    user.add(event("e3", "c", 125.0), 3)
+    return user
+
+
+def test_the_steps_of_a_whole_history(event):
+    steps = steps_between(a_user(event), 0, (), np.zeros(2, np.float32), top_n=5)
+    assert steps.items.tolist() == [1, 2, 3]
+    assert steps.types.tolist() == [4, 1, 1]
+    assert steps.gaps.tolist() == [0, 10, 15]
+    assert steps.values[0] == 9.5
+    assert np.isnan(steps.values[1:]).all()
+    assert steps.top_n == 5
+
+
+def test_the_steps_after_a_kept_state_know_the_gap_before_them(event):
+    steps = steps_between(a_user(event), 2, (), np.zeros(2, np.float32), top_n=5)
+    assert (steps.items.tolist(), steps.gaps.tolist()) == ([3], [15])
+
+
+def test_a_sessions_items_are_views_without_a_gap(event):
+    steps = steps_between(a_user(event), 3, [9, 8], np.zeros(2, np.float32), top_n=5)
+    assert (steps.items.tolist(), steps.types.tolist(), steps.gaps.tolist()) == ([9, 8], [1, 1], [0, 0])
+    assert all(math.isnan(value) for value in steps.values)
+
+
+def test_the_last_items_are_in_time_order_and_the_session_after_them(event):
+    user = a_user(event)
+    assert user.recent(2, []).tolist() == [2, 3]
+    assert user.recent(2, [9]).tolist() == [3, 9]
+    assert user.recent(2, [7, 8, 9]).tolist() == [8, 9]
+    assert user.recent(10, [9]).tolist() == [1, 2, 3, 9]
+    assert UserState().recent(2, []).tolist() == []
+
+
+@pytest.mark.parametrize("length", [10, 300, 2_000])
+async def test_event_by_event_is_the_same_as_all_at_once(tiny_snapshot, make_world, event, length):
+    """The real encoder: however long the history, a kept state is what a fresh reading of the log gives."""
+    world = make_world(snapshot=tiny_snapshot)
+    rng = np.random.default_rng(length)
+    times = np.cumsum(rng.exponential(3_600.0, length)).tolist()
+    items = [f"item-{n}" for n in rng.integers(12, size=length).tolist()]
+    history = [
+        event(f"e{n}", item, time_s, value=float(n % 5) if n % 3 else None, type=1 + 3 * (n % 2))
+        for n, (item, time_s) in enumerate(zip(items, times, strict=True))
+    ]
+    local = CoalescingEncoder(LocalEncoder(tiny_snapshot.path / ENCODER), 60.0)
+    states = UserStates(tiny_snapshot, world.store, local, 10)
+    for one in history:
+        states.apply([one], await world.store.write([one]))
+        stepped = await states.encoded(await states.get("ann"), (), 12, 60.0)
+
+    again = UserStates(tiny_snapshot, world.store, local, 10)
+    whole = await again.encoded(await again.get("ann"), (), 12, 60.0)
+    np.testing.assert_allclose(stepped.query, whole.query, atol=1e-4)
+    np.testing.assert_allclose(stepped.state, whole.state, atol=1e-4)
+    assert stepped.log_z == pytest.approx(whole.log_z, abs=1e-4)
+    assert world.store.reads == ["ann", "ann"]
+    await local.close()

@@ -1,0 +1,597 @@
+"""The command line: what it prints, and that wrong input ends in one sentence and exit status 2."""
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import structlog
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+from longtide import Neighbor, Recommendation, Recommendations, SimilarUser, Source, SourceShare, __version__
+from longtide_server.cli import cli
+from longtide_server.events import EventType
+from longtide_server.quickstart.run import _events
+from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
+from longtide_server.snapshot import CATALOG, CURRENT, ENCODER, MANIFEST, resolve
+from longtide_server.training.dataset import to_sequences
+from longtide_server.training.log import read_log
+
+HEAD = "user_id,item_id,timestamp\n"
+COMMAND = Path(sys.executable).with_name("longtide")
+QUICK = [
+    part
+    for setting in ("model.dim=8", "model.hidden=8", "train.epochs=2", "train.bfloat16=false")
+    for part in ("--set", setting)
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """`serve` and `quickstart` set up logging for their process; the runner's process goes on."""
+    yield
+    structlog.reset_defaults()
+
+
+def ring(users: int = 8, start_s: int = 1_700_000_000) -> str:
+    """Everyone walks the ring a to h from another start, five steps, an hour apart."""
+    letters = "abcdefgh" * 2
+    rows = [f"u{n},{letters[n % 8 + k]},{start_s + 86_400 * n + 3_600 * k}" for n in range(users) for k in range(5)]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "ring.csv"
+    path.write_text(ring())
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(log, one_thread):
+    """A directory with a snapshot of the log; tests must not change it."""
+    directory = log.parent / "snapshot"
+    done = run("train", log, "--out", directory, *QUICK)
+    assert done.exit_code == 0, done.output
+    return directory
+
+
+@pytest.fixture
+def snapshot(trained, tmp_path):
+    """A copy to damage."""
+    return Path(shutil.copytree(trained, tmp_path / "snapshot"))
+
+
+def run(*args: object):
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def refusal(done, status: int = 2) -> str:
+    """The one sentence that a failed command says."""
+    assert done.exit_code == status, (done.output, done.exception)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("longtide: ")
+    assert done.stdout == ""
+    return line.removeprefix("longtide: ")
+
+
+def process(*args: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """A real process."""
+    command = [str(arg) for arg in args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
+
+
+# The whole path
+
+
+def test_train_says_what_it_published_and_info_says_it_again(log, trained):
+    manifest = json.loads(run("info", trained, "--json").stdout)
+    assert (manifest["user_count"], manifest["item_count"], manifest["event_count"]) == (8, 8, 40)
+    assert manifest["training"]["epochs"] == 2
+    assert set(manifest["files"]) == {entry.name for entry in resolve(trained).iterdir()} - {MANIFEST}
+
+    shown = run("info", trained)
+    assert shown.exit_code == 0
+    assert manifest["snapshot_id"] in shown.stdout
+    assert "8 users, 8 items, 40 events" in shown.stdout
+
+
+def test_train_prints_the_manifest_as_json_and_progress_elsewhere(log, tmp_path):
+    done = run("train", log, "--out", tmp_path / "out", "--json", "--seed", 3, *QUICK)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["training"]["seed"] == 3
+    assert "Training the encoder" in done.stderr
+    assert "epoch  1: loss" in done.stderr
+
+
+def test_predict_writes_a_line_for_every_user_in_the_order_of_the_log(log, trained, tmp_path):
+    done = run("predict", trained, log, "--out", tmp_path / "lists.jsonl", "--k", 2)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    assert [line["user_id"] for line in lines] == [f"u{n}" for n in range(8)]
+    for n, line in enumerate(lines):
+        had = set(("abcdefgh" * 2)[n : n + 5])
+        assert len(line["items"]) == 2
+        assert not had & set(line["items"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lists.jsonl"]
+
+
+def test_predict_takes_users_and_items_that_the_snapshot_does_not_know(trained, tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "u0,a,1700000000\nnew,a,1700000000\nnew,unheard-of,1700000001\nold,zz,1\n")
+    done = run("predict", trained, tmp_path / "log.csv", "--out", tmp_path / "lists.jsonl", "--k", 8)
+    assert done.exit_code == 0, done.output
+    lists = {line["user_id"]: line["items"] for line in map(json.loads, (tmp_path / "lists.jsonl").open())}
+    assert set(lists["new"]) == set("bcdefgh")
+    assert set(lists["old"]) == set("abcdefgh")  # all that they did is unknown: they get what is popular
+
+
+def test_predict_again_replaces_what_was_there(log, trained, tmp_path):
+    (tmp_path / "lists.jsonl").write_text("old\n")
+    run("predict", trained, log, "--out", tmp_path / "lists.jsonl")
+    assert "old" not in (tmp_path / "lists.jsonl").read_text()
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
+def test_evaluate_compares_with_the_baselines(log, split):
+    done = run("evaluate", log, "--split", split, "--json", *QUICK)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert list(found) == ["split", "longtide", "transitions", "popularity"]
+    assert found["split"] == split
+    assert found["transitions"]["hr@5"] == 1.0
+    assert list(found["longtide"]) == list(found["popularity"])
+
+
+def test_evaluate_prints_a_table(log):
+    shown = process(COMMAND, "evaluate", log, *QUICK)
+    assert shown.returncode == 0, shown.stderr
+    assert "ring.csv, leave-one-out" in shown.stdout
+    for name in ("longtide", "transitions", "popularity", "ndcg@10"):
+        assert name in shown.stdout
+
+
+def test_show_settings_lists_what_set_takes_and_trains_nothing(log, tmp_path):
+    done = run("train", log, "--out", tmp_path / "out", "--show-settings", "--set", "train.epochs=7")
+    assert done.exit_code == 0
+    assert "train.epochs=7" in done.stdout.splitlines()
+    assert "model.item_count=8" in done.stdout.splitlines()
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_bring_titles_and_columns_their_own_names(tmp_path):
+    (tmp_path / "log.csv").write_text(ring().replace(HEAD, "who,what,when\n"))
+    (tmp_path / "items.csv").write_text("sku,title\na,Alien\n")
+    done = run(
+        *("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--items", tmp_path / "items.csv"),
+        *("--columns", "user_id=who,item_id=what,timestamp=when", "--item-columns", "item_id=sku", *QUICK),
+    )
+    assert done.exit_code == 0, done.output
+    import pyarrow.parquet as pq
+
+    assert sorted(pq.read_table(resolve(tmp_path / "out") / CATALOG)["title"].to_pylist())[-1] == "Alien"
+
+
+# Wrong logs
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "is empty"),
+        (HEAD, "holds no rows of data"),
+        ("user_id,item_id\nu,i\n", "has no column timestamp; it has user_id, item_id"),
+        (HEAD + "u,a,1\nu,b,soon\n", "row 3, column timestamp: 'soon' is not a number"),
+        (HEAD + "u,a,1\nu,b\n", "row 3: the header has 3 fields, this row 2"),
+        (HEAD + "u,a,1\nu,b,2,3\n", "row 3: the header has 3 fields, this row 4"),
+        (HEAD + ",a,1\n", "row 2, column user_id: must not be empty"),
+        (HEAD + "u,a,1\nu,b,2026-01-31T12:00:00Z\n", "row 3, column timestamp: "),
+        ("user_id,item_id,timestamp,event_type\nu,a,1,view\nu,b,2,stare\n", "row 3, column event_type: 'stare' is not"),
+        ((HEAD + "u,caf\xe9,1\n").encode("latin-1"), "row 2, column item_id: 'caf\\udce9' is not UTF-8 text"),
+        (b"\xff\xfe" + HEAD.encode("utf-16-le"), "row 1: the column names are not UTF-8 text"),
+        ((HEAD + "u,a,1\n").encode("utf-16"), "row 1: the column names are not UTF-8 text"),
+    ],
+    ids=[
+        "empty", "header only", "missing column", "bad time", "too few fields", "too many fields", "no user",
+        "mixed times", "unknown type", "latin-1", "UTF-16 header", "UTF-16",
+    ],
+)  # fmt: skip
+def test_a_wrong_log_is_refused_in_a_sentence_that_says_where(tmp_path, content, complaint):
+    path = tmp_path / "log.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    said = refusal(run("train", path, "--out", tmp_path / "out"))
+    assert said.startswith(f"{path}: {complaint}"), said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "quickstart"])
+@pytest.mark.parametrize(("name", "complaint"), [("gone.csv", "no such file"), ("", "is a directory")])
+def test_every_command_says_so_when_the_log_is_not_there(trained, tmp_path, command, name, complaint):
+    options = {
+        "train": ["--out", tmp_path / "out"],
+        "predict": ["--out", tmp_path / "out"],
+        "evaluate": [],
+        "quickstart": ["--work-dir", tmp_path / "work"],
+    }
+    before = [trained] if command == "predict" else []
+    assert complaint in refusal(run(command, *before, tmp_path / name, *options[command]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + ring(),
+        ring().replace("\n", "\r\n"),
+        ring() + ring().removeprefix(HEAD),
+        HEAD + "u,a,1\nu,b,2\nu,c,3\n",
+        HEAD + "u,a,1\nu,a,2\nv,a,3\n",
+        "user_id,item_id,timestamp,event_type\n1,a,1,view\nu,2,2,Purchase\n01,x y,3,add-to-cart\n1,2,9,cart\n",
+    ],
+    ids=["BOM", "CRLF", "duplicate rows", "one user", "one item", "mixed types"],
+)
+def test_a_log_that_is_only_unusual_is_read(tmp_path, content):
+    (tmp_path / "log.csv").write_bytes(content.encode())
+    done = run("evaluate", tmp_path / "log.csv", "--show-settings")
+    assert done.exit_code == 0, done.output
+
+
+def test_duplicate_rows_are_one_event(tmp_path):
+    (tmp_path / "log.csv").write_text(ring() + ring().removeprefix(HEAD))
+    done = run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--json", *QUICK)
+    assert json.loads(done.stdout)["event_count"] == 40
+
+
+def test_a_user_of_one_event_each_is_nothing_to_learn_from(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "u,a,1\nv,a,2\n")
+    said = run("train", tmp_path / "log.csv", "--out", tmp_path / "out")
+    assert said.exit_code == 2
+    assert said.stderr.splitlines()[-1].startswith("longtide: no user of the log has two events")
+
+
+def test_evaluate_without_targets_is_refused(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "u,a,1\nv,a,2\n")
+    done = run("evaluate", tmp_path / "log.csv")
+    assert done.exit_code == 2
+    assert "leaves no user with a target" in done.stderr
+
+
+def test_bad_rows_are_skipped_when_asked_counted_and_listed(tmp_path):
+    (tmp_path / "log.csv").write_text(ring() + "u1,x,soon\nu1,x\n,x,1700000000\n")
+    done = run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--skip-bad-rows", "--json", *QUICK)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["event_count"] == 40
+    said = " ".join(done.stderr.split())  # a terminal may be narrower than a path
+    assert "3 bad rows skipped" in said
+    assert "row 42, column timestamp: 'soon' is not a number" in said
+    assert "row 43: the header has 3 fields, this row 2" in said
+    assert "row 44, column user_id: must not be empty" in said
+
+
+def test_twenty_bad_rows_are_listed_at_most(tmp_path):
+    (tmp_path / "log.csv").write_text(ring() + "u1,x,soon\n" * 30)
+    done = run("evaluate", tmp_path / "log.csv", "--skip-bad-rows", "--show-settings")
+    assert "30 bad rows skipped" in " ".join(done.stderr.split())
+    assert done.stderr.count("'soon'") == 20
+
+
+def test_a_log_of_bad_rows_alone_is_refused(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "u,a,soon\n")
+    assert "every row is bad" in refusal(
+        run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--skip-bad-rows")
+    )
+
+
+def test_a_damaged_gzip_is_refused(tmp_path):
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(ring().encode())[:-30])
+    assert "cut short or damaged" in refusal(run("evaluate", tmp_path / "log.csv.gz"))
+
+
+# Wrong options
+
+
+def test_set_names_a_setting_that_does_not_exist(log, tmp_path):
+    said = refusal(run("train", log, "--out", tmp_path / "out", "--set", "train.epoch=5"))
+    assert said == "train.epoch: there is no such setting"
+
+
+def test_set_needs_a_value(log, tmp_path):
+    said = refusal(run("train", log, "--out", tmp_path / "out", "--set", "train.epochs"))
+    assert said == "train.epochs: --set takes KEY=VALUE, for example --set train.epochs=5"
+
+
+@pytest.mark.parametrize("setting", ["train.epochs=many", "train=5", "model=5"])
+def test_set_refuses_a_value_of_the_wrong_type(log, tmp_path, setting):
+    assert refusal(run("train", log, "--out", tmp_path / "out", "--set", setting)).startswith(setting.partition("=")[0])
+
+
+@pytest.mark.parametrize("pairs", ["user_id", "user_id=", "=userId", "user_id=userId,item_id"])
+def test_columns_must_be_pairs(log, tmp_path, pairs):
+    done = run("train", log, "--out", tmp_path / "out", "--columns", pairs)
+    assert done.exit_code == 2
+    assert f"'{pairs}' is not of the form user_id=userId,item_id=movieId" in " ".join(done.stderr.split())
+
+
+def test_columns_must_exist(log, tmp_path):
+    said = refusal(run("train", log, "--out", tmp_path / "out", "--columns", "user_id=userId"))
+    assert "has no column userId, which --columns names as user_id" in said
+    said = refusal(run("train", log, "--out", tmp_path / "out", "--columns", "person=user_id"))
+    assert "there is no column person to map" in said
+
+
+def test_the_items_file_must_be_there(log, tmp_path):
+    said = refusal(run("train", log, "--out", tmp_path / "out", "--items", tmp_path / "items.csv"))
+    assert said == f"{tmp_path / 'items.csv'}: no such file"
+
+
+@pytest.mark.parametrize("out", ["missing/lists.jsonl", ""], ids=["missing folder", "a directory"])
+def test_predict_says_so_when_it_cannot_write(log, trained, tmp_path, out):
+    assert str(tmp_path) in refusal(run("predict", trained, log, "--out", tmp_path / out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_says_so_when_it_cannot_write(log, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("train", log, "--out", tmp_path / "file", *QUICK)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stderr.splitlines()[-1].startswith(f"longtide: {tmp_path / 'file'}")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+# Wrong snapshots
+
+
+def missing(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+def pointing_nowhere(directory: Path) -> None:
+    (directory / CURRENT).write_text("20200101T000000-gone\n")
+
+
+def without_a_file(directory: Path) -> None:
+    (resolve(directory) / ENCODER).unlink()
+
+
+def truncated(directory: Path) -> None:
+    path = resolve(directory) / ENCODER
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupted(directory: Path) -> None:
+    path = resolve(directory) / ENCODER
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def of_another_version(directory: Path) -> None:
+    path = resolve(directory) / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+
+
+def with_half_a_manifest(directory: Path) -> None:
+    path = resolve(directory) / MANIFEST
+    path.write_text(path.read_text()[:100])
+
+
+def with_an_empty_pointer(directory: Path) -> None:
+    (directory / CURRENT).write_text("")
+
+
+def with_a_pointer_of_junk(directory: Path) -> None:
+    (directory / CURRENT).write_bytes(b"\xff\x00\xfe")
+
+
+DAMAGES = [
+    (missing, "no snapshot here"),
+    (empty, "no snapshot here"),
+    (pointing_nowhere, "names '20200101T000000-gone', which is not there"),
+    (with_an_empty_pointer, "CURRENT"),
+    (with_a_pointer_of_junk, "CURRENT"),
+    (without_a_file, f"{ENCODER}: is missing"),
+    (truncated, "bytes long"),
+    (corrupted, f"{ENCODER}: its checksum differs"),
+    (of_another_version, "format version 99; this Longtide reads version 1"),
+    (with_half_a_manifest, f"{MANIFEST}: cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_a_snapshot_that_is_not_whole_is_refused_by_everything_that_reads_it(log, snapshot, damage, complaint):
+    damage(snapshot)
+    out, data = snapshot.parent / "lists.jsonl", snapshot.parent / "data"
+    for command in (
+        ("info", snapshot),
+        ("predict", snapshot, log, "--out", out),
+        ("serve", "--snapshot", snapshot, "--data-dir", data, "--encoder", "local", "--listen", "127.0.0.1:0"),
+    ):
+        said = refusal(run(*command))
+        assert complaint in said, command
+        assert str(snapshot) in said, command
+    assert not out.exists()
+    assert not data.exists()
+
+
+def test_a_file_is_no_snapshot_directory(log):
+    assert "no snapshot here" in refusal(run("info", log))
+
+
+# Real processes
+
+
+def test_the_command_and_the_module_are_the_same():
+    for command in ([COMMAND], [sys.executable, "-m", "longtide_server"]):
+        done = process(*command, "--version")
+        assert (done.returncode, done.stdout) == (0, f"longtide, version {__version__}\n"), done.stderr
+
+
+def test_a_real_process_says_no_more_than_a_sentence(tmp_path):
+    done = process(COMMAND, "train", tmp_path / "gone.csv", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"longtide: {tmp_path / 'gone.csv'}: no such file\n"
+
+
+def test_without_a_server_recommend_fails_within_its_deadline():
+    begun = time.monotonic()
+    done = process(COMMAND, "recommend", "ada", "--target", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("longtide: ")
+    assert "Traceback" not in done.stderr
+    assert "refused" in done.stderr
+    assert time.monotonic() - begun < 15
+
+
+def test_a_target_that_cannot_be_found_is_named():
+    done = process(COMMAND, "recommend", "ada", "--target", "no-such-host.invalid:50051")
+    assert done.returncode == 1
+    assert "no-such-host.invalid" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_on_a_taken_port_is_refused(trained, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = process(
+            *(COMMAND, "serve", "--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local"),
+            *("--listen", address),
+        )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == (
+        f"longtide: listen: {address} cannot be listened on; is something else there?"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("listen", ["50051", "127.0.0.1", "127.0.0.1:", ":50051", "127.0.0.1:http"])
+def test_serve_on_what_is_no_address_is_refused(trained, tmp_path, listen):
+    done = run("serve", "--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local", "--listen", listen)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("longtide: listen: ")
+
+
+def test_serve_on_a_port_that_cannot_be_is_refused(trained, tmp_path):
+    options = ("--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local", "--listen", "127.0.0.1:99999")
+    done = process(COMMAND, "serve", *options, timeout=15)  # gRPC would take it for port 34463
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("longtide: listen: ")
+
+
+def test_serve_says_so_when_its_data_directory_is_a_file(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(
+        *("serve", "--snapshot", trained, "--data-dir", tmp_path / "file", "--encoder", "local"),
+        *("--listen", "127.0.0.1:0"),
+    )
+    assert done.exit_code in (1, 2), (done.output, done.exception)
+    assert done.stderr.splitlines()[-1].startswith("longtide: ")
+    assert str(tmp_path / "file") in done.stderr
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "annoy", "torch"])
+def test_where_only_the_sdk_is_installed_the_command_says_what_to_install(log, tmp_path, module):
+    script = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = ['longtide', 'train', {str(log)!r}, "
+        f"'--out', {str(tmp_path / 'out')!r}]; from longtide_server.__main__ import main; main()"
+    )
+    done = process(sys.executable, "-c", script)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"longtide: {module} is not installed; the command line needs: pip install 'longtide[server]'\n"
+    )
+
+
+def test_logs_that_go_to_a_file_have_no_colours():
+    script = "from longtide_server.cli import configure_logging; import structlog; configure_logging('console'); "
+    done = process(sys.executable, "-c", script + "structlog.get_logger().info('serving', address='here')")
+    assert "serving" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+# Tables
+
+
+def rendered(table) -> str:
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def answer(title: str) -> Recommendations:
+    share = SourceShare(Source.NEIGHBORS, 0.5)
+    item = Recommendation("item-1", title, 0.25, (share,), (Neighbor("bob", 0.875),))
+    return Recommendations("ada", (item,))
+
+
+def test_recommendations_show_score_similar_users_and_sources():
+    shown = rendered(recommendations_table("For ada", answer("Alien")))
+    for text in ("For ada", "item-1", "Alien", "0.2500", "bob (0.88)", "neighbors"):
+        assert text in shown, text
+
+
+def test_similar_users_show_what_they_went_on_to():
+    shown = rendered(similar_users_table("Like ada", [SimilarUser("bob", 0.875, ("a", "b"))], {"a": "Alien"}))
+    for text in ("bob", "Alien; b", "0.875"):
+        assert text in shown, text
+
+
+@pytest.mark.parametrize("title", ["[REC]", "So What [live]", "What [/b] now", "[bold]Bold", "10\\[2]"])
+def test_a_title_is_shown_as_it_is_brackets_and_all(title):
+    assert title in rendered(recommendations_table("For ada", answer(title)))
+    assert title in rendered(items_table("Last", ["item-1"], {"item-1": title}))
+    users = [SimilarUser("bob", 0.875, ("item-1",))]
+    assert title in rendered(similar_users_table("Like ada", users, {"item-1": title}))
+
+
+@pytest.mark.parametrize("user", ["user[1]", "[/x]", "[red]eva"])
+def test_an_id_is_shown_as_it_is(user):
+    assert user in rendered(recommendations_table(f"For {user}", answer("Alien")))
+    assert user in rendered(similar_users_table("Like ada", [SimilarUser(user, 0.5, ())], {}))
+
+
+# Replaying a log in the quickstart
+
+
+def replayed(tmp_path, text: str):
+    (tmp_path / "log.csv").write_text(text)
+    found, _ = read_log(tmp_path / "log.csv")
+    return list(_events(to_sequences(found)))
+
+
+def test_a_replay_is_the_log_with_ids_that_stay_the_same(tmp_path):
+    text = "user_id,item_id,timestamp,event_type,value\nu,a,1,view,\nu,b,2,rate,4.5\n"
+    first, second = replayed(tmp_path, text)
+    assert (first.user_id, first.item_id, first.type, first.value) == ("u", "a", "view", None)
+    assert (second.item_id, second.type, second.value, second.time.timestamp()) == ("b", "rate", 4.5, 2.0)
+    assert [event.event_id for event in replayed(tmp_path, text)] == [first.event_id, second.event_id]
+
+
+def test_every_event_of_a_log_can_be_replayed(tmp_path):
+    """What the log's reader takes, the server takes too: ids of every length, custom types."""
+    rows = [f"{'u' * 512},{'i' * 512},1,{kind.name.lower()},1.0" for kind in EventType]
+    for event in replayed(tmp_path, "user_id,item_id,timestamp,event_type,value\n" + "\n".join(rows) + "\n"):
+        assert 1 <= len(event.event_id.encode()) <= 512
+        assert bool(event.custom_type) == (event.type == "custom")

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+from longtide_server.training import loss
+from longtide_server.training.loss import full_softmax_loss
+
+TEMPERATURE = 0.07
+
+
+@pytest.fixture
+def problem():
+    """Unit queries (50, 6), unit items (9, 6) and targets."""
+    draw = torch.Generator().manual_seed(0)
+    query, items = (normalize(torch.randn(count, 6, generator=draw), dim=1).requires_grad_() for count in (50, 9))
+    return query, items, torch.randint(0, 9, (50,), generator=draw)
+
+
+def by_torch(query, items, target):
+    value = cross_entropy(query @ items.t() / TEMPERATURE, target)
+    return value, *torch.autograd.grad(value, (query, items))
+
+
+def by_slices(query, items, target, dtype=torch.float32):
+    value = full_softmax_loss(query, items, target, TEMPERATURE, dtype)
+    return value, *torch.autograd.grad(value, (query, items))
+
+
+@pytest.mark.parametrize("cells", [1, 9, 63, 10_000], ids=["smaller than a row", "one row", "seven rows", "one slice"])
+def test_it_is_cross_entropy_however_it_is_sliced(problem, monkeypatch, cells):
+    monkeypatch.setattr(loss, "SLICE_CELLS", cells)
+    for found, expected in zip(by_slices(*problem), by_torch(*problem), strict=True):
+        assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_factor_on_the_loss_is_a_factor_on_its_gradients(problem):
+    query, items, target = problem
+    (full_softmax_loss(query, items, target, TEMPERATURE) * 3.0).backward()
+    _, query_grad, items_grad = by_torch(query, items, target)
+    assert_close(query.grad, query_grad * 3.0, atol=1e-5, rtol=1e-5)
+    assert_close(items.grad, items_grad * 3.0, atol=1e-5, rtol=1e-5)
+
+
+def test_a_certain_answer_costs_nothing():
+    unit = torch.eye(3)
+    assert full_softmax_loss(unit, unit, torch.arange(3), 0.01).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_knowing_nothing_costs_the_logarithm_of_the_catalogue():
+    assert full_softmax_loss(torch.zeros(2, 4), torch.ones(8, 4), torch.tensor([0, 7]), 0.1).item() == pytest.approx(
+        2.0794,
+        abs=1e-4,  # ln 8
+    )
+
+
+def test_in_bfloat16_it_is_close_and_its_gradients_stay_float32(problem):
+    value, query_grad, items_grad = by_slices(*problem, dtype=torch.bfloat16)
+    expected, *gradients = by_torch(*problem)
+    assert_close(value, expected, atol=0.02, rtol=0.02)
+    for found, wanted in zip((query_grad, items_grad), gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
+    assert not torch.equal(query_grad, gradients[0])  # it was made in bfloat16

@@ -1,0 +1,251 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from longtide_server.training.model import Dropout, Encoder, Memories, ModelConfig, ServingEncoder
+
+ITEMS = 20
+PLAIN = ModelConfig(ITEMS, dim=8, hidden=12, blocks=2)
+EVERY_INPUT = ModelConfig(
+    ITEMS, dim=8, hidden=12, blocks=2, use_types=True, use_gaps=True, use_values=True, value_mean=3.0, value_std=2.0
+)
+both = pytest.mark.parametrize("config", [PLAIN, EVERY_INPUT], ids=["items", "types, gaps and values"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def encoder(config: ModelConfig) -> Encoder:
+    """An encoder in which every weight, those that begin at zero too, has a say."""
+    torch.manual_seed(0)
+    model = Encoder(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1 or weight is model.value_weight:
+            nn.init.normal_(weight, std=0.4)
+    with torch.no_grad():
+        model.embedding.weight[0].zero_()
+    return model
+
+
+def events(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Items, types, gaps and values of one user; every third value is absent."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(3, 2, count).astype(np.float32)
+    values[::3] = np.nan
+    return (
+        torch.from_numpy(rng.integers(1, ITEMS + 1, count)),
+        torch.from_numpy(rng.integers(1, 13, count)),
+        torch.from_numpy((10 ** rng.uniform(0, 7, count)).astype(np.float32)),
+        torch.from_numpy(values),
+    )
+
+
+def joined(*users: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Several users' events in flat arrays, one user after the other, and their lengths."""
+    return (*(torch.cat(part) for part in zip(*users, strict=True)), torch.tensor([len(user[0]) for user in users]))
+
+
+@torch.inference_mode()
+def stepped(model: Encoder, user: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Query vectors (T, D) and the state (S,) of a user whose events come one at a time, as they do in service."""
+    state, queries = model.initial_state(1), []
+    for n in range(len(user[0])):
+        query, state = model(*(part[None, n : n + 1] for part in user), None, state)
+        queries.append(query[0, 0])
+    return torch.stack(queries), state[0]
+
+
+# One state, however the events come
+
+
+@both
+@pytest.mark.parametrize("count", [10, 300, 2_000])
+@torch.inference_mode()
+def test_event_by_event_gives_what_the_whole_sequence_gives(config, count):
+    model, user = encoder(config), events(count)
+    queries, state = stepped(model, user)
+
+    whole, whole_state = model(*(part[None] for part in user), None, model.initial_state(1))
+    assert_close(queries, whole[0], atol=1e-4, rtol=0)
+    assert_close(state, whole_state[0], atol=1e-4, rtol=0)
+
+    in_chunks, chunked_state = ServingEncoder(model).encode(*joined(user), model.initial_state(1))
+    assert_close(queries[-1], in_chunks[0], atol=1e-4, rtol=0)
+    assert_close(state, chunked_state[0], atol=1e-4, rtol=0)
+
+
+@both
+@torch.inference_mode()
+def test_a_history_cut_anywhere_goes_on_from_its_state(config):
+    model, serving = encoder(config), ServingEncoder(encoder(config), chunk=16)
+    user = events(50)
+    at_once = serving.encode(*joined(user), model.initial_state(1))
+    _, middle = serving.encode(*joined(tuple(part[:33] for part in user)), model.initial_state(1))
+    assert_close(serving.encode(*joined(tuple(part[33:] for part in user)), middle), at_once, atol=1e-5, rtol=0)
+
+
+@both
+@torch.inference_mode()
+def test_padding_changes_nothing_of_a_row(config):
+    model = encoder(config)
+    short, long = events(3, seed=1), events(7, seed=2)
+    junk = events(4, seed=3)
+    padded = [torch.stack([torch.cat([s, j]), n]) for s, j, n in zip(short, junk, long, strict=True)]
+    queries, state = model(*padded, torch.tensor([3, 7]), model.initial_state(2))
+
+    for row, user in enumerate((short, long)):
+        alone, alone_state = model(*(part[None] for part in user), None, model.initial_state(1))
+        assert_close(queries[row, : len(user[0])], alone[0])
+        assert_close(state[row], alone_state[0])
+
+
+@both
+@torch.inference_mode()
+def test_a_row_of_a_batch_is_that_row_alone(config):
+    serving = ServingEncoder(encoder(config), chunk=8)
+    users = [events(count, seed=count) for count in (1, 8, 30, 3)]
+    states = torch.randn(4, config.state_size, generator=torch.Generator().manual_seed(1))
+    together = serving(*joined(*users), states, 5)
+    for row, user in enumerate(users):
+        alone = serving(*joined(user), states[row : row + 1], 5)
+        for found, expected in zip(together, alone, strict=True):
+            assert_close(found[row], expected[0])
+
+
+@both
+@torch.inference_mode()
+def test_the_scripted_encoder_is_the_eager_one(config, tmp_path):
+    eager = ServingEncoder(encoder(config), chunk=8)
+    torch.jit.script(eager).save(str(tmp_path / "encoder.pt"))
+    scripted = torch.jit.load(str(tmp_path / "encoder.pt"))
+    arguments = (*joined(events(20), events(1), events(9)), torch.randn(3, config.state_size), 6)
+    for found, expected in zip(scripted(*arguments), eager(*arguments), strict=True):
+        assert_close(found, expected)
+
+
+def test_a_state_is_as_large_as_the_manifest_says():
+    assert PLAIN.state_size == 2 * 2 * 12 + 3 * 8  # two blocks' h and c, three memories
+    model = encoder(PLAIN)
+    assert model.initial_state(4).shape == (4, 72)
+    _, state = model(*(part[None] for part in events(5)), None, model.initial_state(1))
+    assert state.shape == (1, 72)
+
+
+# What the inputs do
+
+
+def changed(config: ModelConfig, part: int) -> bool:
+    """Whether other types (1), gaps (2) or values (3) of the same items change the query."""
+    model, user = encoder(config), list(events(5))
+    before = stepped(model, user)[0]
+    user[part] = events(5, seed=9)[part]
+    return not torch.equal(before, stepped(model, user)[0])
+
+
+@pytest.mark.parametrize("part", [1, 2, 3], ids=["types", "gaps", "values"])
+def test_an_input_has_a_say_only_where_the_model_uses_it(part):
+    assert changed(EVERY_INPUT, part)
+    assert not changed(PLAIN, part)
+
+
+def test_an_absent_value_counts_as_the_mean():
+    model, (items, types, gaps, _) = encoder(EVERY_INPUT), events(4)
+    absent, mean = torch.full((4,), float("nan")), torch.full((4,), 3.0)
+    assert_close(stepped(model, (items, types, gaps, absent)), stepped(model, (items, types, gaps, mean)))
+
+
+def test_a_gap_of_any_length_has_a_place():
+    model, (items, types, _, values) = encoder(EVERY_INPUT), events(3)
+    query, _ = stepped(model, (items, types, torch.tensor([-5.0, 0.0, 1e30]), values))
+    assert torch.isfinite(query).all()
+
+
+@pytest.mark.parametrize(
+    ("bias", "heard", "silent"), [(50.0, "short_term", "long_term"), (-50.0, "long_term", "short_term")]
+)
+def test_the_gate_lets_one_interest_through_or_the_other(bias, heard, silent):
+    model, user = encoder(PLAIN), events(6)
+    nn.init.zeros_(model.gate.weight)
+    nn.init.constant_(model.gate.bias, bias)
+    before, _ = stepped(model, user)
+    nn.init.normal_(getattr(model, silent).weight)
+    assert_close(stepped(model, user)[0], before)
+    nn.init.normal_(getattr(model, heard).weight)
+    assert not torch.allclose(stepped(model, user)[0], before, atol=1e-2)
+
+
+# Scores
+
+
+@torch.inference_mode()
+def test_log_z_makes_the_probabilities_of_all_items_sum_to_one():
+    serving = ServingEncoder(encoder(PLAIN))
+    query, _, items, log_probability, log_z = serving(*joined(events(5)), torch.zeros(1, 72), 4)
+
+    cosine = serving.encoder.item_embeddings()[1:] @ query[0]
+    probability = torch.exp(cosine / PLAIN.temperature - log_z[0])
+    assert_close(probability.sum(), torch.tensor(1.0))
+    best = torch.argsort(probability, descending=True)[:4]
+    assert items[0].tolist() == (best + 1).tolist()
+    assert_close(log_probability[0].exp(), probability[best])
+
+
+@torch.inference_mode()
+def test_asked_for_more_than_the_catalogue_it_gives_the_catalogue():
+    _, _, items, log_probability, _ = ServingEncoder(encoder(PLAIN))(*joined(events(5)), torch.zeros(1, 72), 99)
+    assert sorted(items[0].tolist()) == list(range(1, ITEMS + 1))
+    assert_close(log_probability.exp().sum(), torch.tensor(1.0))
+
+
+@torch.inference_mode()
+def test_queries_and_embeddings_have_length_one_and_padding_none():
+    model = encoder(PLAIN)
+    queries, _ = stepped(model, events(6))
+    assert_close(queries.norm(dim=1), torch.ones(6))
+    assert_close(model.item_embeddings().norm(dim=1), torch.tensor([0.0] + [1.0] * ITEMS))
+
+
+# Parts
+
+
+def test_dropout_does_nothing_in_evaluation_or_at_share_zero():
+    x = torch.randn(5, 7)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(share):
+    torch.manual_seed(0)
+    dropped = Dropout(share).train()(torch.ones(999, 101))
+    assert abs(float((dropped == 0).float().mean()) - share) < 0.01
+    assert abs(float(dropped.mean()) - 1.0) < 0.01
+    assert len(dropped.unique()) == 2
+
+
+def test_dropout_lets_gradients_through_only_where_it_kept():
+    x = torch.ones(100, requires_grad=True)
+    y = Dropout(0.5).train()(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+@torch.inference_mode()
+def test_memories_are_the_plain_recurrence():
+    memories = Memories(PLAIN)
+    x, m = torch.randn(2, 30, 8), torch.randn(2, 3, 8)
+    normalised, raw = memories(x, m)
+
+    kept = torch.tensor([0.5 ** (1 / half_life) for half_life in (2.0, 16.0, 128.0)]).view(3, 1)
+    for t in range(30):
+        m = kept * m + (1 - kept) * x[:, t, None]
+        assert_close(raw[:, t], m, atol=1e-5, rtol=1e-5)
+        assert_close(normalised[:, t], memories.norm(m), atol=1e-4, rtol=1e-4)

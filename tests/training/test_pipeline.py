@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from longtide_server.candidates import Source
+from longtide_server.catalog import ItemInfo
+from longtide_server.errors import InvalidInput
+from longtide_server.snapshot import CURRENT, check_files, load_snapshot
+from longtide_server.training import pipeline
+from longtide_server.training.counts import count_popularity
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.pipeline import Step, train_and_publish
+from longtide_server.training.settings import Settings, settings_for, with_overrides
+from longtide_server.training.train import Progress
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sequences(*words: str) -> Sequences:
+    """A user a word, an item a letter; letters are numbered by falling frequency, then by the alphabet."""
+    text = "".join(words)
+    letters = sorted(set(text), key=lambda letter: (-text.count(letter), letter))
+    lengths = [len(word) for word in words]
+    return Sequences(
+        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        item_ids=tuple(letters),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=np.array([letters.index(letter) + 1 for letter in text], np.int64),
+        types=np.ones(len(text), np.int64),
+        times=np.arange(len(text), dtype=np.float64),
+        gaps=np.zeros(len(text), np.float32),
+        values=np.full(len(text), np.nan, np.float32),
+    )
+
+
+def quick(log: Sequences) -> Settings:
+    settings = settings_for(log, times_are_real=False, seed=0)
+    return with_overrides(
+        settings, {"model.dim": "8", "model.hidden": "8", "train.epochs": "2", "train.bfloat16": "false"}
+    )
+
+
+def silent(told: Progress | Step) -> None:
+    pass
+
+
+def published(log: Sequences, directory, infos=None, settings=None):
+    train_and_publish(log, infos or {}, settings or quick(log), directory, silent)
+    return load_snapshot(directory)
+
+
+WALKS = sequences("abcde", "bcdef", "cdefa", "defab", "efabc", "fabcd")
+
+
+def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
+    told = []
+    infos = {"a": ItemInfo("Alien", ("horror",)), "z": ItemInfo("Not in the log")}
+    folder = train_and_publish(WALKS, infos, quick(WALKS), tmp_path, told.append)
+
+    assert (tmp_path / CURRENT).read_text().strip() == folder.name
+    snapshot = load_snapshot(tmp_path)
+    check_files(folder, snapshot.manifest)
+    assert snapshot.path == folder
+    assert (snapshot.manifest.user_count, snapshot.manifest.item_count, snapshot.manifest.event_count) == (6, 6, 30)
+    assert snapshot.user_ids == WALKS.user_ids
+    assert snapshot.catalog.item_ids == WALKS.item_ids
+    assert [info.title for info in snapshot.catalog.infos] == ["Alien", "", "", "", "", ""]
+    assert len(snapshot.neighbors) == 6 * 4  # of the whole log: the validation targets are learnt in the end
+    assert snapshot.popularity.tolist() == count_popularity(WALKS).tolist()
+    np.testing.assert_allclose(np.linalg.norm(snapshot.embeddings[1:], axis=1), 1.0, rtol=1e-5)
+    assert snapshot.manifest.neighbors.recall >= pipeline.REQUIRED_RECALL
+    steps = [step.text for step in told if isinstance(step, Step)]
+    assert (steps[0], steps[-1]) == ("Training the encoder", "Building and publishing the snapshot")
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_the_manifest_measures_every_source_on_the_validation_targets(tmp_path):
+    metrics = published(WALKS, tmp_path).manifest.metrics
+    assert set(metrics) == {"fusion", *(source.name.lower() for source in Source)}
+    assert metrics["fusion"]["ndcg@10"] >= metrics["encoder"]["ndcg@10"]
+    assert metrics["transitions"] == {"hr@10": 1.0, "ndcg@10": 1.0}  # what follows is the next letter
+
+
+def test_the_manifest_says_how_it_was_trained(tmp_path):
+    settings = with_overrides(quick(WALKS), {"train.seed": "7", "neighbors.trees": "3", "transitions.lags": "2"})
+    manifest = published(WALKS, tmp_path, settings=settings).manifest
+    assert manifest.training["seed"] == 7
+    assert manifest.model["dim"] == manifest.encoder.dim == 8
+    assert manifest.model["half_lives"] == [2.0, 16.0, 128.0]
+    assert manifest.encoder.state_size == settings.model.state_size
+    assert (manifest.neighbors.trees, manifest.transitions.lags) == (3, 2)
+
+
+def test_before_it_serves_the_encoder_learns_from_what_it_was_judged_by(tmp_path):
+    judged_only, refitted = (
+        published(WALKS, tmp_path / epochs, settings=with_overrides(quick(WALKS), {"train.refit_epochs": epochs}))
+        for epochs in ("0", "1")
+    )
+    assert judged_only.manifest.metrics == refitted.manifest.metrics  # measured before
+    assert not np.array_equal(judged_only.embeddings, refitted.embeddings)
+
+
+def test_publishing_again_puts_the_new_snapshot_beside_the_old(tmp_path):
+    first = train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
+    second = train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
+    assert first != second
+    assert load_snapshot(tmp_path).path == second
+    assert load_snapshot(first).path == first
+
+
+def test_one_seed_gives_one_snapshot(tmp_path):
+    first, second = (published(WALKS, tmp_path / name) for name in "ab")
+    np.testing.assert_array_equal(first.embeddings, second.embeddings)
+    assert first.manifest.files["positions.ann"] == second.manifest.files["positions.ann"]
+    assert first.manifest.fusion == second.manifest.fusion
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        sequences("abcd"),
+        sequences("aaaa"),
+        sequences("aaa", "aaaa"),
+        sequences("abc", "xyz"),
+        sequences("ab", "ba"),
+        sequences("ab", "c", "d"),
+    ],
+    ids=["one user", "one user and one item", "one item", "nothing in common", "too short to hold back", "few of many"],
+)
+def test_the_smallest_logs_are_published(log, tmp_path):
+    snapshot = published(log, tmp_path)
+    assert snapshot.catalog.item_ids == log.item_ids
+    assert len(snapshot.neighbors) == int(np.maximum(log.lengths - 1, 0).sum())
+
+
+def test_where_nothing_can_be_held_back_the_manifest_measures_nothing(tmp_path):
+    assert published(sequences("ab", "ba"), tmp_path).manifest.metrics == {}
+
+
+def test_without_a_user_with_two_events_there_is_nothing_to_learn(tmp_path):
+    log = sequences("a", "b", "c")
+    with pytest.raises(InvalidInput, match="no user of the log has two events"):
+        train_and_publish(log, {}, quick(log), tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "REQUIRED_RECALL", 1.1)
+    with pytest.raises(InvalidInput, match=r"finds 1\.000 of the true neighbours .* 1\.1 is required.*trees=20"):
+        train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_with_every_input_is_published(tmp_path):
+    count = len(WALKS.items)
+    log = replace(
+        WALKS,
+        types=np.arange(count) % 3 + 1,
+        gaps=np.linspace(0, 1e6, count, dtype=np.float32),
+        values=np.arange(count, dtype=np.float32) % 5,
+    )
+    settings = settings_for(log, times_are_real=True, seed=0)
+    settings = with_overrides(
+        settings, {"model.dim": "8", "model.hidden": "8", "train.epochs": "1", "train.bfloat16": "false"}
+    )
+    model = published(log, tmp_path, settings=settings).manifest.model
+    assert (model["use_types"], model["use_gaps"], model["use_values"]) == (True, True, True)

@@ -1,0 +1,191 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longtide_server.errors import InvalidInput
+from longtide_server.events import EventType
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.settings import Settings, setting_names, settings_for, with_overrides
+
+NAN = float("nan")
+
+
+def log(users: int, events_each: int, items: int = 50) -> Sequences:
+    count = users * events_each
+    return Sequences(
+        user_ids=tuple(str(n) for n in range(users)),
+        item_ids=tuple(str(n) for n in range(items)),
+        offsets=np.arange(users + 1) * events_each,
+        items=np.arange(count) % items + 1,
+        types=np.full(count, EventType.VIEW, np.int64),
+        times=np.arange(count, dtype=np.float64),
+        gaps=np.zeros(count, np.float32),
+        values=np.full(count, NAN, np.float32),
+    )
+
+
+def chosen(sequences: Sequences, times_are_real: bool = True, seed: int = 0) -> Settings:
+    return settings_for(sequences, times_are_real=times_are_real, seed=seed)
+
+
+SETTINGS = chosen(log(users=10, events_each=5))
+
+
+# What the log decides
+
+
+def test_a_dense_log_gets_a_deep_encoder_and_little_dropout():
+    model = chosen(log(users=10, events_each=20)).model
+    assert (model.blocks, model.dropout, model.hidden) == (2, 0.2, 2 * model.dim)
+
+
+def test_a_sparse_log_gets_a_shallow_encoder_and_much_dropout():
+    model = chosen(log(users=10, events_each=19)).model
+    assert (model.blocks, model.dropout, model.hidden) == (1, 0.5, model.dim)
+
+
+def test_a_small_log_gets_narrow_vectors():
+    assert chosen(log(users=1_000, events_each=199)).model.dim == 64
+    assert chosen(log(users=1_000, events_each=200)).model.dim == 128
+
+
+def test_the_catalogue_is_the_logs_and_the_seed_the_callers():
+    settings = chosen(log(users=3, events_each=3, items=77), seed=5)
+    assert settings.model.item_count == 77
+    assert settings.train.seed == 5
+
+
+def test_a_long_log_gets_large_batches():
+    assert chosen(log(users=10, events_each=10)).train.batch_events == 512
+    assert chosen(log(users=1_000, events_each=500)).train.batch_events == 2_000  # 250 steps an epoch
+    assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 4_096
+
+
+def test_types_are_an_input_where_there_is_more_than_one():
+    views = log(users=2, events_each=3)
+    assert not chosen(views).model.use_types
+    mixed = replace(views, types=np.array([EventType.VIEW] * 5 + [EventType.PURCHASE]))
+    assert chosen(mixed).model.use_types
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_gaps_are_an_input_where_times_are_times(real):
+    assert chosen(log(users=2, events_each=3), times_are_real=real).model.use_gaps is real
+
+
+def test_values_are_an_input_where_they_differ():
+    views = log(users=2, events_each=3)
+    assert not chosen(views).model.use_values
+    assert not chosen(replace(views, values=np.array([4, NAN, 4, NAN, 4, 4], np.float32))).model.use_values
+    model = chosen(replace(views, values=np.array([1, NAN, 5, NAN, NAN, NAN], np.float32))).model
+    assert (model.use_values, model.value_mean, model.value_std) == (True, 3.0, 2.0)
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model.dim", "32", 32),
+        ("model.dropout", "0.25", 0.25),
+        ("model.use_gaps", "FALSE", False),
+        ("model.half_lives", "1,8.5", (1.0, 8.5)),
+        ("train.epochs", "3", 3),
+        ("train.learning_rate", "1e-4", 1e-4),
+        ("train.bfloat16", "true", True),
+        ("neighbors.trees", "50", 50),
+        ("neighbors.min_similarity", "-0.5", -0.5),
+        ("transitions.lags", "2", 2),
+        ("transitions.decay", "0.9", 0.9),
+    ],
+)
+def test_every_group_can_be_overridden(name, text, value):
+    group, _, key = name.partition(".")
+    changed = with_overrides(SETTINGS, {name: text})
+    assert getattr(getattr(changed, group), key) == value
+    assert changed == replace(SETTINGS, **{group: replace(getattr(SETTINGS, group), **{key: value})})
+
+
+def test_a_setting_without_a_group_can_be_overridden():
+    assert with_overrides(SETTINGS, {"max_moments": "123"}) == replace(SETTINGS, max_moments=123)
+
+
+def test_overrides_add_up():
+    changed = with_overrides(SETTINGS, {"train.epochs": "3", "train.patience": "1", "model.dim": "8"})
+    assert (changed.train.epochs, changed.train.patience, changed.model.dim) == (3, 1, 8)
+
+
+@pytest.mark.parametrize("name", ["epochs", "train.epoch", "trains.epochs", "train.", ".epochs", "", "max_moments.x"])
+def test_an_unknown_setting_is_named(name):
+    with pytest.raises(InvalidInput, match="there is no such setting") as caught:
+        with_overrides(SETTINGS, {name: "1"})
+    assert caught.value.violations[0].field == name
+
+
+@pytest.mark.parametrize("name", ["model", "train", "neighbors", "transitions"])
+def test_a_whole_group_is_no_setting(name):
+    with pytest.raises(InvalidInput, match=name):
+        with_overrides(SETTINGS, {name: "5"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("train.epochs", "many", "'many' is not a int"),
+        ("train.epochs", "2.5", "'2.5' is not a int"),
+        ("train.epochs", "", "'' is not a int"),
+        ("model.dropout", "half", "'half' is not a float"),
+        ("train.bfloat16", "yes", "'yes' is not a bool"),
+        ("model.half_lives", "1,x", "'1,x' is not a"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(name, text, complaint):
+    with pytest.raises(InvalidInput, match=f"^{name}: {complaint}"):
+        with_overrides(SETTINGS, {name: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.epochs", "-1"),
+        ("train.chunk", "0"),  # would never end
+        ("train.learning_rate", "nan"),
+        ("train.learning_rate", "-1"),
+        ("model.dim", "0"),
+        ("model.blocks", "0"),
+        ("model.dropout", "1.0"),
+        ("model.temperature", "0"),
+        ("model.half_lives", "0"),
+        ("model.value_std", "0"),
+        ("model.item_count", "3"),  # the log says how many there are
+        ("neighbors.trees", "0"),
+        ("neighbors.count", "0"),
+        ("neighbors.temperature", "0"),
+        ("transitions.lags", "0"),
+        ("transitions.decay", "-1"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named(name, text):
+    """The fields' own docstrings say the ranges; what is outside them fails late, never, or trains nonsense."""
+    with pytest.raises(InvalidInput, match=name):
+        with_overrides(SETTINGS, {name: text})
+
+
+# The list that --show-settings prints
+
+
+def test_every_setting_is_listed_with_its_value():
+    names = setting_names(SETTINGS)
+    assert "max_moments=1000000" in names
+    assert "train.epochs=20" in names
+    assert {name.partition(".")[0] for name in names[1:]} == {"model", "train", "neighbors", "transitions"}
+
+
+@pytest.mark.parametrize("line", setting_names(SETTINGS))
+def test_a_listed_line_can_be_given_back(line):
+    name, _, text = line.partition("=")
+    if name == "model.item_count":
+        return  # listed, but the log's
+    assert with_overrides(SETTINGS, {name: text}) == SETTINGS
