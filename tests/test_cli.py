@@ -172,7 +172,7 @@ def test_show_settings_lists_what_set_takes_and_trains_nothing(log, tmp_path):
     done = run("train", log, "--out", tmp_path / "out", "--show-settings", "--set", "train.epochs=7")
     assert done.exit_code == 0
     assert "train.epochs=7" in done.stdout.splitlines()
-    assert "model.item_count=8" in done.stdout.splitlines()
+    assert "model.half_lives=2,16,128" in done.stdout.splitlines()
     assert not (tmp_path / "out").exists()
 
 
@@ -308,7 +308,7 @@ def test_a_damaged_gzip_is_refused(tmp_path):
 
 def test_set_names_a_setting_that_does_not_exist(log, tmp_path):
     said = refusal(run("train", log, "--out", tmp_path / "out", "--set", "train.epoch=5"))
-    assert said == "train.epoch: there is no such setting"
+    assert said == "train.epoch: there is no such setting; --show-settings lists them"
 
 
 def test_set_needs_a_value(log, tmp_path):

@@ -9,9 +9,10 @@ def main() -> None:
     """Run the command line, or say what to install for it."""
     try:
         from longtide_server.cli import cli
+
+        cli()
     except ModuleNotFoundError as exc:
         sys.exit(f"longtide: {exc.name} is not installed; the command line needs: pip install 'longtide[server]'")
-    cli()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from longtide import Client, LongtideError, __version__
 from longtide_server import errors
@@ -135,6 +136,8 @@ def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.offline import OfflineRecommender
 
+    if out.is_dir() or not out.parent.is_dir():
+        raise errors.InvalidInput.of("--out", f"{out} is not a file in a folder that exists")
     sequences, _, _ = _read_log(log, **rest)
     snapshot = load_snapshot(directory)
 
@@ -149,6 +152,7 @@ def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             partial.replace(out)
         finally:
+            partial.unlink(missing_ok=True)
             await offline.close()
 
     asyncio.run(write())
@@ -188,7 +192,7 @@ def evaluate(
         click.echo(json.dumps({"split": split, **{one.name: one.metrics for one in found}}, indent=2))
         return
     names = list(found[0].metrics)
-    table = Table("", *names, title=f"{log.name}, {split}")
+    table = Table("", *names, title=Text(f"{log.name}, {split}"))
     for one in found:
         table.add_row(one.name, *(f"{one.metrics[name]:.4f}" for name in names))
     console.print(table)
@@ -270,7 +274,8 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, **rest: Any) -> No
 
 def configure_logging(form: str, level: int = logging.INFO) -> None:
     """Structured logs on standard error: lines for people, or JSON for machines."""
-    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    lines = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else lines
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -345,7 +350,7 @@ def _print_snapshot(folder: Path, as_json: bool) -> None:
         *((f"validation, {name}", _metrics(metrics)) for name, metrics in manifest.metrics.items()),
         ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"),
     ):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
 
 

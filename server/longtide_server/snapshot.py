@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, read_catalog
-from longtide_server.errors import SnapshotError
+from longtide_server.errors import InvalidInput, SnapshotError
 from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
 
@@ -131,7 +131,7 @@ def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
     Readers see the snapshot before or this one, never a half: the folder is renamed into place when complete, and
     CURRENT replaced after that.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    prepare(directory)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
     try:
         manifest = build(draft)
@@ -148,6 +148,14 @@ def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
     pointer.write_text(manifest.snapshot_id + "\n", encoding="utf-8")
     pointer.replace(directory / CURRENT)
     return target
+
+
+def prepare(directory: Path) -> None:
+    """Make a snapshot directory. InvalidInput when that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InvalidInput(f"{directory}: cannot be a snapshot directory: {exc.strerror}") from exc
 
 
 def resolve(directory: Path) -> Path:

@@ -48,7 +48,7 @@ def test_columns_name_what_the_file_calls_otherwise(write):
 
 
 def test_categories_come_before_genres_and_none_twice(write):
-    path = write("item_id,genres,categories\n1, b |c||,a|b\n2,(no genres listed),\n")
+    path = write("item_id,genres,categories\n1, b |c||,a|b\n2,,\n")
     assert read_items(path) == {"1": ItemInfo(categories=("a", "b", "c")), "2": ItemInfo()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def run(
     """Do all of it, then serve until Ctrl-C."""
     with TrainingDisplay(messages) as display:
         train_and_publish(sequences, infos, settings, work_dir / "snapshot", display)
-    config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=work_dir / "data", listen=listen)
+    # Each log has an event store of its own: two logs may know different people by the same id.
+    data_dir = work_dir / f"data-{_digest(sequences)}"
+    config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=data_dir, listen=listen)
     asyncio.run(_serve(config, sequences, {item: info.title for item, info in infos.items()}, console))
 
 
@@ -111,12 +114,20 @@ async def _show_user(
 async def _show_change(client: AsyncClient, user_id: str, titles: Mapping[str, str], console: Console) -> None:
     before = await client.recommend(user_id)
     chosen = [item.item_id for item in before[:NEW_EVENTS]]
-    console.print(f"\nUser {user_id} now watches " + ", ".join(titles.get(item) or item for item in chosen))
+    names = ", ".join(titles.get(item) or item for item in chosen)
+    console.print(f"\nUser {user_id} now watches {names}", markup=False)
     await client.write_events([Event(user_id, item, "watch", attribution_token=before.attribution_token)
                                for item in chosen])  # fmt: skip
     after = await client.recommend(user_id)
     console.print(recommendations_table(f"Before, for {user_id}", before))
     console.print(recommendations_table(f"After, for {user_id}", after))
+
+
+def _digest(sequences: Sequences) -> str:
+    found = hashlib.sha256(repr((sequences.user_ids, sequences.item_ids)).encode("utf-8", "surrogatepass"))
+    for column in (sequences.offsets, sequences.items, sequences.times):
+        found.update(column.tobytes())
+    return found.hexdigest()[:12]
 
 
 def _three_people(sequences: Sequences) -> list[int]:
@@ -138,5 +149,6 @@ def _events(sequences: Sequences) -> Iterator[Event]:
                 EventType(int(sequences.types[place])).name.lower(),
                 time=float(sequences.times[place]),
                 value=None if np.isnan(value) else value,
-                event_id=f"replay-{user_id}-{place - span.start}",
+                event_id=f"replay-{user}-{place - span.start}",
+                custom_type="custom" if sequences.types[place] == EventType.CUSTOM else "",
             )

@@ -46,6 +46,8 @@ def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], item_cou
 
 def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
     """(V,) rank of every target by the fused scores (N,), ties going to the smaller item, as in `ranking.rank`."""
+    if not len(fused):
+        return np.full(len(judged.target), NOT_RANKED, np.int64)
     found = judged.target != NOT_RANKED
     owner = np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(fused)))
     bar = np.where(found, fused[np.where(found, judged.target, 0)], np.inf)[owner]

@@ -12,7 +12,10 @@ from longtide_server.training.train import encode_histories
 
 
 def newest_moments(sequences: Sequences, most: int) -> NDArray[np.int64]:
-    """Events that have a successor, at most about `most`: every user's newest ones, as many for each as fit."""
+    """Events that have a successor, at most `most`: every user's newest ones, as many for each as fit.
+
+    When not even one for each user fits, the users whose newest one is latest have one.
+    """
     lengths = sequences.lengths
     left = np.repeat(sequences.offsets[1:], lengths) - 1 - np.arange(len(sequences.items))  # events after this one
     ages = left[left > 0]
@@ -20,6 +23,10 @@ def newest_moments(sequences: Sequences, most: int) -> NDArray[np.int64]:
         return np.flatnonzero(left > 0)
     per_age = np.cumsum(np.bincount(ages))
     oldest = int(np.searchsorted(per_age, most, side="right")) - 1
+    if oldest == 0:
+        newest = np.flatnonzero(left == 1)
+        latest = np.argsort(-sequences.times[newest], kind="stable")[:most]
+        return np.sort(newest[latest])
     return np.flatnonzero((left > 0) & (left <= oldest))
 
 

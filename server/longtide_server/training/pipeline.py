@@ -31,6 +31,7 @@ from longtide_server.snapshot import (
     Manifest,
     NeighborSettings,
     load_snapshot,
+    prepare,
     publish,
     write_users,
 )
@@ -70,6 +71,7 @@ def train_and_publish(
     """
     if not (sequences.lengths >= 2).any():
         raise InvalidInput("no user of the log has two events; there is nothing to learn what follows what from")
+    prepare(directory)  # fails now, and not after the training
     holdout = hold_out_last(sequences, MIN_EVENTS)
     if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
         holdout = Holdout(sequences, np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from longtide_server.candidates import TransitionSettings
 from longtide_server.errors import InvalidInput
@@ -21,6 +20,37 @@ DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
 BATCH_EVENTS = (512, 4096)
+CPU_FACTS = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+
+# What `--set` may change, and from where to where. What follows from the log itself is not among it.
+TINY = 1e-6
+RANGES: dict[str, tuple[float, float]] = {
+    "max_moments": (1, 1e9),
+    "model.dim": (1, 4096),
+    "model.hidden": (1, 16384),
+    "model.blocks": (1, 64),
+    "model.dropout": (0, 0.99),
+    "model.temperature": (TINY, 100),
+    "model.half_lives": (0.1, 1e6),
+    "train.epochs": (1, 10_000),
+    "train.patience": (1, 10_000),
+    "train.learning_rate": (TINY, 10),
+    "train.refit_epochs": (0, 10_000),
+    "train.refit_learning_rate": (TINY, 10),
+    "train.weight_decay": (0, 10),
+    "train.batch_events": (1, 1_000_000),
+    "train.chunk": (1, 100_000),
+    "train.validation_users": (1, 1e9),
+    "train.seed": (0, 2**32 - 1),
+    "neighbors.count": (1, 100_000),
+    "neighbors.trees": (1, 1_000),
+    "neighbors.min_similarity": (-1, 1),
+    "neighbors.temperature": (TINY, 100),
+    "transitions.lags": (1, 1_000),
+    "transitions.decay": (0, 1),
+}
+SWITCHES = ("model.use_types", "model.use_gaps", "model.use_values", "train.bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,53 +96,46 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
 
 
 def bfloat16_is_faster() -> bool:
-    """Whether this processor multiplies bfloat16 matrices clearly faster than float32 ones. Measured: 20 ms."""
-    seconds = {dtype: _multiply_s(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return seconds[torch.bfloat16] < 0.75 * seconds[torch.float32]
-
-
-def _multiply_s(dtype: torch.dtype) -> float:
-    left, right = torch.ones(512, 128, dtype=dtype), torch.ones(128, 2048, dtype=dtype)
-    tries = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        torch.mm(left, right)
-        tries.append(time.perf_counter() - begun)
-    return min(tries)
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    facts = CPU_FACTS.read_text(encoding="ascii") if CPU_FACTS.exists() else ""
+    return any(flag in facts for flag in BFLOAT16_FLAGS)
 
 
 def with_overrides(settings: Settings, overrides: Mapping[str, str]) -> Settings:
     """Settings with `group.key=value` replaced, for example `train.epochs=5`. InvalidInput names what is wrong."""
     for name, text in overrides.items():
-        group, _, key = name.partition(".")
-        if not key:
-            settings = replace(settings, **{group: _parsed(settings, group, text, name)})
-            continue
-        part = getattr(settings, group, None)
-        if group not in ("model", "train", "neighbors", "transitions") or part is None:
-            raise InvalidInput.of(name, "there is no such setting; `longtide train --help` says where they are listed")
-        settings = replace(settings, **{group: replace(part, **{key: _parsed(part, key, text, name)})})
+        if name not in RANGES and name not in SWITCHES:
+            raise InvalidInput.of(name, "there is no such setting; --show-settings lists them")
+        group, _, key = name.rpartition(".")
+        if not group:
+            settings = replace(settings, **{key: _parsed(settings, key, text, name)})
+        else:
+            part = getattr(settings, group)
+            settings = replace(settings, **{group: replace(part, **{key: _parsed(part, key, text, name)})})
     return settings
 
 
 def setting_names(settings: Settings) -> list[str]:
-    """Every name that `--set` knows, with its value in these settings."""
-    found = [f"max_moments={settings.max_moments}"]
-    for group in ("model", "train", "neighbors", "transitions"):
-        part = getattr(settings, group)
-        found += [f"{group}.{field.name}={getattr(part, field.name)}" for field in fields(part)]
-    return found
+    """Every setting with its value, as `--set` takes it."""
+    return [f"{name}={_written(settings, name)}" for name in (*RANGES, *SWITCHES)]
+
+
+def _written(settings: Settings, name: str) -> str:
+    group, _, key = name.rpartition(".")
+    value = getattr(getattr(settings, group) if group else settings, key)
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value).lower()
 
 
 def _parsed(part: Any, key: str, text: str, name: str) -> Any:  # noqa: ANN401  (any setting of any group)
-    if key not in {field.name for field in fields(part)}:
-        raise InvalidInput.of(name, "there is no such setting")
     old = getattr(part, key)
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, tuple):
-            return tuple(float(number) for number in text.split(","))
-        return type(old)(text)
+        value = tuple(float(number) for number in text.split(",")) if isinstance(old, tuple) else type(old)(text)
     except (ValueError, KeyError) as exc:
         raise InvalidInput.of(name, f"{text!r} is not a {type(old).__name__}") from exc
+    least, most = RANGES[name]
+    for number in value if isinstance(value, tuple) else (value,):
+        if not least <= number <= most:  # also true for NaN
+            raise InvalidInput.of(name, f"is {number}; {least:g} to {most:g} is allowed")
+    return value
