@@ -19,7 +19,7 @@ from longtide_server.training.train import TrainConfig
 DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
-BATCH_EVENTS = (512, 4096)
+BATCH_EVENTS = (768, 4096)
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -86,6 +86,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             value_std=std or 1.0,
         ),
         train=TrainConfig(
+            epochs=10 if small else 16,
             batch_events=int(np.clip(len(sequences.items) // STEPS_PER_EPOCH, *BATCH_EVENTS)),
             bfloat16=bfloat16_is_faster(),
             seed=seed,

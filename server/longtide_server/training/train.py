@@ -29,7 +29,7 @@ EVALUATED_AT = 10
 class TrainConfig:
     """How to train. `settings_for` chooses it from the log."""
 
-    epochs: int = 20
+    epochs: int = 16
     """Passes over the log at most; the best one is kept."""
     patience: int = 3
     """Epochs without a better validation NDCG@10 before training stops early."""
