@@ -57,7 +57,7 @@ def test_the_catalogue_is_the_logs_and_the_seed_the_callers():
 
 
 def test_a_long_log_gets_large_batches():
-    assert chosen(log(users=10, events_each=10)).train.batch_events == 512
+    assert chosen(log(users=10, events_each=10)).train.batch_events == 768
     assert chosen(log(users=1_000, events_each=500)).train.batch_events == 2_000  # 250 steps an epoch
     assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 4_096
 
@@ -179,7 +179,7 @@ def test_a_value_out_of_its_range_is_named(name, text):
 def test_every_setting_is_listed_with_its_value():
     names = setting_names(SETTINGS)
     assert "max_moments=1000000" in names
-    assert "train.epochs=20" in names
+    assert "train.epochs=16" in names
     assert {name.partition(".")[0] for name in names[1:]} == {"model", "train", "neighbors", "transitions"}
 
 
