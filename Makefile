@@ -7,13 +7,14 @@ PROTOS := $(sort $(shell find proto -name '*.proto'))
 DATA ?=
 COLUMNS ?=
 ITEMS ?=
-LOG_OPTIONS = $(if $(COLUMNS),--columns $(COLUMNS)) $(if $(ITEMS),--items $(ITEMS))
+LOG = $(if $(DATA),"$(DATA)")
+LOG_OPTIONS = $(if $(COLUMNS),--columns "$(COLUMNS)") $(if $(ITEMS),--items "$(ITEMS)")
 LISTEN ?= 127.0.0.1:50051
 SNAPSHOT ?= .longtide/snapshot
 STORE ?= .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto proto-check format train serve bench clean
+.PHONY: help setup run test check lint types imports proto format train serve bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,18 +22,20 @@ help:  ## List the targets
 setup: $(VENV)/.installed  ## Make the virtual environment and install everything into it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[server,dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Longtide needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,dev]'
 	@touch $@
 
 run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv for your own log)
 	@# On a terminal the command gets a process group of its own: Ctrl-C is for it alone, and make ends as it does.
-	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(DATA) $(LOG_OPTIONS) --listen $(LISTEN)
+	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(LOG) $(LOG_OPTIONS) --listen $(LISTEN)
 
 test: setup  ## Run every test, the end-to-end ones against the real TorchServe included
 	$(BIN)/python -m pytest
 
-check: lint types imports proto-check test  ## Lint, types, import rules, proto drift, tests
+check: lint types imports test  ## Lint, types, import rules, proto drift, tests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -53,21 +56,18 @@ proto: setup  ## Generate the Python code of the protocol buffers
 	$(BIN)/python -m grpc_tools.protoc -Iserver --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --python_out=server --mypy_out=server server/longtide_server/torchserve/torchserve.proto
 
-proto-check: setup
-	$(BIN)/python -m pytest -q tests/test_proto.py
-
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 train: setup  ## Train on DATA and publish to SNAPSHOT
-	$(BIN)/longtide train $(DATA) --out $(SNAPSHOT) $(LOG_OPTIONS)
+	$(BIN)/longtide train $(LOG) --out $(SNAPSHOT) $(LOG_OPTIONS)
 
 serve: setup  ## Serve SNAPSHOT
 	@[ -t 0 ] && set -m; $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN)
 
 bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
-	$(BIN)/longtide evaluate $(DATA) $(LOG_OPTIONS)
+	$(BIN)/longtide evaluate $(LOG) $(LOG_OPTIONS)
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .longtide build dist

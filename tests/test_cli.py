@@ -1,9 +1,11 @@
 """The command line: what it prints, and that wrong input ends in one sentence and exit status 2."""
 
+import asyncio
 import gzip
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from longtide import Neighbor, Recommendation, Recommendations, SimilarUser, Source, SourceShare, __version__
-from longtide_server.cli import cli
+from longtide_server.cli import cli, until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
@@ -595,3 +597,31 @@ def test_every_event_of_a_log_can_be_replayed(tmp_path):
     for event in replayed(tmp_path, "user_id,item_id,timestamp,event_type,value\n" + "\n".join(rows) + "\n"):
         assert 1 <= len(event.event_id.encode()) <= 512
         assert bool(event.custom_type) == (event.type == "custom")
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_work_and_lets_go_of_what_it_holds(number):
+    let_go = []
+
+    async def work():
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+        finally:
+            os.kill(os.getpid(), number)  # an impatient second one
+            await asyncio.sleep(0.01)
+            let_go.append(True)
+
+    asyncio.run(until_stopped(work()))
+    assert let_go == [True]
+
+
+def test_a_cancellation_that_is_no_signal_is_not_hidden():
+    async def work():
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(until_stopped(work()))

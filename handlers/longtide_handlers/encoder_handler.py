@@ -38,6 +38,8 @@ class LongtideEncoderHandler:
         gpu = properties.get("gpu_id")
         use_gpu = torch.cuda.is_available() and gpu is not None
         self.device = torch.device(f"cuda:{gpu}" if use_gpu else "cpu")
+        # The same numbers on every device, to the tolerance of float32.
+        torch.backends.cudnn.allow_tf32 = False
         weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
         self.model = torch.jit.load(str(weights), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         # Profiling runs would make the first calls slow and their results differ in the last digit.

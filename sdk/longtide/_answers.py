@@ -54,7 +54,7 @@ class Recommendation:
     score: float
     """The item's share of the fused probability: above 0, at most 1. Comparable within an answer."""
     sources: tuple[SourceShare, ...]
-    """The sources that brought the item, the strongest contribution first."""
+    """The sources that alone would have listed the item, the strongest first; where none would, the strongest alone."""
     neighbors: tuple[Neighbor, ...]
     """The most similar users who went on to this item, at most 3; empty when none did."""
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 MAX_BATCH_EVENTS = 10_000
-MAX_BATCH_BYTES = 3_500_000  # the server's receive limit is gRPC's default of 4 MiB
+MAX_BATCH_BYTES = 3_500_000  # any gRPC server takes 4 MiB, unless it was told otherwise
 ROWS_PER_MESSAGE = 64
 
 _FRAME_BYTES = 6  # at most: the tag and the length of a repeated message

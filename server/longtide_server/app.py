@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import fcntl
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -45,12 +47,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
     """
     async with AsyncExitStack() as stack:
         snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
-        store = await asyncio.to_thread(SqliteEventStore, config.data_dir / "events.db")
-        stack.push_async_callback(store.close)
-        encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
-        stack.push_async_callback(encoder.close)
-        states = UserStates(snapshot, store, encoder, config.cached_users)
-
+        stack.enter_context(held(config.data_dir))
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -59,6 +56,12 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
             ]
         )
+        port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
+        store = await asyncio.to_thread(SqliteEventStore, config.data_dir / "events.db")
+        stack.push_async_callback(store.close)
+        encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
+        stack.push_async_callback(encoder.close)
+        states = UserStates(snapshot, store, encoder, config.cached_users, config.encoder_timeout_s)
         events_pb2_grpc.add_EventServiceServicer_to_server(EventService(states.write, wall_clock_s), server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
             RecommendationService(Recommender(snapshot, states), config.default_timeout_s), server
@@ -66,7 +69,6 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        port = _bind(server, config.listen)
         await server.start()
         stack.push_async_callback(server.stop, config.stop_grace_s)
         stack.push_async_callback(status.enter_graceful_shutdown)
@@ -74,8 +76,36 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
         log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
-        yield address
-        log.info("stopping")
+        try:
+            yield address
+        finally:
+            log.info("stopping")
+
+
+@contextmanager
+def held(data_dir: Path) -> Iterator[None]:
+    """Hold a data directory: two servers on one would tread on each other. InvalidInput when another holds it."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("wb")
+    except OSError as exc:
+        raise InvalidInput.of("data_dir", f"{data_dir} cannot be used: {exc.strerror}") from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise InvalidInput.of("data_dir", f"{data_dir} is in use by another server") from exc
+        yield
+
+
+def check_listen(listen: str) -> None:
+    """Whether an address can be listened on, without a server. InvalidInput when it cannot."""
+    host, port = _host_and_port(listen)
+    try:
+        with socket.create_server((host.strip("[]"), port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
+    except OSError as exc:
+        raise InvalidInput.of("listen", f"{listen} cannot be listened on: {exc.strerror}") from exc
 
 
 async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
@@ -88,13 +118,17 @@ async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitSta
     await asyncio.to_thread(
         build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
     )
+    grpc_inference, grpc_management, http_inference, http_management = config.torchserve_ports
     torchserve = TorchServe(
         TorchServeConfig(
             work_dir=work_dir,
             archive=archive,
             model_name=MODEL_NAME,
             workers=config.torchserve_workers,
-            grpc_inference_port=config.torchserve_port,
+            grpc_inference_port=grpc_inference,
+            grpc_management_port=grpc_management,
+            http_inference_port=http_inference,
+            http_management_port=http_management,
         )
     )
     stack.push_async_callback(torchserve.stop)
@@ -103,10 +137,15 @@ async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitSta
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:  # gRPC would take it modulo 65,536
-        raise InvalidInput.of("listen", f"{listen!r} is not HOST:PORT")
+    _host_and_port(listen)
     try:
         return server.add_insecure_port(listen)
     except RuntimeError as exc:
         raise InvalidInput.of("listen", f"{listen} cannot be listened on; is something else there?") from exc
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:  # gRPC would take it modulo 65,536
+        raise InvalidInput.of("listen", f"{listen!r} is not HOST:PORT")
+    return host, int(port)

@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
 
 
-class Pairs(click.ParamType[dict[str, str]]):
+class Pairs(click.ParamType):  # type: ignore[type-arg]  # older releases of click cannot be subscripted
     """`ours=theirs,...` as a mapping."""
 
     name = "ours=theirs,..."
@@ -44,6 +44,23 @@ class Pairs(click.ParamType[dict[str, str]]):
             if not (name and equals and other):
                 self.fail(f"{value!r} is not of the form user_id=userId,item_id=movieId", param, ctx)
         return {name.strip(): other.strip() for name, _, other in pairs}
+
+
+class Ports(click.ParamType):  # type: ignore[type-arg]
+    """Four port numbers."""
+
+    name = "ports"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read the ports; click reports what is wrong with them."""
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if len(parts) != 4 or not all(part.isdigit() and int(part) <= 65_535 for part in parts):
+            self.fail(f"{value!r} is not four ports, for example 7070,7071,8080,8081", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 class Commands(click.Group):
@@ -80,7 +97,9 @@ def _log_options(command: Callable[..., None]) -> Callable[..., None]:
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Makes runs repeatable."),
+            click.option(
+                "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Makes runs repeatable."
+            ),
             click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
         )
@@ -204,7 +223,10 @@ def evaluate(
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
 @click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
 @click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
-@click.option("--torchserve-port", type=click.IntRange(0, 65535), default=0, help="Loopback gRPC port; 0 picks one.")
+@click.option(
+    "--torchserve-ports", type=Ports(), default="0,0,0,0", metavar="G,M,H,I",
+    help="Loopback ports: gRPC inference and management, HTTP inference and management; 0 picks one.",
+)  # fmt: skip
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 def serve(snapshot: Path, data_dir: Path, log_format: str, **settings: Any) -> None:  # noqa: ANN401
     """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
@@ -214,12 +236,11 @@ def serve(snapshot: Path, data_dir: Path, log_format: str, **settings: Any) -> N
     config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, **settings)
 
     async def run() -> None:
-        stop = stop_on_signals()
         async with running(config) as address:
             click.echo(f"Serving on {address} (Ctrl-C stops)")
-            await stop.wait()
+            await asyncio.Event().wait()
 
-    asyncio.run(run())
+    asyncio.run(until_stopped(run()))
 
 
 @cli.command()
@@ -289,12 +310,24 @@ def configure_logging(form: str, level: int = logging.INFO) -> None:
     )
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that Ctrl-C or a TERM signal sets, instead of breaking into the work."""
-    stop = asyncio.Event()
+async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work until it is done, or until Ctrl-C or a TERM signal cancels it; what it holds is let go in order."""
+    task = asyncio.create_task(work)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:  # a second Ctrl-C must not break into the stopping
+            stopped = True
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
 
 
 def _read_log(
@@ -314,6 +347,8 @@ def _read_log(
         messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
         for row in skipped.details[:20]:
             messages.print(f"  {row}", markup=False)
+    if found.repeated_rows:
+        messages.print(f"{log}: {found.repeated_rows} rows repeat an event and count once", markup=False)
     infos = read_items(items, item_columns) if items else {}
     return to_sequences(found), infos, times_are_real(found)
 

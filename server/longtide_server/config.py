@@ -21,14 +21,14 @@ class ServerConfig:
     """Who runs the encoder: TorchServe, or this process."""
     torchserve_workers: int = 1
     """TorchServe worker processes, 1 or more; one a GPU."""
-    torchserve_port: int = 0
-    """TorchServe's gRPC port on the loopback interface; 0 picks a free one."""
+    torchserve_ports: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """TorchServe's loopback ports: gRPC inference, gRPC management, HTTP inference, HTTP management; 0 picks one."""
     encoder_timeout_s: float = 10.0
     """The longest one call to the encoder may take."""
     default_timeout_s: float = 5.0
     """The deadline of a call that brings none."""
-    cached_users: int = 50_000
-    """Users whose state is kept in memory: about 12 kB each."""
+    cached_users: int = 20_000
+    """Users who are kept in memory: about 10 kB each, and 0.16 kB for each of their events."""
     max_message_bytes: int = 16 * 1024 * 1024
     """The largest message that is accepted."""
     stop_grace_s: float = 5.0

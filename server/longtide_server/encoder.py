@@ -84,7 +84,7 @@ class TorchServeEncoder:
 
     async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
         """See Encoder."""
-        return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), len(batch))
+        return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), batch)
 
     async def close(self) -> None:
         """See Encoder."""
@@ -118,7 +118,7 @@ class LocalEncoder:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
         except Exception as exc:
             raise EncoderUnavailable(f"the encoder failed: {exc}") from exc
-        return unpack(answer, len(batch))
+        return unpack(answer, batch)
 
     async def close(self) -> None:
         """See Encoder."""
@@ -212,28 +212,30 @@ def pack(batch: Sequence[Steps]) -> Mapping[str, bytes]:
     }
 
 
-def unpack(answer: bytes, rows: int) -> list[Encoded]:
+def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded]:
     """The handler's answer, checked: EncoderUnavailable when it is not what a healthy handler sends."""
     if len(answer) < 16:
         raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes, too few for a header")
     b, d, s, n = np.frombuffer(answer, np.int32, 4).tolist()
     sizes = [b * d, b * s, b * n, b * n, b]
-    if b != rows or min(d, s, n) < 1 or len(answer) != 16 + 4 * sum(sizes):
-        raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)} for {rows} users")
+    if b != len(batch) or min(d, s, n) < 1 or len(answer) != 16 + 4 * sum(sizes):
+        raise EncoderUnavailable(
+            f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)} for {len(batch)} users"
+        )
     bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
     query, state, items, log_probability, log_z = (
         np.frombuffer(answer, dtype, size, at) for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
     )
     if not all(np.isfinite(part).all() for part in (query, state, log_probability, log_z)):
         raise EncoderUnavailable("the encoder answered values that are not finite")
-    # Copies, row by row: a kept state must not hold the whole batch's answer in memory.
+    # Copies, row by row, of what the row asked for: a kept state must not hold the whole batch's answer in memory.
     return [
         Encoded(
             query.reshape(b, d)[row].copy(),
             state.reshape(b, s)[row].copy(),
-            items.reshape(b, n)[row].astype(np.int64),
-            log_probability.reshape(b, n)[row].copy(),
+            items.reshape(b, n)[row, : steps.top_n].astype(np.int64),
+            log_probability.reshape(b, n)[row, : steps.top_n].astype(np.float32),
             float(log_z[row]),
         )
-        for row in range(b)
+        for row, steps in enumerate(batch)
     ]

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from longtide_server.candidates import Candidates, Source
 
+TIE_WEIGHT = 1e-4
+"""Popularity's least weight: it decides between items of which no weighted source knows anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
@@ -48,6 +51,8 @@ class Ranked:
     """(R, len(Source)) what every source says."""
     contribution: NDArray[np.float64]
     """(R, len(Source)) how much every source adds to the log score above its floor, 0 or more."""
+    brought: NDArray[np.bool_]
+    """(R, len(Source)) whether the source alone would have listed the item; where none would, the strongest one."""
 
 
 def log_features(probability: NDArray[np.float64], floor: float, item_count: int) -> NDArray[np.float64]:
@@ -66,8 +71,7 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
     weights[columns] = fusion.weights[columns]
     if not weights.any():
         weights[columns] = 1.0
-    # A tenth of a thousandth of popularity decides between items of which no weighted source knows anything.
-    weights[Source.POPULARITY - 1] += 1e-4
+    weights[Source.POPULARITY - 1] += TIE_WEIGHT
     features = log_features(candidates.probability, fusion.floor, item_count)
     fused = features @ weights  # (C,)
     order = np.lexsort((candidates.items, -fused))[:limit]
@@ -78,4 +82,23 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
         score=share[order] / share.sum() if len(fused) else share,
         probability=candidates.probability[order],
         contribution=contribution[order],
+        brought=_brought(candidates.probability, contribution, order, limit, weights > TIE_WEIGHT),
     )
+
+
+def _brought(
+    probability: NDArray[np.float64],
+    contribution: NDArray[np.float64],
+    order: NDArray[np.int64],
+    limit: int,
+    has_say: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """(R, sources) for the candidates in `order`: see Ranked.brought."""
+    if not len(order):
+        return np.zeros((0, probability.shape[1]), bool)
+    place = max(0, len(probability) - limit)
+    bar = np.partition(probability, place, axis=0)[place]  # (sources,) the least of each source's own best `limit`
+    brought: NDArray[np.bool_] = (probability[order] >= bar) & (probability[order] > 0) & has_say
+    alone = np.flatnonzero(~brought.any(axis=1))
+    brought[alone, contribution[order[alone]].argmax(axis=1)] = True
+    return brought

@@ -142,7 +142,7 @@ class Recommender:
         self, user_id: str, item_ids: Sequence[str], session_item_ids: Sequence[str], timeout_s: float
     ) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
-        evidence, _, _ = await self._evidence(user_id, session_item_ids, len(item_ids), None, timeout_s)
+        evidence, _, _ = await self._evidence(user_id, session_item_ids, 1, None, timeout_s)
         numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
         candidates = self._complete(tabulate(numbers, evidence.votes), evidence)
         ranked = self._rank(candidates, evidence, len(numbers))
@@ -168,9 +168,9 @@ class Recommender:
         while True:
             neighbors = self._search(encoded, user_id, count, min_similarity)
             users = self._people(neighbors, limit)
-            if len(users) >= limit or count >= min(MAX_MOMENTS_SEARCHED, len(self.snapshot.neighbors)):
+            if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
-            count *= 4
+            count = min(4 * count, MAX_MOMENTS_SEARCHED)
 
     async def _evidence(
         self, user_id: str, session_item_ids: Sequence[str], limit: int, min_similarity: float | None, timeout_s: float
@@ -255,7 +255,7 @@ class Recommender:
         sources = tuple(
             (Source(column + 1), float(ranked.probability[row, column]))
             for column in by_strength.tolist()
-            if ranked.contribution[row, column] > 0
+            if ranked.brought[row, column]
         )
         positions = self.snapshot.neighbors.positions
         voters = np.flatnonzero(positions.next_item[evidence.neighbors.position] == number)

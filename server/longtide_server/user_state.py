@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
+from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import EventStore, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
 
 TOP_N_MARGIN = 200
+MAX_TOP_N = 1_500
+MAX_STEP_EVENTS = 8_192
 VIEW = int(EventType.VIEW)
 
 
@@ -38,6 +41,8 @@ class UserState:
     encoded: Encoded | None = None
     """The user after the first `encoded_count` events."""
     encoded_count: int = 0
+    advancing: asyncio.Task[None] | None = None
+    """The encoding that is under way, shared by everybody who waits for it."""
     generation: int = 0
     """Rises when the order of past events changes, so that an encoding under way is not kept."""
 
@@ -61,25 +66,41 @@ class UserState:
         return np.array([*self.items[-count:], *session][-count:], np.int64)
 
 
-def steps_between(user: UserState, start: int, session: Sequence[int], state: NDArray[np.float32], top_n: int) -> Steps:
-    """The events from `start` on, then the items of the session as views without a gap."""
-    times = np.array(user.times[max(start - 1, 0) :], np.float64)
+def steps_between(
+    user: UserState, start: int, end: int, session: Sequence[int], state: NDArray[np.float32], top_n: int
+) -> Steps:
+    """The events from `start` to before `end`, then the items of the session as views without a gap."""
+    times = np.array(user.times[max(start - 1, 0) : end], np.float64)
     gaps = np.diff(times, prepend=times[:1])[(1 if start else 0) :]
     quiet = [0.0] * len(session)
     return Steps(
-        items=np.array([*user.items[start:], *session], np.int32),
-        types=np.array([*user.types[start:], *([VIEW] * len(session))], np.uint8),
+        items=np.array([*user.items[start:end], *session], np.int32),
+        types=np.array([*user.types[start:end], *([VIEW] * len(session))], np.uint8),
         gaps=np.array([*gaps, *quiet], np.float32),
-        values=np.array([*user.values[start:], *([float("nan")] * len(session))], np.float32),
+        values=np.array([*user.values[start:end], *([float("nan")] * len(session))], np.float32),
         state=state,
-        top_n=top_n,
+        top_n=min(top_n, MAX_TOP_N),
     )
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """An encoding that failed after its last caller gave up is nobody's error; asyncio would report it as one."""
+    if not task.cancelled():
+        task.exception()
 
 
 class UserStates:
     """The states of recent users under one snapshot, at most `capacity` of them."""
 
-    def __init__(self, snapshot: Snapshot, store: EventStore, encoder: CoalescingEncoder, capacity: int) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        store: EventStore,
+        encoder: CoalescingEncoder,
+        capacity: int,
+        step_timeout_s: float = 10.0,
+    ) -> None:
+        self._step_timeout_s = step_timeout_s
         self._snapshot = snapshot
         self._store = store
         self._encoder = encoder
@@ -145,18 +166,29 @@ class UserStates:
         end_s = time.monotonic() + timeout_s
         # Again, when an event came late meanwhile and what was encoded is no longer what happened.
         while len(user.items) > user.encoded_count:
-            await self._advance(user, top_n, end_s - time.monotonic())
+            await self._advanced(user, top_n, end_s - time.monotonic())
         if session:
             state = self._zeros if user.encoded is None else user.encoded.state
-            steps = steps_between(user, len(user.items), session, state, top_n)
+            count = len(user.items)
+            steps = steps_between(user, count, count, session, state, top_n)
             return await self._encoder.encode(steps, end_s - time.monotonic())
         return user.encoded
 
-    async def _advance(self, user: UserState, top_n: int, timeout_s: float) -> None:
-        count, generation = len(user.items), user.generation
+    async def _advanced(self, user: UserState, top_n: int, timeout_s: float) -> None:
+        """Wait for the user's next steps; they go on, and are kept, when this caller's time is over."""
+        if user.advancing is None or user.advancing.done():
+            user.advancing = asyncio.create_task(self._advance(user, top_n))
+            user.advancing.add_done_callback(_heard)
+        done, _ = await asyncio.wait((user.advancing,), timeout=max(timeout_s, 0.0))
+        if not done:
+            raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s")
+        user.advancing.result()
+
+    async def _advance(self, user: UserState, top_n: int) -> None:
+        count, generation = min(len(user.items), user.encoded_count + MAX_STEP_EVENTS), user.generation
         state = self._zeros if user.encoded is None else user.encoded.state
-        steps = steps_between(user, user.encoded_count, (), state, top_n)
-        encoded = await self._encoder.encode(steps, timeout_s)
+        steps = steps_between(user, user.encoded_count, count, (), state, top_n)
+        encoded = await self._encoder.encode(steps, self._step_timeout_s)
         if user.generation == generation and count >= user.encoded_count:
             user.encoded, user.encoded_count = encoded, count
 

@@ -113,10 +113,17 @@ async def test_a_long_id_that_is_refused_does_not_make_the_answer_too_long(chann
     assert [error.index for error in answer.errors] == [1]
 
 
-async def test_a_port_in_use_is_named(config):
+async def test_a_port_in_use_is_named(config, tmp_path):
     async with running(config()) as address:
         with pytest.raises(InvalidInput, match=f"{address} cannot be listened on"):
-            async with running(config(listen=address)):
+            async with running(config(listen=address, data_dir=tmp_path / "other")):
+                pass
+
+
+async def test_a_data_directory_in_use_is_named(config):
+    async with running(config()):
+        with pytest.raises(InvalidInput, match=r"data_dir: .* is in use by another server"):
+            async with running(config()):
                 pass
 
 

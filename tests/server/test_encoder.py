@@ -105,12 +105,16 @@ def test_the_handler_reads_what_is_packed_and_its_answer_is_unpacked(tiny_snapsh
     )
     facts = tiny_snapshot.manifest.encoder
     start = np.zeros(facts.state_size, np.float32)
-    [answer] = handler.handle([pack([steps(1, 2, state=start), steps(3, state=start)])], None)
-    first, second = unpack(answer, 2)
+    batch = [steps(1, 2, state=start), steps(3, state=start)]
+    [answer] = handler.handle([pack(batch)], None)
+    first, second = unpack(answer, batch)
     assert first.query.shape == second.query.shape == (facts.dim,)
     assert first.state.shape == (facts.state_size,)
     assert len(first.items) == len(first.log_probability) == 3
     assert first.items.min() >= 1
+
+
+TWO = [steps(1), steps(2)]
 
 
 def answer(b=2, d=2, s=1, n=1, **parts):
@@ -124,7 +128,7 @@ def answer(b=2, d=2, s=1, n=1, **parts):
 
 
 def test_an_answer_is_unpacked_row_by_row():
-    first, second = unpack(answer(query=[1, 0, 0, 1], state=[5, 6], items=[8, 9], log_z=[0.5, 1.5]), 2)
+    first, second = unpack(answer(query=[1, 0, 0, 1], state=[5, 6], items=[8, 9], log_z=[0.5, 1.5]), TWO)
     assert (first.query.tolist(), first.state.tolist(), first.items.tolist()) == ([1, 0], [5], [8])
     assert (second.query.tolist(), second.state.tolist(), second.items.tolist()) == ([0, 1], [6], [9])
     assert (first.log_z, second.log_z) == (0.5, 1.5)
@@ -137,7 +141,7 @@ def test_an_answer_is_unpacked_row_by_row():
 )
 def test_an_answer_of_another_shape_is_refused(damaged):
     with pytest.raises(EncoderUnavailable, match="the encoder answered"):
-        unpack(damaged, 2)
+        unpack(damaged, TWO)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -145,7 +149,7 @@ def test_an_answer_of_another_shape_is_refused(damaged):
 def test_an_answer_that_is_not_finite_is_refused(part, value):
     size = 4 if part == "query" else 2
     with pytest.raises(EncoderUnavailable, match="not finite"):
-        unpack(answer(**{part: [1.0] * (size - 1) + [value]}), 2)
+        unpack(answer(**{part: [1.0] * (size - 1) + [value]}), TWO)
 
 
 async def test_the_local_encoder_keeps_its_callers_deadline_and_works_on(local, tiny_snapshot):

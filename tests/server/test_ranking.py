@@ -99,3 +99,24 @@ def test_an_impossible_item_still_has_a_score_above_0():
     fusion = Fusion(encoder=1.0, neighbors=1.0, transitions=1.0, popularity=0.2, floor=0.03)
     ranked = rank(candidates(i1=(1, 1, 1, 1), i2=(0, 0, 0, 0)), fusion, EVERY, 1_000_000, 2)
     assert 0 < ranked.score[1] < ranked.score[0] <= 1
+
+
+# Which source brought an item
+
+
+def brought(probability, limit):
+    found = Candidates(np.arange(1, len(probability) + 1), np.array(probability, float))
+    ranked = rank(found, Fusion(encoder=1.0, neighbors=1.0, transitions=1.0, popularity=0.0), EVERY, 100, limit)
+    return {item: row.tolist() for item, row in zip(ranked.items.tolist(), ranked.brought, strict=True)}
+
+
+def test_a_source_brought_what_it_would_have_listed_alone():
+    found = brought([[0.6, 0.0, 0.1, 0.1], [0.3, 0.5, 0.0, 0.2], [0.1, 0.4, 0.9, 0.7]], limit=1)
+    assert found == {3: [False, False, True, False]}
+    found = brought([[0.6, 0.0, 0.1, 0.1], [0.3, 0.5, 0.0, 0.2], [0.1, 0.4, 0.9, 0.7]], limit=2)
+    assert found == {3: [False, True, True, False], 2: [True, True, False, False]}
+
+
+def test_where_no_source_would_have_listed_it_alone_the_strongest_brought_it():
+    found = brought([[0.5, 0.0, 0.0, 0], [0.0, 0.5, 0.0, 0], [0.4, 0.4, 0.0, 0]], limit=1)
+    assert found == {3: [True, False, False, False]}

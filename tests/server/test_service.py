@@ -245,7 +245,7 @@ async def test_an_answer_says_everything(stubs, world):
     first, second = answer.recommendations
     assert (first.item_id, first.title, second.item_id) == ("b", "Title b", "c")
     assert first.score > second.score > 0
-    assert [share.source for share in first.sources][-1] == recommendation_pb2.SOURCE_POPULARITY
+    assert first.sources[0].source == recommendation_pb2.SOURCE_ENCODER
     assert {share.source for share in second.sources} >= {recommendation_pb2.SOURCE_NEIGHBORS}
     assert [(neighbor.user_id, round(neighbor.similarity, 3)) for neighbor in second.neighbors] == [("bob", 1.0)]
 

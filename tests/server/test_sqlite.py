@@ -207,15 +207,15 @@ async def test_a_history_can_be_read_while_another_writes(store, lock, event):
     unlock()
 
 
-async def test_only_so_many_batches_may_wait(traced, path, lock, event, monkeypatch):
-    monkeypatch.setattr(sqlite_store, "MAX_WAITING_BATCHES", 2)
+async def test_only_so_many_events_may_wait(traced, path, lock, event, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "MAX_WAITING_EVENTS", 3)
     store = SqliteEventStore(path)
     unlock = lock()
     accepted = [asyncio.ensure_future(store.write([event("being written")]))]
     await traced.begun()
     accepted += [asyncio.ensure_future(store.write([event(f"waits {n}")])) for n in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="2 batches of events are waiting"):
+    with pytest.raises(Overloaded, match="3 events are waiting"):
         await store.write([event("too many")])
     unlock()
     assert await asyncio.gather(*accepted) == [Written(new=1, duplicates=0)] * 3

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from longtide_server import user_state
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
-from longtide_server.errors import EncoderUnavailable, Unavailable
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Unavailable
 from longtide_server.snapshot import ENCODER
 from longtide_server.user_state import UserState, UserStates, steps_between
 
@@ -209,8 +210,33 @@ def a_user(event):
     return user
 
 
+async def test_steps_that_nobody_waits_for_any_more_are_kept(world):
+    await world.did("ann", "abc")
+    user = await world.states.get("ann")
+    world.encoder.answering_allowed.clear()
+    with pytest.raises(DeadlineExceeded):
+        await world.states.encoded(user, (), 5, 0.01)
+    world.encoder.answering_allowed.set()
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.events == 3  # the second caller found what the first had begun
+
+
+async def test_callers_at_the_same_time_share_the_steps(world):
+    await world.did("ann", "abc")
+    user = await world.states.get("ann")
+    await asyncio.gather(*(world.states.encoded(user, (), 5, 5.0) for _ in range(3)))
+    assert world.encoder.rows == [[[1, 2, 3]]]
+
+
+async def test_a_long_history_goes_in_pieces(world, monkeypatch):
+    monkeypatch.setattr(user_state, "MAX_STEP_EVENTS", 2)
+    await world.did("ann", "abcde")
+    await encoded(world)
+    assert world.encoder.rows == [[[1, 2]], [[3, 4]], [[5]]]
+
+
 def test_the_steps_of_a_whole_history(event):
-    steps = steps_between(a_user(event), 0, (), np.zeros(2, np.float32), top_n=5)
+    steps = steps_between(a_user(event), 0, 3, (), np.zeros(2, np.float32), top_n=5)
     assert steps.items.tolist() == [1, 2, 3]
     assert steps.types.tolist() == [4, 1, 1]
     assert steps.gaps.tolist() == [0, 10, 15]
@@ -220,12 +246,12 @@ def test_the_steps_of_a_whole_history(event):
 
 
 def test_the_steps_after_a_kept_state_know_the_gap_before_them(event):
-    steps = steps_between(a_user(event), 2, (), np.zeros(2, np.float32), top_n=5)
+    steps = steps_between(a_user(event), 2, 3, (), np.zeros(2, np.float32), top_n=5)
     assert (steps.items.tolist(), steps.gaps.tolist()) == ([3], [15])
 
 
 def test_a_sessions_items_are_views_without_a_gap(event):
-    steps = steps_between(a_user(event), 3, [9, 8], np.zeros(2, np.float32), top_n=5)
+    steps = steps_between(a_user(event), 3, 3, [9, 8], np.zeros(2, np.float32), top_n=5)
     assert (steps.items.tolist(), steps.types.tolist(), steps.gaps.tolist()) == ([9, 8], [1, 1], [0, 0])
     assert all(math.isnan(value) for value in steps.values)
 

@@ -133,11 +133,11 @@ async def test_nothing_listens_beyond_loopback(served):
     assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
-async def test_archives_from_urls_are_refused(served):
+async def test_nobody_registers_a_model(served):
     for url in ("http://127.0.0.1:1/evil.mar", "https://example.com/evil.mar", "file:///tmp/evil.mar"):
         code, body = await asyncio.to_thread(register, served, url)
-        assert code == 404
-        assert "does not match any allowed URL" in body
+        assert code == 405
+        assert "Method Not Allowed" in body or "not allowed" in body.lower()
 
 
 async def test_a_killed_worker_comes_back(served, client):

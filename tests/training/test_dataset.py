@@ -28,7 +28,6 @@ def log(*rows: tuple[str, str, float], types: list[int] | None = None, values: l
         time_s=np.array([time for _, _, time in rows], np.float64),
         event_type=np.array(types or [EventType.VIEW] * len(rows), np.uint8),
         value=np.array(values or [NAN] * len(rows), np.float32),
-        has_event_type=types is not None,
         repeated_rows=0,
     )
 

@@ -12,10 +12,8 @@ from longtide_server.training.metrics import (
     NOT_RANKED,
     coverage_at_k,
     hr_at_k,
-    mean_popularity,
     mrr_at_k,
     ndcg_at_k,
-    popularity_lift,
     rank_of_target,
 )
 
@@ -99,22 +97,6 @@ def test_scores_that_are_not_numbers_are_refused():
 def test_coverage_counts_each_item_of_the_first_k_once():
     recommended = np.array([[0, 1, 9], [1, 2, 9], [-1, -1, -1]])
     assert coverage_at_k(recommended, 2, 10) == 0.3
-
-
-def test_popularity_lift_compares_the_shown_with_the_chosen():
-    popularity = np.array([100, 10, 30])
-    shown = np.array([[0, 0], [0, -1]])
-    chosen = np.array([1, 2])
-    assert mean_popularity(shown, popularity) == 100.0
-    assert mean_popularity(chosen, popularity) == 20.0
-    assert popularity_lift(shown, chosen, popularity) == 5.0
-
-
-def test_popularity_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="no items"):
-        mean_popularity(np.array([-1]), np.array([1]))
-    with pytest.raises(ValueError, match="no popularity"):
-        popularity_lift(np.array([0]), np.array([1]), np.array([5, 0]))
 
 
 @pytest.mark.skipif(not SCORE.is_file(), reason="the independent scorer is not beside the repository")

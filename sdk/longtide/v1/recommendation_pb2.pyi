@@ -65,7 +65,7 @@ class RecommendRequest(google.protobuf.message.Message):
     user_id: builtins.str
     """Who asks: 1 to 512 bytes of UTF-8. Required."""
     limit: builtins.int
-    """How many items: 1 to 1,000, default 10. The answer is shorter only when the catalogue is."""
+    """How many items: 1 to 1,000, default 10. The answer is shorter when the catalogue has fewer that may appear."""
     min_similarity: builtins.float
     """A neighbor counts only when the cosine similarity to the user is at least this: -1 to 1, default from the snapshot."""
     @property
@@ -153,7 +153,9 @@ class Recommendation(google.protobuf.message.Message):
     """
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourceShare]:
-        """The sources that brought the item, the strongest contribution first."""
+        """The sources that alone would have put the item into a list of this length, the strongest contribution first; where
+        none would, the strongest alone.
+        """
 
     @property
     def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Neighbor]:

@@ -21,7 +21,7 @@ from longtide_server.errors import Overloaded, Unavailable
 from longtide_server.event_store import Written
 from longtide_server.events import Event
 
-MAX_WAITING_BATCHES = 1024
+MAX_WAITING_EVENTS = 200_000
 MAX_EVENTS_PER_COMMIT = 50_000
 READERS = 2
 BUSY_TIMEOUT_S = 5.0
@@ -59,7 +59,8 @@ class SqliteEventStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waiting: queue.Queue[_Batch | None] = queue.Queue(MAX_WAITING_BATCHES)
+        self._waiting: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._waiting_events = 0
         self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +77,18 @@ class SqliteEventStore:
         """See EventStore."""
         if self._closed:
             raise Unavailable("the event store is closing")
+        if self._waiting_events + len(events) > MAX_WAITING_EVENTS:
+            raise Overloaded(f"{self._waiting_events} events are waiting to be written")
         batch = _Batch(events, Future())
-        try:
-            self._waiting.put_nowait(batch)
-        except queue.Full:
-            raise Overloaded(f"{MAX_WAITING_BATCHES} batches of events are waiting to be written") from None
+        self._waiting_events += len(events)
+        self._waiting.put(batch)
+        written = asyncio.wrap_future(batch.written)
+        written.add_done_callback(lambda _: self._forget(len(events)))
         # Shielded: a caller that gives up must not undo a commit that is under way for others.
-        return await asyncio.shield(asyncio.wrap_future(batch.written))
+        return await asyncio.shield(written)
+
+    def _forget(self, count: int) -> None:
+        self._waiting_events -= count
 
     async def history(self, user_id: str) -> list[Event]:
         """See EventStore."""

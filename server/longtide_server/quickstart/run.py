@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import track
 
 from longtide import AsyncClient, Event
-from longtide_server.app import running
+from longtide_server.app import check_listen, running
 from longtide_server.catalog import ItemInfo
-from longtide_server.cli import messages, stop_on_signals
+from longtide_server.cli import messages, until_stopped
 from longtide_server.config import ServerConfig
 from longtide_server.events import EventType
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
@@ -59,27 +59,22 @@ def run(
     console: Console,
 ) -> None:
     """Do all of it, then serve until Ctrl-C."""
+    check_listen(listen)  # fails now, and not after the training
     with TrainingDisplay(messages) as display:
         train_and_publish(sequences, infos, settings, work_dir / "snapshot", display)
     # Each log has an event store of its own: two logs may know different people by the same id.
     data_dir = work_dir / f"data-{_digest(sequences)}"
     config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=data_dir, listen=listen)
-    asyncio.run(_serve(config, sequences, {item: info.title for item, info in infos.items()}, console))
+    titles = {item: info.title for item, info in infos.items()}
+    asyncio.run(until_stopped(_serve(config, sequences, titles, console)))
 
 
 async def _serve(config: ServerConfig, sequences: Sequences, titles: Mapping[str, str], console: Console) -> None:
-    stop = stop_on_signals()
     messages.print("[bold]Starting TorchServe and the server[/bold]")
     async with running(config) as address:
-        showing = asyncio.create_task(_show(address, sequences, titles, console))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((showing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if showing.done():
-            showing.result()
-            console.print(f"Serving on {address} (Ctrl-C stops)")
-            await stop.wait()
-        showing.cancel()
-        await asyncio.wait((showing,))
+        await _show(address, sequences, titles, console)
+        console.print(f"Serving on {address} (Ctrl-C stops)")
+        await asyncio.Event().wait()
 
 
 async def _show(address: str, sequences: Sequences, titles: Mapping[str, str], console: Console) -> None:
@@ -125,7 +120,7 @@ async def _show_change(client: AsyncClient, user_id: str, titles: Mapping[str, s
 
 def _digest(sequences: Sequences) -> str:
     found = hashlib.sha256(repr((sequences.user_ids, sequences.item_ids)).encode("utf-8", "surrogatepass"))
-    for column in (sequences.offsets, sequences.items, sequences.times):
+    for column in (sequences.offsets, sequences.items, sequences.types, sequences.times, sequences.values):
         found.update(column.tobytes())
     return found.hexdigest()[:12]
 

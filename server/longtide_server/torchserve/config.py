@@ -123,7 +123,7 @@ def properties(config: TorchServeConfig, ports: Ports, folders: Folders) -> str:
         # an hour and change at every restart) would protect nothing that file permissions do not. Whoever may open
         # loopback sockets here may reach the management API: do not share the machine with people you do not trust.
         "disable_token_authorization": "true",
-        "enable_model_api": "true",  # a new snapshot's model can be registered beside the old one
+        "enable_model_api": "false",  # nobody registers or removes models while the server runs
         "allowed_urls": _NO_URL,  # archives come from the model store, never from a URL
         "enable_metrics_api": "false",  # our server measures its own calls
         "metrics_mode": "log",

@@ -6,9 +6,12 @@ import json
 from dataclasses import dataclass
 
 import grpc.aio
+import structlog
 
 from longtide_server.torchserve.channel import open_channel
 from longtide_server.torchserve.torchserve_pb2 import DescribeModelRequest, ManagementResponse
+
+_log = structlog.get_logger(__name__)
 
 _DESCRIBE = "/org.pytorch.serve.grpc.management.ManagementAPIsService/DescribeModel"
 _TIMEOUT_S = 2.0
@@ -42,7 +45,11 @@ class WorkersReader:
             response = await self._describe(DescribeModelRequest(model_name=model), timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return ()
-        return parse_workers(response.msg)
+        try:
+            return parse_workers(response.msg)
+        except (ValueError, KeyError, TypeError) as exc:
+            _log.warning("torchserve described its workers oddly", error=str(exc))
+            return ()
 
     async def close(self) -> None:
         """End the channel."""

@@ -66,15 +66,8 @@ class Log:
     """(N,) EventType numbers."""
     value: NDArray[np.float32]
     """(N,) NaN where there is none."""
-    has_event_type: bool
-    """Whether the file says each event's type; otherwise all have one."""
     repeated_rows: int
     """Rows left out because they repeat an event."""
-
-    @property
-    def has_value(self) -> bool:
-        """Whether any event has a value."""
-        return not bool(np.isnan(self.value).all())
 
     def __len__(self) -> int:
         return len(self.user)
@@ -106,7 +99,6 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool
         time_s=time_s[kept],
         event_type=event_type[kept],
         value=value[kept],
-        has_event_type="event_type" in table.columns,
         repeated_rows=len(good) - len(kept),
     )
     return log, bad_rows

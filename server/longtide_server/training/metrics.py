@@ -1,4 +1,4 @@
-"""Ranking metrics: how high each user's target stands, how much of the catalogue is shown, how popular that is.
+"""Ranking metrics: how high each user's target stands, and how much of the catalogue is shown.
 
 A rank counts from 0 (the best). A negative or infinite one means that the target was not in the list: it scores 0 but
 counts as a user. The means of HR, NDCG and MRR are over all ranks given.
@@ -56,24 +56,6 @@ def coverage_at_k(recommended: NDArray[np.integer[Any]], k: int, item_count: int
     _require_positive("item_count", item_count)
     top = recommended[:, :k]
     return len(np.unique(top[top >= 0])) / item_count
-
-
-def mean_popularity(items: NDArray[np.integer[Any]], popularity: NDArray[Any]) -> float:
-    """Mean of `popularity` (I,) over `items`: indices of any shape, each as often as it occurs; negative = none."""
-    shown = items[items >= 0]
-    if shown.size == 0:
-        raise ValueError("no items to take the mean popularity of")
-    return float(popularity[shown].mean())
-
-
-def popularity_lift(
-    recommended: NDArray[np.integer[Any]], consumed: NDArray[np.integer[Any]], popularity: NDArray[Any]
-) -> float:
-    """How many times more popular than what people chose is what they are shown; 1 is no bias, above 1 favours hits."""
-    chosen = mean_popularity(consumed, popularity)
-    if chosen == 0:
-        raise ValueError("the consumed items have no popularity to compare with")
-    return mean_popularity(recommended, popularity) / chosen
 
 
 def _hits(ranks: Ranks, k: int) -> NDArray[np.bool_]:

@@ -62,7 +62,7 @@ class OfflineRecommender:
 
     def __init__(self, snapshot: Snapshot, sequences: Sequences) -> None:
         self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
-        states = UserStates(snapshot, LogHistories(sequences), self._encoder, capacity=2 * AT_ONCE)
+        states = UserStates(snapshot, LogHistories(sequences), self._encoder, 2 * AT_ONCE, CALL_TIMEOUT_S)
         self._recommender = Recommender(snapshot, states)
 
     async def answers(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Answer]:
