@@ -4,14 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(sort $(shell find proto -name '*.proto'))
-DATA ?=
-COLUMNS ?=
-ITEMS ?=
+# Given on the command line, not taken from the environment (shells like to export COLUMNS, for one).
+DATA =
+MAPPING =
+ITEMS =
 LOG = $(if $(DATA),"$(DATA)")
-LOG_OPTIONS = $(if $(COLUMNS),--columns "$(COLUMNS)") $(if $(ITEMS),--items "$(ITEMS)")
-LISTEN ?= 127.0.0.1:50051
-SNAPSHOT ?= .longtide/snapshot
-STORE ?= .longtide/server
+LOG_OPTIONS = $(if $(MAPPING),--columns "$(MAPPING)") $(if $(ITEMS),--items "$(ITEMS)")
+LISTEN = 127.0.0.1:50051
+SNAPSHOT = .longtide/snapshot
+STORE = .longtide/server
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check lint types imports proto format train serve bench clean
@@ -28,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,dev]'
 	@touch $@
 
-run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv for your own log)
+run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv MAPPING=user_id=userId,... for your own log)
 	@# On a terminal the command gets a process group of its own: Ctrl-C is for it alone, and make ends as it does.
 	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(LOG) $(LOG_OPTIONS) --listen $(LISTEN)
 
