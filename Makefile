@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv MAPPING=user_id=userId,... for your own log)
 	@# On a terminal the command gets a process group of its own: Ctrl-C is for it alone, and make ends as it does.
-	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(LOG) $(LOG_OPTIONS) --listen $(LISTEN)
+	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(LOG) $(LOG_OPTIONS) --listen $(LISTEN); exit $$?
 
 test: setup  ## Run every test, the end-to-end ones against the real TorchServe included
 	$(BIN)/python -m pytest
@@ -65,7 +65,7 @@ train: setup  ## Train on DATA and publish to SNAPSHOT
 	$(BIN)/longtide train $(LOG) --out $(SNAPSHOT) $(LOG_OPTIONS)
 
 serve: setup  ## Serve SNAPSHOT
-	@[ -t 0 ] && set -m; $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN)
+	@[ -t 0 ] && set -m; $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN); exit $$?
 
 bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
 	$(BIN)/longtide evaluate $(LOG) $(LOG_OPTIONS)
