@@ -198,7 +198,8 @@ def torchserve_address() -> str:
 @pytest.fixture(scope="module")
 def server_address(start, torchserve_address) -> str:
     """One server over TorchServe, shared by a module."""
-    return start(None, "--torchserve-port", torchserve_address.rpartition(":")[2]).wait_serving()
+    ports = torchserve_address.rpartition(":")[2] + ",0,0,0"
+    return start(None, "--torchserve-ports", ports).wait_serving()
 
 
 @pytest.fixture(scope="module")
