@@ -363,6 +363,8 @@ def _read_for_training(
         if not equals:
             raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
     sequences, infos, real = _read_log(log, **rest)
+    if not (sequences.lengths >= 2).any():
+        raise errors.LogError(f"{log}: no user has two events; there is nothing to learn what follows what from")
     settings = settings_for(sequences, times_are_real=real, seed=seed)
     return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})
 
