@@ -116,7 +116,7 @@ class LocalEncoder:
             )
         except TimeoutError as exc:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
-        except Exception as exc:
+        except Exception as exc:  # TorchScript raises what is no RuntimeError; all of it means: no encoder
             raise EncoderUnavailable(f"the encoder failed: {exc}") from exc
         return unpack(answer, batch)
 
