@@ -7,7 +7,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -119,24 +120,64 @@ def cli() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
 @_log_options
 @_training_options
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
+@click.option("--wandb", metavar="PROJECT", help="Weights & Biases project to log to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def train(log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, as_json: bool, **rest: Any) -> None:  # noqa: ANN401
-    """Train on LOG and publish a snapshot.
+def train(
+    log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, tensorboard: Path | None,
+    wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
+    """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
     LOG is CSV, CSV.gz, Parquet or JSONL with the columns user_id, item_id, timestamp and optionally event_type, value,
-    rating, session_id.
+    rating, session_id. Under `torchrun`, its processes train together, one a GPU where there are GPUs.
     """
-    from longtide_server.training.display import TrainingDisplay
-    from longtide_server.training.pipeline import train_and_publish
+    from longtide_server.training.loop import Run
+    from longtide_server.training.pipeline import prepare_training, publish_trained
+    from longtide_server.training.pipeline import train as run_training
     from longtide_server.training.settings import setting_names
+    from longtide_server.training.workers import workers
 
     sequences, infos, settings = _read_for_training(log, overrides, **rest)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    with TrainingDisplay(messages) as display:
-        folder = train_and_publish(sequences, infos, settings, out, display)
-    _print_snapshot(folder, as_json)
+    with workers() as team:
+        run = Run(team, prepare_training(sequences, settings, out))
+        with _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
+            trained = run_training(sequences, settings, report, run)
+            if team.leads:
+                folder = publish_trained(trained, sequences, infos, settings, out, report, run)
+    if team.leads:
+        _print_snapshot(folder, as_json)
+
+
+@contextmanager
+def _shown(settings: Any, tensorboard: Path | None, wandb: str | None) -> Iterator[Callable[[Any], None]]:  # noqa: ANN401
+    """A report to the screen and to the trackers that were asked for."""
+    from longtide_server.training.display import TrainingDisplay
+    from longtide_server.training.tracking import TensorBoardTracker, Tracker, WandbTracker
+
+    with ExitStack() as stack:
+        trackers: list[Tracker] = []
+        if tensorboard is not None:
+            trackers.append(TensorBoardTracker(tensorboard))
+            stack.callback(trackers[-1].close)
+        if wandb is not None:
+            trackers.append(WandbTracker(wandb, asdict(settings)))
+            stack.callback(trackers[-1].close)
+        display = stack.enter_context(TrainingDisplay(messages))
+
+        def report(told: Any) -> None:  # noqa: ANN401
+            display(told)
+            for tracker in trackers:
+                tracker(told)
+
+        yield report
+
+
+def _unheard(_: Any) -> None:  # noqa: ANN401
+    """The report of a process that another one reports for."""
 
 
 @cli.command()

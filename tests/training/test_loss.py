@@ -4,7 +4,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from longtide_server.training import loss
-from longtide_server.training.loss import full_softmax_loss
+from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
 
 TEMPERATURE = 0.07
 
@@ -23,7 +23,7 @@ def by_torch(query, items, target):
 
 
 def by_slices(query, items, target, dtype=torch.float32):
-    value = full_softmax_loss(query, items, target, TEMPERATURE, dtype)
+    value = full_softmax_loss(query, items, target, torch.full((50,), 1 / 50), TEMPERATURE, dtype)
     return value, *torch.autograd.grad(value, (query, items))
 
 
@@ -36,7 +36,7 @@ def test_it_is_cross_entropy_however_it_is_sliced(problem, monkeypatch, cells):
 
 def test_a_factor_on_the_loss_is_a_factor_on_its_gradients(problem):
     query, items, target = problem
-    (full_softmax_loss(query, items, target, TEMPERATURE) * 3.0).backward()
+    (full_softmax_loss(query, items, target, torch.full((50,), 1 / 50), TEMPERATURE) * 3.0).backward()
     _, query_grad, items_grad = by_torch(query, items, target)
     assert_close(query.grad, query_grad * 3.0, atol=1e-5, rtol=1e-5)
     assert_close(items.grad, items_grad * 3.0, atol=1e-5, rtol=1e-5)
@@ -44,14 +44,12 @@ def test_a_factor_on_the_loss_is_a_factor_on_its_gradients(problem):
 
 def test_a_certain_answer_costs_nothing():
     unit = torch.eye(3)
-    assert full_softmax_loss(unit, unit, torch.arange(3), 0.01).item() == pytest.approx(0.0, abs=1e-6)
+    assert full_softmax_loss(unit, unit, torch.arange(3), torch.ones(3), 0.01).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_knowing_nothing_costs_the_logarithm_of_the_catalogue():
-    assert full_softmax_loss(torch.zeros(2, 4), torch.ones(8, 4), torch.tensor([0, 7]), 0.1).item() == pytest.approx(
-        2.0794,
-        abs=1e-4,  # ln 8
-    )
+    found = full_softmax_loss(torch.zeros(2, 4), torch.ones(8, 4), torch.tensor([0, 7]), torch.ones(2), 0.1)
+    assert found.item() == pytest.approx(2 * 2.0794, abs=1e-3)  # ln 8 each
 
 
 def test_in_bfloat16_it_is_close_and_its_gradients_stay_float32(problem):
@@ -62,3 +60,39 @@ def test_in_bfloat16_it_is_close_and_its_gradients_stay_float32(problem):
         assert found.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
     assert not torch.equal(query_grad, gradients[0])  # it was made in bfloat16
+
+
+# From a sample
+
+
+def sampled(query, items, target, drawn, chance):
+    negatives = items[drawn]
+    return sampled_softmax_loss(
+        query, items[target], negatives, target, drawn, chance[drawn], torch.ones(len(target)), TEMPERATURE
+    )
+
+
+def test_a_large_sample_costs_what_the_whole_catalogue_does(problem):
+    query, items, target = problem
+    chance = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
+    drawn = torch.multinomial(chance, 100_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    found = sampled(query, items, target, drawn, chance)
+    expected = full_softmax_loss(query, items, target, torch.ones(50), TEMPERATURE)
+    assert_close(found, expected, rtol=0.01, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, (query, items)), torch.autograd.grad(expected, (query, items)), strict=True
+    ):
+        assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
+
+
+def test_a_negative_that_is_the_target_does_not_count_against_it():
+    unit = torch.eye(2)
+    loss = sampled(unit[:1], unit, torch.tensor([0]), torch.tensor([0, 0, 0]), torch.tensor([0.5, 0.5]))
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_negative_stands_for_all_that_were_not_drawn():
+    """One negative, drawn with a chance of a quarter: it counts as four items of its kind."""
+    query, items = torch.zeros(1, 2), torch.ones(5, 2)  # every cosine is 0
+    loss = sampled(query, items, torch.tensor([0]), torch.tensor([3]), torch.full((5,), 0.25))
+    assert loss.item() == pytest.approx(1.6094, abs=1e-4)  # ln (1 + 4)

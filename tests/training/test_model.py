@@ -31,7 +31,7 @@ def encoder(config: ModelConfig) -> Encoder:
         if weight.dim() > 1 or weight is model.value_weight:
             nn.init.normal_(weight, std=0.4)
     with torch.no_grad():
-        model.embedding.weight[0].zero_()
+        model.items.ids.weight[0].zero_()
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +153,30 @@ class Chunk:
     """(B, T)"""
     targets: NDArray[np.int64]
     """(B, T) the item that came next; 0 where none did."""
+    next_types: NDArray[np.int64]
+    """(B, T) the type of that next event; 0 where none came."""
+    next_values: NDArray[np.float32]
+    """(B, T) the value of that next event; NaN where none came, or it had none."""
+
+
+def _empty(kind: type[np.generic], value: float = 0) -> NDArray[Any]:
+    return np.full((1, 1), value, kind)
+
+
+EMPTY = Chunk(
+    users=np.zeros(1, np.int64),
+    first=0,
+    keep=np.zeros(1, np.int64),
+    lengths=np.ones(1, np.int64),
+    items=_empty(np.int64),
+    types=_empty(np.int64),
+    gaps=_empty(np.float32),
+    values=_empty(np.float32, np.nan),
+    targets=_empty(np.int64),
+    next_types=_empty(np.int64),
+    next_values=_empty(np.float32, np.nan),
+)
+"""Padding alone, from which nothing is learnt."""
 
 
 def batches(
@@ -184,6 +209,7 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
         inside = offset < left[:, None]  # (B, T)
         index = np.where(inside, sequences.offsets[users[alive]][:, None] + first + offset, 0)
         has_next = inside & (index + 1 < ends[alive][:, None])
+        following = np.where(has_next, index + 1, 0)
         yield Chunk(
             users=users[alive],
             first=first,
@@ -193,7 +219,9 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
             types=sequences.types[index],
             gaps=sequences.gaps[index],
             values=sequences.values[index],
-            targets=np.where(has_next, sequences.items[np.where(has_next, index + 1, 0)], 0),
+            targets=np.where(has_next, sequences.items[following], 0),
+            next_types=np.where(has_next, sequences.types[following], 0),
+            next_values=np.where(has_next, sequences.values[following], np.float32(np.nan)),
         )
         first += chunk
         keep = np.flatnonzero(lengths[alive] > first)

@@ -7,8 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from longtide_server.training.loop import Progress as TrainProgress
 from longtide_server.training.pipeline import Step
-from longtide_server.training.train import Progress as TrainProgress
 
 
 class TrainingDisplay:
@@ -50,10 +50,12 @@ class TrainingDisplay:
             self._train(progress)
 
     def _train(self, progress: TrainProgress) -> None:
-        if progress.ndcg is not None and progress.hit_rate is not None:
+        if progress.finished:
+            judged = ""
+            if progress.ndcg is not None and progress.hit_rate is not None:
+                judged = f"validation NDCG@10 {progress.ndcg:.4f}, HR@10 {progress.hit_rate:.4f}, "
             self._console.print(
-                f"  epoch {progress.epoch:>2}: loss {progress.loss:.3f}, validation NDCG@10 {progress.ndcg:.4f}, "
-                f"HR@10 {progress.hit_rate:.4f}, {progress.seconds:.0f} s"
+                f"  epoch {progress.epoch:>2}: loss {progress.loss:.3f}, {judged}{progress.seconds:.0f} s"
             )
         if self._bar is not None:
             done = (progress.epoch - 1 + progress.done) / progress.epochs

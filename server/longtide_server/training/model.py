@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 
 GAP_BUCKETS = 32
 TYPE_COUNT = 13
@@ -136,10 +137,35 @@ class Memories(nn.Module):
         return self.norm(raw), raw
 
 
+class ItemTable(nn.Module):
+    """A vector for every item: an embedding of its number, joined with what its text says where there is text."""
+
+    def __init__(self, config: ModelConfig, text: Tensor | None = None) -> None:
+        """Text: (I + 1, E) embeddings of the items' texts, zeros where there is none; it is not trained itself."""
+        super().__init__()
+        self.ids = nn.Embedding(config.item_count + 1, config.dim, padding_idx=0)
+        self.text: Tensor
+        self.register_buffer("text", torch.zeros(config.item_count + 1, 0) if text is None else text, persistent=False)
+        scale = 1.0 / math.sqrt(config.dim)  # both parts begin with length 1
+        self.project = nn.Parameter(scale * torch.randn(self.text.size(1), config.dim))
+        self.project.requires_grad_(self.text.size(1) > 0)
+        nn.init.normal_(self.ids.weight, std=scale)
+        with torch.no_grad():
+            self.ids.weight[0].zero_()
+
+    def forward(self) -> Tensor:
+        """(I + 1, D); row 0, the padding, is zero."""
+        if self.text.size(1) == 0:
+            return self.ids.weight
+        return self.ids.weight + self.text @ self.project
+
+
 class Encoder(nn.Module):
     """Sequences of events to query vectors, and item embeddings to compare them with."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    __jit_unused_properties__: ClassVar = ["device"]
+
+    def __init__(self, config: ModelConfig, text: Tensor | None = None) -> None:
         super().__init__()
         dim = config.dim
         self.dim = dim
@@ -149,7 +175,7 @@ class Encoder(nn.Module):
         self.use_types, self.use_gaps, self.use_values = config.use_types, config.use_gaps, config.use_values
         self.value_mean, self.value_std = config.value_mean, config.value_std
         self.temperature = config.temperature
-        self.embedding = nn.Embedding(config.item_count + 1, dim, padding_idx=0)
+        self.items = ItemTable(config, text)
         self.type_embedding = nn.Embedding(TYPE_COUNT if config.use_types else 1, dim)
         self.gap_embedding = nn.Embedding(GAP_BUCKETS if config.use_gaps else 1, dim)
         self.value_weight = nn.Parameter(torch.zeros(dim))
@@ -160,22 +186,37 @@ class Encoder(nn.Module):
         self.gate = nn.Linear(4 * dim, dim)
         self.out_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(config.dropout)
-        self._initialise()
+        self._initialise(config)
 
-    def _initialise(self) -> None:
-        nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(self.dim))
+    def _initialise(self, config: ModelConfig) -> None:
         nn.init.zeros_(self.type_embedding.weight)
         nn.init.zeros_(self.gap_embedding.weight)
-        with torch.no_grad():
-            self.embedding.weight[0].zero_()
+        # What is no input is no parameter: several processes that train together would wait for its gradient.
+        self.type_embedding.requires_grad_(config.use_types)
+        self.gap_embedding.requires_grad_(config.use_gaps)
+        self.value_weight.requires_grad_(config.use_values)
 
     def initial_state(self, rows: int) -> Tensor:
         """The state of a user without events: (B, S) zeros."""
-        return torch.zeros(rows, self.state_size, device=self.embedding.weight.device)
+        return torch.zeros(rows, self.state_size, device=self.value_weight.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.value_weight.device
 
     def item_embeddings(self) -> Tensor:
         """(I + 1, D), each of length 1; row 0 is padding."""
-        return normalize(self.embedding.weight, dim=1)
+        return normalize(self.items(), dim=1)
+
+    def folded(self, config: ModelConfig) -> Encoder:
+        """The same encoder with the text of the items worked into their embeddings: what is served needs no text."""
+        served = Encoder(config)
+        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith("items.")}
+        weights |= {name: weight for name, weight in served.state_dict().items() if name.startswith("items.")}
+        weights["items.ids.weight"] = self.items()
+        served.load_state_dict(weights)
+        return served.eval()
 
     def forward(
         self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor | None, state: Tensor
@@ -186,6 +227,12 @@ class Encoder(nn.Module):
         lengths (B,) or None where all rows are full; state (B, S) -> query vectors after every event (B, T, D), of
         length 1; state (B, S) after each row's last event. Rows are padded on the right.
         """
+        return self.encode(embedding(items, self.items()), types, gaps, values, lengths, state)
+
+    def encode(
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` for items that were already looked up in the item table: (B, T, D)."""
         x, gap = self._inputs(items, types, gaps, values)  # (B, T, D) each
         states: list[Tensor] = []
         y = self.dropout(x)
@@ -204,7 +251,7 @@ class Encoder(nn.Module):
         return normalize(self.out_norm(query), dim=-1), torch.cat(states, dim=1)
 
     def _inputs(self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embedding(items) * math.sqrt(self.dim)
+        x = items * math.sqrt(self.dim)
         gap = torch.zeros_like(x)
         if self.use_types:
             x = x + self.type_embedding(types)

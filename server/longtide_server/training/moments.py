@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from longtide_server.neighbors import Positions
 from longtide_server.training.dataset import Sequences
+from longtide_server.training.encoding import encode_histories
 from longtide_server.training.model import Encoder
-from longtide_server.training.train import encode_histories
 
 
 def newest_moments(sequences: Sequences, most: int) -> NDArray[np.int64]:
@@ -43,7 +43,7 @@ def encode_moments(
         event = sequences.offsets[piece.users][:, None] + piece.first + offset  # (B, T)
         inside = offset < piece.lengths[:, None]
         wanted = inside & (row[np.where(inside, event, 0)] >= 0)
-        vectors[row[event[wanted]]] = query.numpy()[wanted]
+        vectors[row[event[wanted]]] = query[wanted]
     owner = np.repeat(np.arange(sequences.user_count, dtype=np.int32), sequences.lengths)
     return (
         Positions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
@@ -35,14 +36,18 @@ from longtide_server.snapshot import (
     publish,
     write_users,
 )
+from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
+from longtide_server.training.encoding import last_queries
 from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
+from longtide_server.training.loop import Progress, Run
 from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
-from longtide_server.training.train import Progress, last_queries, refit, train_encoder
+from longtide_server.training.train import fine_tune, refit, train_encoder
+from longtide_server.training.workers import Workers, best_device
 
 REQUIRED_RECALL = 0.9
 RECALL_QUERIES = 200
@@ -61,32 +66,90 @@ class Step:
 Report = Callable[[Progress | Step], None]
 
 
-def train_and_publish(
-    sequences: Sequences, infos: Mapping[str, ItemInfo], settings: Settings, directory: Path, report: Report
-) -> Path:
-    """Train on a log and publish a snapshot; returns its folder.
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What training made of a log."""
 
-    InvalidInput when no user has enough events to learn from, or when no search_k reaches the recall that publishing
-    asks for.
+    judged: Encoder
+    """Has not seen the targets of the holdout: the fusion is fitted with it."""
+    served: Encoder
+    """The same, refitted on everything."""
+    holdout: Holdout
+
+
+def train_and_publish(
+    sequences: Sequences,
+    infos: Mapping[str, ItemInfo],
+    settings: Settings,
+    directory: Path,
+    report: Report,
+    text: NDArray[np.float32] | None = None,
+) -> Path:
+    """Train, fit and publish a snapshot; returns its folder.
+
+    text: (I + 1, E) embeddings of the items' texts. InvalidInput when no user has enough events to learn from, or when
+    no search_k reaches the recall that publishing asks for.
     """
+    run = Run(Workers(device=best_device()), prepare_training(sequences, settings, directory, text))
+    trained = train(sequences, settings, report, run, text)
+    return publish_trained(trained, sequences, infos, settings, directory, report, run)
+
+
+def prepare_training(
+    sequences: Sequences, settings: Settings, directory: Path, text: NDArray[np.float32] | None = None
+) -> Checkpoints:
+    """Fail now what would fail after the training, and find what an earlier, killed training of the same log left."""
     if not (sequences.lengths >= 2).any():
         raise InvalidInput("no user of the log has two events; there is nothing to learn what follows what from")
-    prepare(directory)  # fails now, and not after the training
+    prepare(directory)
+    log = (sequences.item_ids, sequences.offsets, sequences.items, sequences.types, sequences.gaps, sequences.values)
+    return checkpoints_of(directory, settings.model, settings.train, *log, text)
+
+
+def train(
+    sequences: Sequences, settings: Settings, report: Report, run: Run, text: NDArray[np.float32] | None = None
+) -> Trained:
+    """All phases of training; in every process that takes part, with the same outcome."""
     holdout = hold_out_last(sequences, MIN_EVENTS)
     if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
         holdout = Holdout(sequences, np.zeros(0, np.int64), np.zeros(0, np.int64))
     report(Step("Training the encoder"))
-    model = train_encoder(settings.model, settings.train, holdout, report)
-    report(Step("Fitting the fusion on validation data"))
-    with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
-        _publish(model, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
-        judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
-    fusion = fit_fusion(judged)
+    model = train_encoder(
+        settings.model, settings.train, holdout, report, run, None if text is None else torch.from_numpy(text)
+    )
+    head = None
+    if settings.train.fine_tune_epochs:
+        report(Step("Fine-tuning on the behaviour that is wanted"))
+        head = fine_tune(model, settings.model, settings.train, holdout, report, run)
+    judged = copy.deepcopy(model)
     if settings.train.refit_epochs:
         report(Step("Refitting on everything"))
-        refit(model, settings.train, sequences, report)
+        refit(model, head, settings.train, sequences, report, run)
+    return Trained(judged, model, holdout)
+
+
+def publish_trained(
+    trained: Trained,
+    sequences: Sequences,
+    infos: Mapping[str, ItemInfo],
+    settings: Settings,
+    directory: Path,
+    report: Report,
+    run: Run,
+) -> Path:
+    """Fit the fusion, build, gate and publish; returns the snapshot's folder."""
+    holdout = trained.holdout
+    report(Step("Fitting the fusion on validation data"))
+    with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
+        _publish(trained.judged, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
+        judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
+    fusion = fit_fusion(judged)
     report(Step("Building and publishing the snapshot"))
-    return _publish(model, sequences, infos, settings, fusion, source_metrics(judged, fusion), directory)
+    metrics = source_metrics(judged, fusion)
+    folder = _publish(trained.served, sequences, infos, settings, fusion, metrics, directory)
+    if run.checkpoints is not None:
+        run.checkpoints.clear()
+    return folder
 
 
 async def _judged(directory: Path, holdout: Holdout, seed: int) -> Judged:
@@ -122,7 +185,7 @@ def _publish(
         catalog = Catalog(sequences.item_ids, tuple(infos.get(item, ItemInfo()) for item in sequences.item_ids))
         write_catalog(catalog, folder / CATALOG)
         write_users(sequences.user_ids, folder / USERS)
-        np.save(folder / EMBEDDINGS, model.item_embeddings().detach().numpy())
+        np.save(folder / EMBEDDINGS, model.item_embeddings().detach().cpu().numpy())
         np.save(folder / POPULARITY, count_popularity(sequences))
         transitions = count_transitions(sequences, settings.transitions)
         np.savez(
@@ -131,7 +194,7 @@ def _publish(
             items=transitions.items,
             probability=transitions.probability,
         )
-        torch.jit.script(ServingEncoder(model.eval())).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
+        torch.jit.script(ServingEncoder(model.folded(settings.model))).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
         neighbors = _write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

@@ -1,0 +1,66 @@
+"""Keeps what training has reached on disk, so that a kill at any moment loses no finished epoch.
+
+A checkpoint belongs to one training: the same log, settings and version find it again, anything else begins anew. It
+holds tensors and plain numbers, never a pickled object, and is replaced atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from longtide import __version__
+
+log = structlog.get_logger(__name__)
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one training, a file for each of its phases."""
+
+    folder: Path
+
+    def load(self, phase: str) -> State | None:
+        """What the phase had reached, or None. A damaged file is reported and counts as none."""
+        path = self.folder / f"{phase}.pt"
+        if not path.is_file():
+            return None
+        try:
+            state: State = torch.load(path, weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
+            log.warning("checkpoint_unreadable", path=str(path), reason=str(exc))
+            return None
+        return state
+
+    def save(self, phase: str, state: State) -> None:
+        """Replace what the phase had reached; a reader, or a kill, sees the old state or the new one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{phase}-{os.getpid()}"
+        with draft.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.folder / f"{phase}.pt")
+
+    def clear(self) -> None:
+        """Remove them: what they led to is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def checkpoints_of(directory: Path, *identity: object) -> Checkpoints:
+    """The checkpoints, below a directory, of the training that `identity` (arrays and plain data) decides."""
+    digest = hashlib.sha256(f"{__version__} {torch.__version__}".encode())
+    for part in identity:
+        data = getattr(part, "data", None)
+        digest.update(data.tobytes() if isinstance(data, memoryview) else repr(part).encode())
+    return Checkpoints(directory / f".training-{digest.hexdigest()[:16]}")

@@ -1,0 +1,101 @@
+"""What a training step makes small: the cross-entropy of the next item and, in fine-tuning, of the next behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, embedding, normalize
+
+from longtide_server.training.heads import BehaviorHead
+from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
+from longtide_server.training.model import Encoder
+
+POPULARITY_POWER = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What fine-tuning asks for."""
+
+    event_type: int
+    """The type that counts in full; 0 for every type."""
+    other_weight: float
+    """What the other types count, 0 to 1."""
+    head_weight: float
+    """What the next type and the next value count, the item counting 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One piece of B histories, T events each, and what came next; item 0 where there is nothing."""
+
+    items: Tensor
+    types: Tensor
+    gaps: Tensor
+    values: Tensor
+    next_items: Tensor
+    next_types: Tensor
+    next_values: Tensor
+
+
+class Objective(nn.Module):
+    """An encoder with the loss it is trained by, in one module, so that processes can train it together."""
+
+    def __init__(
+        self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,
+        head: BehaviorHead | None = None, wanted: Wanted | None = None,
+    ) -> None:  # fmt: skip
+        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax.
+
+        With a head, `wanted` says what the parts of the loss count.
+        """
+        super().__init__()
+        self.encoder, self.head, self.wanted = encoder, head, wanted
+        self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
+        chance = popularity[1:].double() ** POPULARITY_POWER
+        self.chance: Tensor
+        self.register_buffer("chance", (chance / chance.sum()).float(), persistent=False)
+
+    def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss summed over all events that have a successor, the sum of what they count, and state (B, S)."""
+        table = self.encoder.items()  # (I + 1, D)
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
+            query, state = self.encoder.encode(
+                embedding(batch.items, table), batch.types, batch.gaps, batch.values, None, state
+            )
+        there = batch.next_items > 0
+        query, item = query.float()[there], batch.next_items[there]  # (N, D), (N,)
+        count = self._counts(batch.next_types[there])
+        embeddings = normalize(table, dim=1)
+        loss = self._item_loss(query, item, count, embeddings)
+        if self.head is not None and self.wanted is not None:
+            told = batch.next_types[there], batch.next_values[there]
+            loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)
+        return loss, count.sum(), state.detach().float()
+
+    def _counts(self, types: Tensor) -> Tensor:
+        """(N,) what each event counts."""
+        one = torch.ones(len(types), device=types.device)
+        if self.wanted is None or self.wanted.event_type == 0:
+            return one
+        return torch.where(types == self.wanted.event_type, one, self.wanted.other_weight)
+
+    def _item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor) -> Tensor:
+        temperature = self.encoder.temperature
+        if not self.negatives:
+            return full_softmax_loss(query, embeddings[1:], item - 1, count, temperature, self.dtype)
+        drawn = torch.multinomial(self.chance, self.negatives, replacement=True)  # (M,)
+        return sampled_softmax_loss(
+            query, embeddings[item], embeddings[drawn + 1], item - 1, drawn, self.chance[drawn], count, temperature,
+            self.dtype,
+        )  # fmt: skip
+
+    @staticmethod
+    def _behavior_loss(head: BehaviorHead, query: Tensor, item: Tensor, types: Tensor, values: Tensor) -> Tensor:
+        """Cross-entropy of the next types, and absolute error of the next values where there are any, in deviations."""
+        valued = ~torch.isnan(values)
+        error = (head.values(query, item) - torch.nan_to_num(values)).abs() / head.value_std
+        return cross_entropy(head.type_logits(query), types, reduction="sum") + (error * valued).sum()

@@ -1,0 +1,107 @@
+"""The real command in real processes: two that train together, and one that is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longtide_server.snapshot import EMBEDDINGS, resolve
+
+COMMAND = (sys.executable, "-m", "longtide_server")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node=2",
+    "-m",
+    "longtide_server",
+)
+QUICK = {"model.dim": "16", "model.hidden": "16", "train.bfloat16": "false", "train.batch_events": "64"}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    """Sixty people walk a ring of twenty items from another start each, with steps of one to three."""
+    draw = np.random.default_rng(0)
+    rows = ["user_id,item_id,timestamp"]
+    for user in range(60):
+        walk = (draw.integers(20) + np.cumsum(draw.integers(1, 4, size=draw.integers(4, 12)))) % 20
+        rows += [f"u{user},i{item},{1_700_000_000 + step}" for step, item in enumerate(walk)]
+    path = tmp_path_factory.mktemp("log") / "walks.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def arguments(log: Path, out: Path, **settings: str) -> list[str]:
+    sets = {**QUICK, **{f"train.{name}": value for name, value in settings.items()}, "model.dropout": "0"}
+    return [
+        "train",
+        str(log),
+        "--out",
+        str(out),
+        *(part for pair in sets.items() for part in ("--set", "=".join(pair))),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def train(command: tuple[str, ...], *args: str) -> tuple[list[float], str]:
+    """The loss of every epoch, as the command told it, and all it printed."""
+    done = subprocess.run(
+        [*command, *args], capture_output=True, text=True, timeout=200, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stderr)], done.stdout
+
+
+def test_two_processes_reach_what_one_does(log, tmp_path):
+    alone, _ = train(COMMAND, *arguments(log, tmp_path / "alone", epochs="4", refit_epochs="2"))
+    together, printed = train(TORCHRUN, *arguments(log, tmp_path / "together", epochs="4", refit_epochs="2"))
+
+    assert len(alone) == 6
+    assert together == pytest.approx(alone, abs=2e-3)
+    assert printed.count("Snapshot ") == 1  # one of them publishes
+    vectors = [np.load(resolve(tmp_path / name) / EMBEDDINGS) for name in ("alone", "together")]
+    assert (vectors[0] * vectors[1]).sum(axis=1)[1:].min() > 0.999
+
+
+def test_a_kill_loses_no_finished_epoch(log, tmp_path):
+    whole, _ = train(COMMAND, *arguments(log, tmp_path / "whole", epochs="6", patience="6"))
+    out = tmp_path / "killed"
+    args = arguments(log, out, epochs="6", patience="6")
+    told: list[float] = []
+    kills = 0
+    while len(told) < 4:  # kill it over and over, each time a little after it has finished an epoch or two
+        kills += 1
+        run = subprocess.Popen([*COMMAND, *args], stderr=subprocess.PIPE, text=True, env=environment())
+        for line in run.stderr:
+            if found := re.search(r"loss (\d+\.\d+)", line):
+                told.append(float(found[1]))
+                break
+        time.sleep(0.05 * kills)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    rest, _ = train(COMMAND, *args, "--json")
+    # Epochs that were finished but not told before the kill are in neither; none is in both.
+    assert len(told) + len(rest) <= len(whole)
+    assert rest == whole[len(whole) - len(rest) :]
+    vectors = [np.load(resolve(directory) / EMBEDDINGS) for directory in (tmp_path / "whole", out)]
+    np.testing.assert_array_equal(*vectors)
+    assert [entry.name for entry in out.iterdir() if entry.name.startswith(".training")] == []
+
+
+def test_the_trackers_that_are_asked_for_are_written(log, tmp_path):
+    args = arguments(log, tmp_path / "out", epochs="1", refit_epochs="0")
+    _, printed = train(COMMAND, *args, "--tensorboard", str(tmp_path / "board"), "--json")
+    assert json.loads(printed)["training"]["epochs"] == 1
+    assert [path.name for path in (tmp_path / "board").iterdir()] != []

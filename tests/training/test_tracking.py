@@ -1,0 +1,63 @@
+import sys
+
+import pytest
+
+from longtide_server.errors import InvalidInput
+from longtide_server.training.loop import Progress
+from longtide_server.training.pipeline import Step
+from longtide_server.training.tracking import TensorBoardTracker, WandbTracker
+
+TOLD = (
+    Step("Training the encoder"),
+    Progress("pre-training", 1, 2, 0.5, 6.0, 5.0),
+    Progress("pre-training", 1, 2, 1.0, 5.5, 10.0, True, 0.1, 0.2),
+    Progress("refitting", 1, 1, 1.0, 4.5, 3.0, True),
+)
+
+
+def test_tensorboard_reads_the_finished_epochs(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="the extra")
+    tracker = TensorBoardTracker(tmp_path)
+    for told in TOLD:
+        tracker(told)
+    tracker.close()
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {
+        "pre-training/loss": [(1, 5.5)],
+        "pre-training/seconds": [(1, 10.0)],
+        "pre-training/ndcg@10": [(1, pytest.approx(0.1))],
+        "pre-training/hr@10": [(1, pytest.approx(0.2))],
+        "refitting/loss": [(1, 4.5)],
+        "refitting/seconds": [(1, 3.0)],
+    }
+
+
+def test_weights_and_biases_keeps_the_finished_epochs(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="the extra")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    tracker = WandbTracker("longtide", {"seed": 7})
+    for told in TOLD:
+        tracker(told)
+    summary = dict(tracker._run.summary)
+    tracker.close()
+    assert summary["pre-training/loss"] == 5.5
+    assert summary["refitting/loss"] == 4.5
+    (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert run.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "track", "extra"),
+    [
+        ("torch.utils.tensorboard", TensorBoardTracker, "longtide[tensorboard]"),
+        ("wandb", lambda folder: WandbTracker("longtide", {}), "longtide[wandb]"),
+    ],
+    ids=["tensorboard", "wandb"],
+)
+def test_without_the_extra_it_says_what_to_install(module, track, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InvalidInput) as refused:
+        track(tmp_path)
+    assert extra in str(refused.value)
