@@ -155,19 +155,66 @@ def test_predict_again_replaces_what_was_there(log, trained, tmp_path):
 def test_evaluate_compares_with_the_baselines(log, split):
     done = run("evaluate", log, "--split", split, "--json", *QUICK)
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert list(found) == ["split", "longtide", "transitions", "popularity"]
-    assert found["split"] == split
-    assert found["transitions"]["hr@5"] == 1.0
-    assert list(found["longtide"]) == list(found["popularity"])
+    found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
+    assert list(found) == ["split", "users", "overall", "popularity_bias", "slices"]
+    assert (found["split"], found["users"]) == (split, 8 if split == "leave-one-out" else 1)
+    assert list(found["overall"]) == list(found["popularity_bias"]) == ["longtide", "transitions", "popularity"]
+    assert found["overall"]["transitions"]["hr@5"] == 1.0
+    assert list(found["overall"]["longtide"]) == list(found["overall"]["popularity"])
+    assert set(found["popularity_bias"]["longtide"]) == {"users", "recommended", "consumed", "ratio"}
 
 
-def test_evaluate_prints_a_table(log):
+def test_evaluate_measures_slices(log):
+    slices = json.loads(run("evaluate", log, "--json", *QUICK).stdout)["slices"]
+    assert set(slices) == {"history_length", "target_popularity", "history_length_doubling"}
+    (short,) = slices["history_length"]  # everyone has four events left
+    assert {name: short[name] for name in ("name", "low", "high", "users")} == {
+        "name": "short", "low": 1, "high": 9, "users": 8,
+    }  # fmt: skip
+    assert short["metrics"]["transitions"]["hr@5"] == 1.0
+    assert [one["name"] for one in slices["target_popularity"]] == ["head", "mid", "tail"]
+    assert [(one["low"], one["high"]) for one in slices["history_length_doubling"]] == [(4, 7)]
+
+
+def test_evaluate_prints_tables(log):
     shown = process(COMMAND, "evaluate", log, *QUICK)
     assert shown.returncode == 0, shown.stderr
-    assert "ring.csv, leave-one-out" in shown.stdout
-    for name in ("longtide", "transitions", "popularity", "ndcg@10"):
+    assert "ring.csv, leave-one-out, 8 users" in shown.stdout
+    for name in ("longtide", "transitions", "popularity", "ndcg@10", "ratio", "short", "1 to 9", "tail"):
         assert name in shown.stdout
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+
+
+def test_evaluate_draws_a_plot_beside_what_it_prints(log, tmp_path):
+    done = run("evaluate", log, "--json", "--plot", tmp_path / "plot.png", *QUICK)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["users"] == 8
+    content = (tmp_path / "plot.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(content) > 5_000
+
+
+def test_a_plot_without_matplotlib_says_what_to_install_before_it_trains(log, tmp_path):
+    script = (
+        "import sys; sys.modules['matplotlib'] = None; from longtide_server.cli import cli; "
+        f"cli(['evaluate', {str(log)!r}, '--plot', {str(tmp_path / 'plot.png')!r}])"
+    )
+    done = process(sys.executable, "-c", script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "longtide: --plot: matplotlib is not installed; a plot needs: pip install 'longtide[plot]'\n"
+    )
+
+
+@pytest.mark.parametrize("plot", ["missing/plot.png", "plot.svg", ""], ids=["missing folder", "no PNG", "a directory"])
+def test_evaluate_says_so_when_it_cannot_write_the_plot(log, tmp_path, plot):
+    said = refusal(run("evaluate", log, "--plot", tmp_path / plot))
+    assert said == f"--plot: {tmp_path / plot} is not a .png file in a folder that exists"
+
+
+def test_evaluate_states_its_tie_rule():
+    said = " ".join(run("evaluate", "--help").stdout.split())
+    assert "Of equal scores, the item with more events in the history comes first, and of equally many, the" in said
 
 
 def test_show_settings_lists_what_set_takes_and_trains_nothing(log, tmp_path):

@@ -227,35 +227,58 @@ def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:
     show_default=True,
     help="Hold back everyone's last event, or everything after a moment.",
 )
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw NDCG@10 against length of history."
+)
 @_log_options
 @_training_options
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def evaluate(
-    log: Path, split: Any, overrides: tuple[str, ...], show_settings: bool, as_json: bool, **rest: Any  # noqa: ANN401
-) -> None:  # fmt: skip
+    log: Path,
+    split: Any,  # noqa: ANN401
+    plot: Path | None,
+    overrides: tuple[str, ...],
+    show_settings: bool,
+    as_json: bool,
+    **rest: Any,  # noqa: ANN401
+) -> None:
     """Measure on LOG: hold back targets, train on the rest, compare with popularity and item transitions.
 
-    Full ranking over the catalogue, items of the history removed. Ties go to the more popular item.
+    Full ranking over the items of the history, those that the user had removed. Of equal scores, the item with more
+    events in the history comes first, and of equally many, the smaller id. A target that is not in the history is a
+    miss; a user without a history counts, and gets what is popular.
+
+    Slices: users by events in their history (cold 0, short 1 to 9, medium 10 to 49, long 50 or more), and by the
+    target's popularity in the history (head: the most popular 20 % of the items, tail: the least popular half, mid:
+    between them, new: not in it).
+
+    Popularity bias: how many events the first 10 recommended items have on average, over how many the items have that
+    the same users consumed.
     """
     from longtide_server.training.display import TrainingDisplay
     from longtide_server.training.evaluate import evaluate as run
     from longtide_server.training.evaluate import hold_out
     from longtide_server.training.settings import setting_names
+    from longtide_server.training.show import overall_table, slices_table
 
+    if plot:
+        _check_plot(plot)
     sequences, infos, settings = _read_for_training(log, overrides, **rest)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
     with TrainingDisplay(messages) as display:
         found = run(hold_out(sequences, split), infos, settings, display)
+    title = f"{log.name}, {split}"
     if as_json:
-        click.echo(json.dumps({"split": split, **{one.name: one.metrics for one in found}}, indent=2))
-        return
-    names = list(found[0].metrics)
-    table = Table("", *names, title=Text(f"{log.name}, {split}"))
-    for one in found:
-        table.add_row(one.name, *(f"{one.metrics[name]:.4f}" for name in names))
-    console.print(table)
+        click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))
+    else:
+        console.print(overall_table(f"{title}, {found.users:,} users", found))
+        console.print(slices_table(found))
+    if plot:
+        from longtide_server.training.plot import save_history_length_plot
+
+        save_history_length_plot(found.slices.history_length_doubling, title, plot)
 
 
 @cli.command()
@@ -408,6 +431,17 @@ def _read_for_training(
         raise errors.LogError(f"{log}: no user has two events; there is nothing to learn what follows what from")
     settings = settings_for(sequences, times_are_real=real, seed=seed)
     return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})
+
+
+def _check_plot(path: Path) -> None:
+    """InvalidInput when no plot can be written there, so that it is known before the training."""
+    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+        raise errors.InvalidInput.of("--plot", f"{path} is not a .png file in a folder that exists")
+    try:
+        import longtide_server.training.plot  # noqa: F401
+    except ModuleNotFoundError as exc:
+        reason = "matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
+        raise errors.InvalidInput.of("--plot", reason) from exc
 
 
 def _print_snapshot(folder: Path, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from longtide_server.training.dataset import (
     hold_out_last,
     select,
     to_sequences,
+    without_hindsight,
 )
 from longtide_server.training.log import Log
 
@@ -114,6 +115,22 @@ def test_someone_who_came_after_the_moment_has_a_target_and_no_history():
 
 def test_no_event_of_that_moment_itself_is_history():
     assert words(hold_out_after(spelled(eva="abc"), 10.0).history) == {"eva": "a"}
+
+
+def test_without_hindsight_items_are_those_of_the_history_and_numbered_by_it():
+    whole = spelled(eva="bbcc", bob="acac", cho="caxc")
+    assert whole.item_ids == ("c", "a", "b", "x")  # c is the most frequent, but mostly later
+    found = without_hindsight(hold_out_after(whole, 20.0))
+    assert found.history.item_ids == ("a", "b", "c")  # twice each; x was not there yet
+    assert words(found.history) == {"eva": "bb", "bob": "ac", "cho": "ca"}
+    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert found.targets.tolist() == [3, 0]  # c, and x, which nobody could have recommended
+
+
+def test_without_hindsight_an_empty_history_knows_no_item():
+    found = without_hindsight(hold_out_after(spelled(eva="ab"), 0.0))
+    assert found.history.item_ids == ()
+    assert found.targets.tolist() == [0]
 
 
 def test_what_is_left_out_widens_the_gap_over_it():

@@ -55,8 +55,7 @@ class Sequences:
 
 def to_sequences(log: Log) -> Sequences:
     """Sort a log into sequences. Items get their numbers by falling frequency, then by id."""
-    counts = np.bincount(log.item, minlength=len(log.item_ids))
-    rank = sorted(range(len(log.item_ids)), key=lambda i: (-counts[i], log.item_ids[i]))
+    rank = _by_frequency(np.bincount(log.item, minlength=len(log.item_ids)), log.item_ids)
     number = np.empty(len(rank), np.int64)
     number[rank] = np.arange(1, len(rank) + 1)
 
@@ -75,6 +74,11 @@ def to_sequences(log: Log) -> Sequences:
         gaps=gaps.astype(np.float32),
         values=log.value[order].astype(np.float32),
     )
+
+
+def _by_frequency(counts: NDArray[np.int64], item_ids: tuple[str, ...]) -> list[int]:
+    """The places of items, the most frequent first, equally frequent ones by id."""
+    return sorted(range(len(item_ids)), key=lambda i: (-counts[i], item_ids[i]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +115,23 @@ def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
             users.append(user)
             targets.append(target)
     return Holdout(history, np.array(users, np.int64), np.array(targets, np.int64))
+
+
+def without_hindsight(holdout: Holdout) -> Holdout:
+    """The holdout as a log that ends with the history would have it: its items only, numbered by their frequency in it.
+
+    Targets that the history's items do not hold become 0. With the numbers of the whole log, an item that no event of
+    the history names could be recommended, and ties, which go to the smaller number, would go to what becomes popular.
+    """
+    history = holdout.history
+    counts = np.bincount(history.items, minlength=history.item_count + 1)[1:]
+    known = [place for place in _by_frequency(counts, history.item_ids) if counts[place]]
+    number = np.zeros(history.item_count + 1, np.int64)
+    number[np.array(known, np.int64) + 1] = np.arange(1, len(known) + 1)
+    item_ids = tuple(history.item_ids[place] for place in known)
+    return Holdout(
+        replace(history, item_ids=item_ids, items=number[history.items]), holdout.users, number[holdout.targets]
+    )
 
 
 def select(sequences: Sequences, keep: NDArray[np.bool_]) -> Sequences:

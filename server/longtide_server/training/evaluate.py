@@ -1,77 +1,141 @@
-"""Measures a log: hold targets back, train on the rest, and compare with popularity and item transitions."""
+"""Measures a log: hold targets back, train on the rest, and compare with popularity and item transitions.
+
+Every item of the history's catalogue is ranked, less those that the user had. The tie rule is one for every way to
+recommend: of equal scores the smaller item number is first, and numbers go by events in the history, then by id, so
+the item with more events in the history is first, and of equally many the smaller id. A target that the history does
+not hold cannot be recommended and is a miss.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.candidates import TransitionSettings, transition_votes
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.recommender import Answer
 from longtide_server.snapshot import load_snapshot
-from longtide_server.training.counts import count_popularity, count_transitions
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last
+from longtide_server.training.baselines import popularity_lists, transition_lists
+from longtide_server.training.bias import PopularityBias, popularity_bias
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last, without_hindsight
 from longtide_server.training.metrics import NOT_RANKED, coverage_at_k, hr_at_k, mrr_at_k, ndcg_at_k
 from longtide_server.training.offline import OfflineRecommender, recommended_items
 from longtide_server.training.pipeline import MIN_EVENTS, Report, train_and_publish
 from longtide_server.training.settings import Settings
+from longtide_server.training.slices import (
+    HISTORY_LENGTHS,
+    Range,
+    Slice,
+    doubling_lengths,
+    members,
+    target_popularities,
+)
 
 Split = Literal["leave-one-out", "temporal"]
 CUTS = (5, 10, 20)
+SHOWN = 10
+"""How many items of a list count as shown, for coverage and for popularity bias."""
 TEMPORAL_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Metrics of one way to recommend, by name, for example `ndcg@10`."""
+class Slices:
+    """The same users, divided in three ways. A slice that nobody is in is left out."""
 
-    name: str
-    metrics: dict[str, float]
+    history_length: tuple[Slice, ...]
+    """cold, short, medium, long; `low` and `high` are events in the history."""
+    target_popularity: tuple[Slice, ...]
+    """head, mid, tail, new; `low` and `high` are ranks by popularity in the history, 0 for new items."""
+    history_length_doubling: tuple[Slice, ...]
+    """Finer, for a curve; `low` and `high` are events in the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `longtide evaluate --json` prints: ways to recommend are `longtide`, `transitions` and `popularity`."""
+
+    users: int
+    """How many have a target."""
+    overall: dict[str, dict[str, float]]
+    """Metrics of all users, by way, then by name, for example `ndcg@10`."""
+    popularity_bias: dict[str, PopularityBias | None]
+    """By way; None where no user has a history."""
+    slices: Slices
 
 
 def hold_out(sequences: Sequences, split: Split) -> Holdout:
-    """Targets of a split: everyone's last event, or the first new item after the time at which 90 % had happened."""
+    """Targets of a split: everyone's last event, or the first new item after the time at which 90 % had happened.
+
+    The history knows nothing of what was held back, not even that an item will exist.
+    """
     if split == "leave-one-out":
         holdout = hold_out_last(sequences, MIN_EVENTS)
     else:
         holdout = hold_out_after(sequences, float(np.quantile(sequences.times, TEMPORAL_SHARE)))
     if not len(holdout.users):
         raise InvalidInput(f"the {split} split of this log leaves no user with a target to be measured by")
-    return holdout
+    return without_hindsight(holdout)
 
 
-def evaluate(
-    holdout: Holdout, infos: Mapping[str, ItemInfo], settings: Settings, report: Report
-) -> tuple[Evaluation, ...]:
+def evaluate(holdout: Holdout, infos: Mapping[str, ItemInfo], settings: Settings, report: Report) -> Evaluation:
     """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed."""
+    # The settings were chosen for the whole log, which may hold items that the history does not.
+    settings = replace(settings, model=replace(settings.model, item_count=holdout.history.item_count))
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
         train_and_publish(holdout.history, infos, settings, Path(scratch), report)
         longtide = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
         "longtide": longtide,
-        "transitions": _transition_lists(holdout, settings.transitions),
-        "popularity": _popularity_lists(holdout),
+        "transitions": transition_lists(holdout.history, holdout.users, settings.transitions, max(CUTS)),
+        "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS)),
     }
-    return tuple(Evaluation(name, measure(items, holdout)) for name, items in lists.items())
+    return compare(lists, holdout)
 
 
-def measure(items: NDArray[np.int64], holdout: Holdout) -> dict[str, float]:
-    """HR, NDCG and MRR at 5, 10 and 20, and the share of the catalogue that the first 10 show, of lists (V, 20)."""
-    hit = items == holdout.targets[:, None]
+def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluation:
+    """Measure the lists (V, 20) of every way, over all users and by slice."""
+    history, users = holdout.history, holdout.users
+    lengths = history.lengths[users]  # (V,)
+
+    def metrics(rows: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+        return {way: measure(items[rows], holdout.targets[rows], history.item_count) for way, items in lists.items()}
+
+    def slices(numbers: NDArray[np.int64], ranges: tuple[Range, ...]) -> tuple[Slice, ...]:
+        return tuple(
+            Slice(part.name, part.low, part.high, int(rows.sum()), metrics(rows))
+            for part, rows in members(numbers, ranges)
+        )
+
+    return Evaluation(
+        users=len(users),
+        overall=metrics(np.ones(len(users), bool)),
+        popularity_bias={way: popularity_bias(items, users, history, SHOWN) for way, items in lists.items()},
+        slices=Slices(
+            history_length=slices(lengths, HISTORY_LENGTHS),
+            target_popularity=slices(holdout.targets, target_popularities(history.item_count)),
+            history_length_doubling=slices(lengths, doubling_lengths(int(lengths.max()))),
+        ),
+    )
+
+
+def measure(items: NDArray[np.int64], targets: NDArray[np.int64], item_count: int) -> dict[str, float]:
+    """HR, NDCG and MRR at 5, 10 and 20 of lists (V, 20), and the share of the catalogue that their first 10 show.
+
+    In a list, 0 is an empty place; as a target (V,), 0 is an item that the catalogue does not hold.
+    """
+    hit = (items == targets[:, None]) & (items > 0)
     ranks = np.where(hit.any(axis=1), hit.argmax(axis=1), NOT_RANKED)
     metrics: dict[str, float] = {}
     for k in CUTS:
         metrics |= {f"hr@{k}": hr_at_k(ranks, k), f"ndcg@{k}": ndcg_at_k(ranks, k), f"mrr@{k}": mrr_at_k(ranks, k)}
-    shown = np.where(items > 0, items, -1)
-    metrics["coverage@10"] = coverage_at_k(shown, 10, holdout.history.item_count)
+    metrics[f"coverage@{SHOWN}"] = coverage_at_k(np.where(items > 0, items, -1), SHOWN, item_count)
     return {name: round(value, 4) for name, value in metrics.items()}
 
 
@@ -84,30 +148,3 @@ async def _recommend(directory: Path, holdout: Holdout) -> NDArray[np.int64]:
     finally:
         await offline.close()
     return recommended_items(answers, snapshot, max(CUTS))
-
-
-def _transition_lists(holdout: Holdout, settings: TransitionSettings) -> NDArray[np.int64]:
-    transitions = count_transitions(holdout.history, settings)
-    popularity = count_popularity(holdout.history)
-    lists = []
-    for user in holdout.users:
-        seen = holdout.history.items[holdout.history.of(user)]
-        votes = transition_votes(transitions, seen[-settings.lags :], settings.decay)
-        score = popularity * 1e-6  # fills up, and decides between what transitions leave equal
-        score[votes.items] += votes.probability
-        lists.append(_best(score, seen))
-    return np.stack(lists)
-
-
-def _popularity_lists(holdout: Holdout) -> NDArray[np.int64]:
-    popularity = count_popularity(holdout.history)
-    return np.stack([_best(popularity.copy(), holdout.history.items[holdout.history.of(u)]) for u in holdout.users])
-
-
-def _best(score: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The best 20 unseen items of a score (I + 1,), 0 where there are fewer; ties go to the smaller item."""
-    score[seen] = -np.inf
-    score[0] = -np.inf
-    order = np.argsort(-score, kind="stable")[: max(CUTS)]
-    best = np.where(np.isfinite(score[order]), order, 0)
-    return np.pad(best, (0, max(CUTS) - len(best)))

@@ -1,0 +1,51 @@
+"""An evaluation as tables for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from longtide_server.training.bias import PopularityBias
+from longtide_server.training.evaluate import Evaluation
+
+
+def overall_table(title: str, evaluation: Evaluation) -> Table:
+    """Every metric of every way to recommend, and its popularity bias; narrow enough for any terminal."""
+    ways = list(evaluation.overall)
+    table = _table(title, "", *ways)
+    for name in evaluation.overall[ways[0]]:
+        table.add_row(name, *(f"{evaluation.overall[way][name]:.4f}" for way in ways))
+    table.add_section()
+    names = ("events on an item: recommended", "consumed by the same users", "popularity bias: their ratio")
+    for row in zip(names, *(_cells(evaluation.popularity_bias[way]) for way in ways), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def slices_table(evaluation: Evaluation) -> Table:
+    """NDCG@10 by length of history and by popularity of the target."""
+    ways = list(evaluation.overall)
+    table = _table("NDCG@10 by slice", "", "from", "users", *ways)
+    for unit, slices in (
+        ("events in history", evaluation.slices.history_length),
+        ("rank of the target", evaluation.slices.target_popularity),
+    ):
+        table.add_section()
+        table.add_row("", Text(unit, style="italic"))
+        for one in slices:
+            scores = (f"{one.metrics[way]['ndcg@10']:.4f}" for way in ways)
+            table.add_row(one.name, one.span, f"{one.users:,}", *scores)
+    return table
+
+
+def _cells(bias: PopularityBias | None) -> tuple[str, str, str]:
+    if bias is None:
+        return "-", "-", "-"
+    return f"{bias.recommended:,.1f}", f"{bias.consumed:,.1f}", f"{bias.ratio:.4f}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    return table
