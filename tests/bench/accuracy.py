@@ -1,0 +1,251 @@
+"""`make bench-accuracy`: measures the accuracy figures of the README with the product's own commands on real logs.
+
+    python -m tests.bench.accuracy --data DIR --scorer score.py [--seeds 3] [--work DIR] [--json FILE]
+
+Every log is cut by the scorer, so nothing that trains can have seen a target; `longtide train` runs without `--set`. A
+piece of work that is done is kept in the work folder, so a run that was interrupted goes on, and two runs can share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import gzip
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LONGTIDE = (sys.executable, "-m", "longtide_server")
+GIBIBYTE = 1 << 20  # of what the kernel counts, kibibytes
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log with its bars."""
+
+    folder: str
+    hit_rate: float
+    ndcg: float
+    train_minutes: float | None = None
+    items: tuple[str, ...] = ()
+    """Options that bring in the items' texts; empty where their effect is not measured."""
+
+
+LOGS = (
+    Log("movielens-1m", 0.340, 0.200, 60, ("--items", "items.csv")),
+    Log("amazon-beauty", 0.104, 0.064, 20, ("--items", "items.csv.gz")),
+    Log("amazon-sports", 0.065, 0.040),
+)
+PEAK_GIB = 6.0
+EVENTS_A_CALL = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure for machines."""
+
+    name: str
+    value: float
+    bar: float | None
+    holds: bool | None
+    unit: str
+    note: str
+
+
+class Bench:
+    """Does pieces of work, and keeps what each gave."""
+
+    def __init__(self, data: Path, scorer: Path, work: Path) -> None:
+        self.data, self.scorer, self.work = data, scorer, work
+        work.mkdir(parents=True, exist_ok=True)
+
+    def piece(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a piece of work gave, now or in an earlier run."""
+        path = self.work / f"{name}.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text()))
+        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        found = do()
+        draft = path.with_suffix(".partial")
+        draft.write_text(json.dumps(found, indent=1))
+        draft.replace(path)
+        return found
+
+    def cut(self, log: Log) -> tuple[Path, Path]:
+        """The training log and the targets."""
+        train, targets = self.work / f"{log.folder}.train.csv.gz", self.work / f"{log.folder}.targets.csv"
+
+        def do() -> dict[str, Any]:
+            raw = self.data / log.folder / "interactions.csv.gz"
+            return dict(json.loads(output(sys.executable, self.scorer, "split", raw, "--train", train, "--targets", targets)))
+
+        self.piece(f"{log.folder}.split", do)
+        return train, targets
+
+    def score(self, recs: Path, log: Log) -> dict[str, Any]:
+        """What the scorer says of a file of recommendations."""
+        train, targets = self.cut(log)
+        return dict(json.loads(output(sys.executable, self.scorer, "score", recs, "--targets", targets, "--train", train)))
+
+    def longtide(self, log: Log, seed: int, options: tuple[str, ...] = (), label: str = "longtide") -> dict[str, Any]:
+        """`longtide train`, `longtide predict`, score."""
+        train, _ = self.cut(log)
+        name = f"{log.folder}.{label}.{seed}"
+        snapshot, recs = self.work / name, self.work / f"{name}.jsonl"
+        paths = tuple(str(self.data / log.folder / part) if part.startswith("items") else part for part in options)
+
+        def do() -> dict[str, Any]:
+            trained = measured(*LONGTIDE, "train", train, "--out", snapshot, "--seed", seed, *paths)
+            predicted = measured(*LONGTIDE, "predict", snapshot, train, "--out", recs, "--k", 20)
+            manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
+            return {
+                **self.score(recs, log),
+                "train_s": trained.seconds,
+                "train_peak_gib": trained.peak_gib,
+                "predict_s": predicted.seconds,
+                "validation": manifest["metrics"],
+                "fusion": manifest["fusion"],
+            }
+
+        return self.piece(name, do)
+
+    def transitions(self, log: Log) -> dict[str, Any]:
+        """The baseline that learns nothing, on the same targets."""
+        train, _ = self.cut(log)
+        name = f"{log.folder}.transitions"
+
+        def do() -> dict[str, Any]:
+            recs = self.work / f"{name}.jsonl"
+            write_transitions(train, recs)
+            return self.score(recs, log)
+
+        return self.piece(name, do)
+
+    def rectools(self, log: Log, python: Path) -> dict[str, Any]:
+        """RecTools' SASRec, its own default training, trained on the same cut."""
+        train, _ = self.cut(log)
+        name = f"{log.folder}.rectools"
+
+        def do() -> dict[str, Any]:
+            recs = self.work / f"{name}.jsonl"
+            told = json.loads(output(python, HERE / "rectools_sasrec.py", train, recs).splitlines()[-1])
+            return {**self.score(recs, log), **told}
+
+        return self.piece(name, do)
+
+    def served(self, log: Log, seed: int) -> dict[str, Any]:
+        """How many of the lists of a running server, TorchServe and SDK included, are those of `predict`."""
+        train, _ = self.cut(log)
+        self.longtide(log, seed)
+        name = f"{log.folder}.longtide.{seed}"
+        predicted = self.work / f"{name}.jsonl"
+
+        def do() -> dict[str, Any]:
+            return asyncio.run(compare_with_server(self.work / name, train, predicted, self.work))
+
+        return self.piece(f"{log.folder}.served.{seed}", do)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process took."""
+
+    seconds: float
+    peak_gib: float
+
+
+def measured(*command: object) -> Measured:
+    """Run a command, and measure it."""
+    begun = time.monotonic()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}")
+    return Measured(round(time.monotonic() - begun, 1), round(usage.ru_maxrss / GIBIBYTE, 2))
+
+
+def output(*command: object) -> str:
+    """What a command prints."""
+    return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def write_transitions(train: Path, recs: Path) -> None:
+    """Twenty items for everyone by the product's transition baseline."""
+    import numpy as np
+
+    from longtide_server.candidates import TransitionSettings
+    from longtide_server.training.baselines import transition_lists
+    from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.log import read_log
+
+    sequences = to_sequences(read_log(train)[0])
+    lists = transition_lists(sequences, np.arange(sequences.user_count), TransitionSettings(), 20)
+    with recs.open("w", encoding="utf-8") as file:
+        for user, row in zip(sequences.user_ids, lists.tolist(), strict=True):
+            file.write(json.dumps({"user_id": user, "items": [sequences.item_ids[n - 1] for n in row if n]}) + "\n")
+
+
+async def compare_with_server(snapshot: Path, train: Path, predicted: Path, work: Path) -> dict[str, Any]:
+    """Write the log's events through the SDK, ask for everyone, and compare the first ten with the file's."""
+    from longtide import AsyncClient, Event
+
+    with predicted.open(encoding="utf-8") as file:
+        expected = {line["user_id"]: line["items"][:10] for line in map(json.loads, file)}
+    with running_server(snapshot, work) as target:
+        async with AsyncClient(target) as client:
+            begun = time.monotonic()
+            batch: list[Event] = []
+            for number, row in enumerate(rows_of(train)):
+                happened = datetime.fromtimestamp(float(row["timestamp"]), UTC)
+                batch.append(Event(row["user_id"], row["item_id"], "view", time=happened, event_id=str(number)))
+                if len(batch) == EVENTS_A_CALL:
+                    await client.write_events(batch)
+                    batch = []
+            await client.write_events(batch)
+            written_s = time.monotonic() - begun
+            begun = time.monotonic()
+            same = users = 0
+            async for answer in client.recommend_many(list(expected), limit=10):
+                users += 1
+                same += [item.item_id for item in answer.recommendations] == expected[answer.user_id]
+    return {
+        "identical_at_10": round(same / users, 4),
+        "users": users,
+        "write_s": round(written_s, 1),
+        "recommend_s": round(time.monotonic() - begun, 1),
+    }
+
+
+def rows_of(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a zipped CSV file."""
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+@contextmanager
+def running_server(snapshot: Path, work: Path) -> Iterator[str]:
+    """A real server, TorchServe included; yields its address."""
+    command = (*LONGTIDE, "serve", "--snapshot", snapshot, "--data-dir", work / "server", "--listen", "127.0.0.1:0")
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("Serving on "):
+                raise SystemExit(f"the server did not start: {line}")
+            yield line.split()[2]
+        finally:
+            process.terminate()
+            process.wait(60)

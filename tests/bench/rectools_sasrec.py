@@ -1,0 +1,51 @@
+"""The peer: RecTools' SASRec with its own default training, on the same training log. Runs in an environment of its own.
+
+    python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--epochs N] [--seed N]
+
+Writes twenty unseen items for every user, and prints a JSON object with the seconds that training took.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+from pytorch_lightning import seed_everything
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("train", type=Path)
+    parser.add_argument("recs", type=Path)
+    parser.add_argument("--epochs", type=int, default=3, help="3 is RecTools' default")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    seed_everything(asked.seed)
+
+    log = pd.read_csv(asked.train, usecols=["user_id", "item_id", "timestamp"])
+    log = log.rename(columns={"user_id": Columns.User, "item_id": Columns.Item, "timestamp": Columns.Datetime})
+    # RecTools wants dates; where times are equal, the order of the file is kept by a growing nanosecond.
+    place = log.groupby(Columns.User).cumcount()
+    log[Columns.Datetime] = pd.to_datetime(log[Columns.Datetime], unit="s") + pd.to_timedelta(place, unit="ns")
+    log[Columns.Weight] = 1.0
+    dataset = Dataset.construct(log)
+
+    model = SASRecModel(epochs=asked.epochs)
+    begun = time.monotonic()
+    model.fit(dataset)
+    seconds = time.monotonic() - begun
+    users = log[Columns.User].unique()
+    found = model.recommend(users=users, dataset=dataset, k=20, filter_viewed=True)
+    lists = found.sort_values([Columns.User, Columns.Rank]).groupby(Columns.User)[Columns.Item].apply(list)
+    with asked.recs.open("w", encoding="utf-8") as file:
+        for user, items in lists.items():
+            file.write(json.dumps({"user_id": str(user), "items": [str(item) for item in items]}) + "\n")
+    print(json.dumps({"train_s": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()
