@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class ItemInfo:
-    """What a person reads of an item."""
+    """What people and language models read of an item."""
 
     title: str = ""
     categories: tuple[str, ...] = ()
+    description: str = ""
+    """Longer text, for training. Catalogue files leave it out: no answer shows it, and it would be most of the file."""
 
 
 class Catalog:
@@ -49,7 +51,7 @@ class Catalog:
 
 
 def write_catalog(catalog: Catalog, path: Path) -> None:
-    """Write a catalogue as Parquet: item_id, title, categories, in the order of the numbers."""
+    """Write a catalogue as Parquet: item_id, title, categories, in the order of the numbers; no descriptions."""
     table = pa.table(
         {
             "item_id": pa.array(catalog.item_ids, pa.string()),

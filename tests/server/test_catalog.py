@@ -30,3 +30,9 @@ def test_a_written_catalogue_is_read_again(tmp_path):
     assert again.item_ids == CATALOG.item_ids
     assert again.infos == CATALOG.infos
     assert again.number("🌊") == 3
+
+
+def test_descriptions_are_not_stored(tmp_path):
+    catalog = Catalog(("a",), (ItemInfo("Alpha", ("x",), "the first letter of many alphabets"),))
+    write_catalog(catalog, tmp_path / "catalog.parquet")
+    assert read_catalog(tmp_path / "catalog.parquet").infos == (ItemInfo("Alpha", ("x",)),)

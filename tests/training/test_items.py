@@ -52,6 +52,14 @@ def test_categories_come_before_genres_and_none_twice(write):
     assert read_items(path) == {"1": ItemInfo(categories=("a", "b", "c")), "2": ItemInfo()}
 
 
+def test_a_description_is_any_longer_text_by_any_name(write):
+    path = write("item_id,title,keywords\n1,Up, balloons house \n2,Heat,\n")
+    assert read_items(path, {"description": "keywords"}) == {
+        "1": ItemInfo("Up", description="balloons house"),
+        "2": ItemInfo("Heat"),
+    }
+
+
 def test_json_and_parquet_may_list_categories(write, tmp_path):
     lines = (
         '{"item_id": 1, "title": null, "categories": ["a", "b"]}\n{"item_id": 2, "title": 1984, "categories": "c"}\n'

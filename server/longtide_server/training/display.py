@@ -9,10 +9,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from longtide_server.training.loop import Progress as TrainProgress
 from longtide_server.training.pipeline import Step
+from longtide_server.training.texts import TextNotice, TextProgress
 
 
 class TrainingDisplay:
-    """A bar over all epochs with loss, metric and time left, and a line for every other step."""
+    """A bar over all epochs with loss, metric and time left, one over the item texts, a line for every other step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -28,6 +29,7 @@ class TrainingDisplay:
             transient=True,
         )
         self._bar: TaskID | None = None
+        self._reading = False
 
     def __enter__(self) -> TrainingDisplay:
         self._bars.start()
@@ -38,16 +40,30 @@ class TrainingDisplay:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, progress: TrainProgress | Step) -> None:
+    def __call__(self, progress: TrainProgress | Step | TextProgress | TextNotice) -> None:
         """Show where the work stands."""
-        if isinstance(progress, Step):
-            self._end_bar()
-            self._console.print(f"[bold]{progress.text}[/bold]")
-            if not self._console.is_terminal:
-                return
+        match progress:
+            case Step():
+                self._begin(progress.text)
+            case TextProgress():
+                self._read_texts(progress)
+            case TextNotice():
+                self._console.print(progress.text, markup=False)
+            case TrainProgress():
+                self._train(progress)
+
+    def _begin(self, text: str) -> None:
+        self._end_bar()
+        self._console.print(f"[bold]{text}[/bold]")
+        if self._console.is_terminal:
             self._bar = self._bars.add_task("", total=None)
-        else:
-            self._train(progress)
+
+    def _read_texts(self, progress: TextProgress) -> None:
+        if not self._reading:
+            self._begin(f"Reading {progress.texts:,} item texts")
+        self._reading = progress.done < 1.0
+        if self._bar is not None:
+            self._bars.update(self._bar, total=1.0, completed=progress.done, description="texts")
 
     def _train(self, progress: TrainProgress) -> None:
         if progress.finished:

@@ -1,6 +1,7 @@
-"""Reads what a shop knows of its items, one row an item: `item_id`, and optionally `title`, `categories`, `genres`.
+"""Reads what a shop knows of its items, one row an item: an `item_id` and what the file has of the rest.
 
-Categories and genres are one idea under two names: a file that has both gives an item the categories, then the genres.
+The rest is `title`, `categories`, `genres` and `description`, which is any longer text. Categories and genres are one
+idea under two names: a file that has both gives an item the categories, then the genres.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ def read_items(path: Path, columns: Mapping[str, str] = {}) -> Items:
     `columns` maps our names to the file's where they differ. Categories are text split on `|`, or in JSON and Parquet
     a list of strings. The first bad row is a LogError; so is an item that two rows give.
     """
-    table = read_table(path, ("item_id",), ("title", *_LABELS), columns, lists=_LABELS)
+    table = read_table(path, ("item_id",), ("title", *_LABELS, "description"), columns, lists=_LABELS)
     faults = Faults(table)
     item_ids, item = read_ids(table.columns["item_id"], faults)
     _mark_repeated(table, item_ids, item, faults)
     faults.settle(skip_bad_rows=False)
     titles = [_text(value) for value in _cells(table, "title")]
     labels = zip(*(_cells(table, name) for name in _LABELS), strict=True)
+    descriptions = [_text(value) for value in _cells(table, "description")]
     # Every row is good and no item is repeated, so the ids are one a row, in the rows' order.
     return {
-        item_id: ItemInfo(title, _split(*map(_text, parts)))
-        for item_id, title, parts in zip(item_ids, titles, labels, strict=True)
+        item_id: ItemInfo(title, _split(*map(_text, parts)), description)
+        for item_id, title, parts, description in zip(item_ids, titles, labels, descriptions, strict=True)
     }
 
 
