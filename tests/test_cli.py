@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import structlog
 import torch
@@ -23,7 +24,7 @@ from longtide_server.cli import cli, until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
-from longtide_server.snapshot import CATALOG, CURRENT, ENCODER, MANIFEST, resolve
+from longtide_server.snapshot import CATALOG, CURRENT, EMBEDDINGS, ENCODER, MANIFEST, resolve
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log
 
@@ -231,11 +232,40 @@ def test_items_bring_titles_and_columns_their_own_names(tmp_path):
     done = run(
         *("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--items", tmp_path / "items.csv"),
         *("--columns", "user_id=who,item_id=what,timestamp=when", "--item-columns", "item_id=sku", *QUICK),
+        *("--text-model", "none"),
     )
     assert done.exit_code == 0, done.output
     import pyarrow.parquet as pq
 
     assert sorted(pq.read_table(resolve(tmp_path / "out") / CATALOG)["title"].to_pylist())[-1] == "Alien"
+
+
+def test_the_items_texts_are_read_by_a_language_model(log, tmp_path):
+    pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+    titles = "\n".join(f"{letter},The {letter} of the ring" for letter in "abcdefgh")
+    (tmp_path / "items.csv").write_text(f"item_id,title\n{titles}\n")
+    without, read = (
+        run(
+            *("train", log, "--out", tmp_path / name, "--items", tmp_path / "items.csv", *QUICK),
+            *(["--text-model", "none"] if name == "without" else []),
+        )
+        for name in ("without", "read")
+    )
+    assert without.exit_code == read.exit_code == 0, read.output
+    assert "Reading 8 item texts" in read.stderr
+    assert "item texts" not in without.stderr
+    vectors = [np.load(resolve(tmp_path / name) / EMBEDDINGS) for name in ("without", "read")]
+    assert not np.allclose(*vectors)
+
+
+def test_a_language_model_that_is_not_there_is_named(log, tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title\na,Alien\n")
+    done = run(
+        "train", log, "--out", tmp_path / "out", "--items", tmp_path / "items.csv", "--text-model", "./nowhere", *QUICK
+    )
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "longtide: --text-model: ./nowhere is not a folder"
+    assert not (tmp_path / "out").exists()
 
 
 # Wrong logs

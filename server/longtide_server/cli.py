@@ -95,6 +95,13 @@ def _log_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_text_option = click.option(
+    "--text-model",
+    metavar="NAME_OR_PATH",
+    help="Language model that reads the items' texts, or `none`; by default the one of longtide[text].",
+)
+
+
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
@@ -103,6 +110,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
+            _text_option,
         )
     ):
         command = option(command)
@@ -124,8 +132,8 @@ def cli() -> None:
 @click.option("--wandb", metavar="PROJECT", help="Weights & Biases project to log to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
-    log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, tensorboard: Path | None,
-    wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
+    log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
+    tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
@@ -136,18 +144,20 @@ def train(
     from longtide_server.training.pipeline import prepare_training, publish_trained
     from longtide_server.training.pipeline import train as run_training
     from longtide_server.training.settings import setting_names
+    from longtide_server.training.texts import item_vectors
     from longtide_server.training.workers import workers
 
     sequences, infos, settings = _read_for_training(log, overrides, **rest)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    with workers() as team:
-        run = Run(team, prepare_training(sequences, settings, out))
-        with _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
-            trained = run_training(sequences, settings, report, run)
-            if team.leads:
-                folder = publish_trained(trained, sequences, infos, settings, out, report, run)
+    with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
+        with team.leader_first():
+            text = item_vectors(sequences.item_ids, infos, text_model, report)
+        run = Run(team, prepare_training(sequences, settings, out, text))
+        trained = run_training(sequences, settings, report, run, text)
+        if team.leads:
+            folder = publish_trained(trained, sequences, infos, settings, out, report, run)
     if team.leads:
         _print_snapshot(folder, as_json)
 
@@ -239,6 +249,7 @@ def evaluate(
     plot: Path | None,
     overrides: tuple[str, ...],
     show_settings: bool,
+    text_model: str | None,
     as_json: bool,
     **rest: Any,  # noqa: ANN401
 ) -> None:
@@ -260,6 +271,7 @@ def evaluate(
     from longtide_server.training.evaluate import hold_out
     from longtide_server.training.settings import setting_names
     from longtide_server.training.show import overall_table, slices_table
+    from longtide_server.training.texts import item_vectors
 
     if plot:
         _check_plot(plot)
@@ -267,8 +279,10 @@ def evaluate(
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
+    holdout = hold_out(sequences, split)
     with TrainingDisplay(messages) as display:
-        found = run(hold_out(sequences, split), infos, settings, display)
+        text = item_vectors(holdout.history.item_ids, infos, text_model, display)
+        found = run(holdout, infos, settings, display, text)
     title = f"{log.name}, {split}"
     if as_json:
         click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))
@@ -346,7 +360,8 @@ def info(directory: Path, as_json: bool) -> None:
     "--work-dir", type=click.Path(path_type=Path), default=Path(".longtide/quickstart"), show_default=True,
     help="Where the snapshot, the event log and TorchServe's files go.",
 )  # fmt: skip
-def quickstart(log: Path | None, listen: str, work_dir: Path, **rest: Any) -> None:  # noqa: ANN401
+@_text_option
+def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | None, **rest: Any) -> None:  # noqa: ANN401
     """Train, publish, serve and show recommendations: on LOG, or on the MovieLens log that comes with Longtide."""
     from longtide_server.quickstart.run import BUNDLED, run
 
@@ -354,7 +369,7 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, **rest: Any) -> No
     if log is None:
         log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
     sequences, infos, settings = _read_for_training(log, (), seed=0, **rest)
-    run(sequences, infos, settings, work_dir, listen, console)
+    run(sequences, infos, settings, text_model, work_dir, listen, console)
 
 
 def configure_logging(form: str, level: int = logging.INFO) -> None:

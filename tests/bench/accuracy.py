@@ -89,7 +89,9 @@ class Bench:
 
         def do() -> dict[str, Any]:
             raw = self.data / log.folder / "interactions.csv.gz"
-            return dict(json.loads(output(sys.executable, self.scorer, "split", raw, "--train", train, "--targets", targets)))
+            return dict(
+                json.loads(output(sys.executable, self.scorer, "split", raw, "--train", train, "--targets", targets))
+            )
 
         self.piece(f"{log.folder}.split", do)
         return train, targets
@@ -97,7 +99,9 @@ class Bench:
     def score(self, recs: Path, log: Log) -> dict[str, Any]:
         """What the scorer says of a file of recommendations."""
         train, targets = self.cut(log)
-        return dict(json.loads(output(sys.executable, self.scorer, "score", recs, "--targets", targets, "--train", train)))
+        return dict(
+            json.loads(output(sys.executable, self.scorer, "score", recs, "--targets", targets, "--train", train))
+        )
 
     def longtide(self, log: Log, seed: int, options: tuple[str, ...] = (), label: str = "longtide") -> dict[str, Any]:
         """`longtide train`, `longtide predict`, score."""

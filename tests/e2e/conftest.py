@@ -62,7 +62,8 @@ def world(tmp_path_factory) -> World:
     found.log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     found.items.write_text("\n".join(["item_id,title", *(f"{item},Title of {item}" for item in RING)]) + "\n")
     run("train", found.log, "--items", found.items, "--out", found.snapshot, "--set", "train.epochs=10",
-        "--set", "model.dim=16", "--set", "model.hidden=16", "--set", "train.bfloat16=false")  # fmt: skip
+        "--set", "model.dim=16", "--set", "model.hidden=16", "--set", "train.bfloat16=false",
+        "--text-model", "none")  # fmt: skip
     return found
 
 

@@ -25,6 +25,7 @@ from longtide_server.training.dataset import Sequences
 from longtide_server.training.display import TrainingDisplay
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import Settings
+from longtide_server.training.texts import item_vectors
 
 MOVIELENS = Path(__file__).with_name("movielens-latest-small")
 LAST_ITEMS = 5
@@ -54,6 +55,7 @@ def run(
     sequences: Sequences,
     infos: Mapping[str, ItemInfo],
     settings: Settings,
+    text_model: str | None,
     work_dir: Path,
     listen: str,
     console: Console,
@@ -61,7 +63,8 @@ def run(
     """Do all of it, then serve until Ctrl-C."""
     check_listen(listen)  # fails now, and not after the training
     with TrainingDisplay(messages) as display:
-        train_and_publish(sequences, infos, settings, work_dir / "snapshot", display)
+        text = item_vectors(sequences.item_ids, infos, text_model, display)
+        train_and_publish(sequences, infos, settings, work_dir / "snapshot", display, text)
     # Each log has an event store of its own: two logs may know different people by the same id.
     data_dir = work_dir / f"data-{_digest(sequences)}"
     config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=data_dir, listen=listen)

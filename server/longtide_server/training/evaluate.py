@@ -84,12 +84,21 @@ def hold_out(sequences: Sequences, split: Split) -> Holdout:
     return without_hindsight(holdout)
 
 
-def evaluate(holdout: Holdout, infos: Mapping[str, ItemInfo], settings: Settings, report: Report) -> Evaluation:
-    """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed."""
+def evaluate(
+    holdout: Holdout,
+    infos: Mapping[str, ItemInfo],
+    settings: Settings,
+    report: Report,
+    text: NDArray[np.float32] | None = None,
+) -> Evaluation:
+    """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed.
+
+    text: (I + 1, E) embeddings of the texts of the history's items.
+    """
     # The settings were chosen for the whole log, which may hold items that the history does not.
     settings = replace(settings, model=replace(settings.model, item_count=holdout.history.item_count))
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
-        train_and_publish(holdout.history, infos, settings, Path(scratch), report)
+        train_and_publish(holdout.history, infos, settings, Path(scratch), report, text)
         longtide = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
         "longtide": longtide,

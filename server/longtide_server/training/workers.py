@@ -50,6 +50,15 @@ class Workers:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
 
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Let the process of rank 0 do the work before the others, who find what it left in a cache."""
+        if self.count > 1 and not self.leads:
+            distributed.barrier()
+        yield
+        if self.count > 1 and self.leads:
+            distributed.barrier()
+
     def total(self, number: float) -> float:
         """The sum of every process's number."""
         if self.count == 1:
