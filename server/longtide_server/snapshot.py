@@ -26,7 +26,7 @@ from longtide_server.errors import InvalidInput, SnapshotError
 from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 ENCODER = "encoder.pt"
@@ -37,6 +37,7 @@ POPULARITY = "popularity.npy"
 TRANSITIONS = "transitions.npz"
 POSITIONS = "positions.npz"
 INDEX = "positions.ann"
+DIRECTIONS = "directions.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class NeighborSettings:
 
     count: int = 200
     """Similar moments that vote, at most."""
+    dim: int = 64
+    """Directions that moments are compared along, of the encoder's dimensions those that hold most of the vectors."""
     trees: int = 10
     """Trees of the Annoy index."""
     search_k: int = 4000
@@ -190,7 +193,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with the manifest: there, whole and unchanged."""
-    for name in (ENCODER, CATALOG, USERS, EMBEDDINGS, POPULARITY, TRANSITIONS, POSITIONS, INDEX):
+    for name in (ENCODER, CATALOG, USERS, EMBEDDINGS, POPULARITY, TRANSITIONS, POSITIONS, INDEX, DIRECTIONS):
         if name not in manifest.files:
             raise SnapshotError(f"{folder / MANIFEST}: does not list {name}")
     for name, expected in manifest.files.items():
@@ -223,7 +226,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         embeddings=np.load(folder / EMBEDDINGS),
         popularity=np.load(folder / POPULARITY),
         transitions=transitions,
-        neighbors=NeighborIndex(folder / INDEX, manifest.encoder.dim, positions),
+        neighbors=NeighborIndex(folder / INDEX, np.load(folder / DIRECTIONS), positions),
     )
 
 

@@ -179,7 +179,7 @@ def make_snapshot(tmp_path_factory):
             embeddings=np.array([[0.0, 0.0], *(direction(at) for at in degrees.values())], np.float32),
             popularity=np.array([0.0, *popularity]),
             transitions=make_transitions(catalog, follows),
-            neighbors=NeighborIndex(path, 2, positions),
+            neighbors=NeighborIndex(path, np.eye(2, dtype=np.float32), positions),
         )
 
     return made

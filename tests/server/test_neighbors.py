@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import SnapshotError
-from longtide_server.neighbors import NeighborIndex, Positions, build_index, recall
+from longtide_server.neighbors import NeighborIndex, Positions, build_index, principal_directions, project, recall
 
 
 def positions(count):
@@ -28,7 +28,9 @@ def build(tmp_path):
 
     def built(vectors):
         build_index(vectors, tmp_path / "index.ann", trees=10)
-        return NeighborIndex(tmp_path / "index.ann", vectors.shape[1], positions(len(vectors)))
+        return NeighborIndex(
+            tmp_path / "index.ann", np.eye(vectors.shape[1], dtype=np.float32), positions(len(vectors))
+        )
 
     return built
 
@@ -109,15 +111,50 @@ def test_an_index_may_be_nearly_empty(build, count):
 def test_an_index_of_other_dimensions_is_refused(tmp_path, dim):
     build_index(random_units(100, 8, seed=1), tmp_path / "index.ann", trees=10)
     with pytest.raises(SnapshotError, match=r"index\.ann"):
-        NeighborIndex(tmp_path / "index.ann", dim, positions(100))
+        NeighborIndex(tmp_path / "index.ann", np.eye(dim, dtype=np.float32), positions(100))
 
 
 def test_an_index_of_other_positions_is_refused(tmp_path):
     build_index(CORNERS, tmp_path / "index.ann", trees=10)
     with pytest.raises(SnapshotError, match=r"index\.ann: holds 4 vectors for 5 positions"):
-        NeighborIndex(tmp_path / "index.ann", 2, positions(5))
+        NeighborIndex(tmp_path / "index.ann", np.eye(2, dtype=np.float32), positions(5))
 
 
 def test_an_index_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SnapshotError, match=r"absent\.ann"):
-        NeighborIndex(tmp_path / "absent.ann", 2, positions(0))
+        NeighborIndex(tmp_path / "absent.ann", np.eye(2, dtype=np.float32), positions(0))
+
+
+# Fewer dimensions
+
+
+def test_the_principal_directions_hold_what_the_vectors_mostly_are():
+    """Points on a circle in the plane of the first and third axis, with a little of the second."""
+    angle = np.linspace(0, 2 * np.pi, 100)
+    vectors = unit(*np.stack([np.cos(angle), 0.01 * np.sin(9 * angle), np.sin(angle)], axis=1))
+    directions = principal_directions(vectors, 2)
+    assert directions.shape == (3, 2)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(2), atol=1e-6)
+    assert np.abs(directions[1]).max() < 0.01
+    np.testing.assert_allclose(
+        project(vectors, directions) @ project(vectors, directions).T, vectors @ vectors.T, atol=1e-3
+    )
+
+
+def test_there_are_no_more_directions_than_dimensions():
+    assert principal_directions(random_units(10, 3, seed=1), 64).shape == (3, 3)
+
+
+def test_a_projected_vector_has_length_1_unless_nothing_is_left_of_it():
+    axis = np.array([[1.0], [0.0]], np.float32)
+    assert project(unit([3, 4], [0, 1]), axis).tolist() == [[1.0], [0.0]]
+
+
+def test_a_search_compares_along_the_directions_of_the_index(tmp_path):
+    vectors = unit([1, 0, 9], [0, 1, -9])  # far apart by the third axis, which is no direction of the index
+    directions = np.eye(3, dtype=np.float32)[:, :2]
+    build_index(project(vectors, directions), tmp_path / "index.ann", trees=10)
+    index = NeighborIndex(tmp_path / "index.ann", directions, positions(2))
+    found = index.search(unit([1, 0, -9])[0], 2, 100, -1.0)
+    assert found.position.tolist() == [0, 1]
+    assert found.similarity.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)

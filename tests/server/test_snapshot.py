@@ -12,6 +12,7 @@ from longtide_server.snapshot import CURRENT, MANIFEST, load_snapshot, publish, 
 
 FILES = [
     "catalog.parquet",
+    "directions.npy",
     "embeddings.npy",
     "encoder.pt",
     "popularity.npy",
@@ -149,15 +150,15 @@ def test_a_flipped_byte_is_noticed(copied, name):
     assert complaint(copied).startswith(f"{copied / name}: its checksum differs")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_refused_before_anything_is_read(copied, version):
     wanted = {"format_version": version} if version is not None else {}
     (copied / MANIFEST).write_bytes(msgspec.json.encode(wanted))
     found = "none" if version is None else msgspec.json.encode(version).decode()
-    assert complaint(copied) == f"{copied / MANIFEST}: format version {found}; this Longtide reads version 1"
+    assert complaint(copied) == f"{copied / MANIFEST}: format version {found}; this Longtide reads version 2"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 2}'])
 def test_a_broken_manifest_is_named(copied, content):
     (copied / MANIFEST).write_bytes(content)
     assert complaint(copied).startswith(f"{copied / MANIFEST}: cannot be read")

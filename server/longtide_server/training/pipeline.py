@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog import Catalog, ItemInfo, write_catalog
 from longtide_server.errors import InvalidInput
-from longtide_server.neighbors import NeighborIndex, build_index, recall
+from longtide_server.neighbors import NeighborIndex, build_index, principal_directions, project, recall
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
     CATALOG,
+    DIRECTIONS,
     EMBEDDINGS,
     ENCODER,
     INDEX,
@@ -51,6 +52,7 @@ from longtide_server.training.workers import Workers, best_device
 
 REQUIRED_RECALL = 0.9
 RECALL_QUERIES = 200
+DIRECTION_MOMENTS = 100_000
 SEARCH_KS = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 FUSION_USERS = 3_000
 MIN_EVENTS = 3
@@ -218,12 +220,17 @@ def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folde
     """Index the moments, and choose how far a search must look: the least that finds 90 % of the true neighbours."""
     positions, vectors = encode_moments(model, sequences, settings.max_moments, settings.train.batch_events)
     np.savez(folder / POSITIONS, user=positions.user, next_item=positions.next_item, weight=positions.weight)
-    build_index(vectors, folder / INDEX, settings.neighbors.trees)
-    index = NeighborIndex(folder / INDEX, model.dim, positions)
+    directions = principal_directions(
+        vectors[_sample(len(vectors), DIRECTION_MOMENTS, settings)], settings.neighbors.dim
+    )
+    np.save(folder / DIRECTIONS, directions)
+    shadows = project(vectors, directions)
+    build_index(shadows, folder / INDEX, settings.neighbors.trees)
+    index = NeighborIndex(folder / INDEX, directions, positions)
     queries = _held_out_queries(model, sequences, settings)
     found = 0.0
     for search_k in SEARCH_KS:
-        found = recall(index, vectors, queries, settings.neighbors.count, search_k)
+        found = recall(index, shadows, queries, settings.neighbors.count, search_k)
         if found >= REQUIRED_RECALL:
             return replace(settings.neighbors, search_k=search_k, recall=round(found, 4))
     raise InvalidInput(
@@ -235,6 +242,11 @@ def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folde
 def _held_out_queries(model: Encoder, sequences: Sequences, settings: Settings) -> NDArray[np.float32]:
     """Vectors that are asked for in service and are not in the index: users after their last event."""
     users = np.flatnonzero(sequences.lengths >= 1)
-    rng = np.random.default_rng(settings.train.seed)
-    drawn = np.sort(rng.choice(users, min(RECALL_QUERIES, len(users)), replace=False))
+    drawn = users[_sample(len(users), RECALL_QUERIES, settings)]
     return last_queries(model, sequences, drawn, settings.train.batch_events)
+
+
+def _sample(count: int, most: int, settings: Settings) -> NDArray[np.int64]:
+    """At most so many of the numbers below count, drawn with the seed, ascending."""
+    rng = np.random.default_rng(settings.train.seed)
+    return np.sort(rng.choice(count, min(most, count), replace=False))

@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.validation_users": (1, 1e9),
     "train.seed": (0, 2**32 - 1),
     "neighbors.count": (1, 100_000),
+    "neighbors.dim": (1, 4096),
     "neighbors.trees": (1, 1_000),
     "neighbors.min_similarity": (-1, 1),
     "neighbors.temperature": (TINY, 100),
