@@ -270,7 +270,7 @@ def evaluate(
     from longtide_server.training.evaluate import evaluate as run
     from longtide_server.training.evaluate import hold_out
     from longtide_server.training.settings import setting_names
-    from longtide_server.training.show import overall_table, slices_table
+    from longtide_server.training.show import behavior_table, overall_table, slices_table
     from longtide_server.training.texts import item_vectors
 
     if plot:
@@ -289,6 +289,8 @@ def evaluate(
     else:
         console.print(overall_table(f"{title}, {found.users:,} users", found))
         console.print(slices_table(found))
+        if found.behavior is not None:
+            console.print(behavior_table(found.behavior))
     if plot:
         from longtide_server.training.plot import save_history_length_plot
 

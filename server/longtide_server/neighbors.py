@@ -1,9 +1,9 @@
 """Similar users at similar moments: an Annoy index over the query vectors along all histories.
 
-They are searched in the directions that the vectors mostly lie along: a quarter of the dimensions keeps the neighbours
-and takes a quarter of the memory and time. The only file that imports annoy. Annoy's `angular` distance of unit vectors is sqrt(2 - 2 cosine); its `dot` is not
-used because release 1.17.3 gets it wrong. An index is built once, on disk, and never changed: items added to a built
-Annoy index would be ignored without a word.
+They are searched along the directions that hold most of the vectors: a part of the dimensions keeps the neighbours and
+takes a part of the memory and time. The only file that imports annoy. Annoy's `angular` distance of unit vectors is
+sqrt(2 - 2 cosine); its `dot` is not used because release 1.17.3 gets it wrong. An index is built once, on disk, and
+never changed: items added to a built Annoy index would be ignored without a word.
 """
 
 from __future__ import annotations

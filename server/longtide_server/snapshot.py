@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longtide_server.behavior import BehaviorWeights
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, read_catalog
 from longtide_server.errors import InvalidInput, SnapshotError
@@ -38,6 +39,7 @@ TRANSITIONS = "transitions.npz"
 POSITIONS = "positions.npz"
 INDEX = "positions.ann"
 DIRECTIONS = "directions.npy"
+BEHAVIOR = "behavior.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Snapshot:
     """(I + 1,) probabilities; 0 for padding. Falling from item 1 on, but for what recency changes."""
     transitions: Transitions
     neighbors: NeighborIndex
+    behavior: BehaviorWeights | None = None
+    """Reads the next behaviour from a query vector; None where the log had neither types nor values to learn."""
 
     @property
     def snapshot_id(self) -> str:
@@ -216,6 +220,10 @@ def load_snapshot(directory: Path) -> Snapshot:
         transitions = Transitions(arrays["offsets"], arrays["items"], arrays["probability"])
     with np.load(folder / POSITIONS) as arrays:
         positions = Positions(arrays["user"], arrays["next_item"], arrays["weight"])
+    behavior = None
+    if BEHAVIOR in manifest.files:
+        with np.load(folder / BEHAVIOR) as arrays:
+            behavior = BehaviorWeights(**arrays)
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -227,6 +235,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         popularity=np.load(folder / POPULARITY),
         transitions=transitions,
         neighbors=NeighborIndex(folder / INDEX, np.load(folder / DIRECTIONS), positions),
+        behavior=behavior,
     )
 
 

@@ -5,13 +5,23 @@ import numpy as np
 import pytest
 import torch
 
+from longtide_server.behavior import BehaviorWeights, predicted_value, type_probability
 from longtide_server.candidates import Candidates, Source
 from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion, rank
 from longtide_server.training.baselines import best_unseen
 from longtide_server.training.dataset import Holdout, Sequences
-from longtide_server.training.evaluate import compare, evaluate, hold_out, measure
+from longtide_server.training.evaluate import (
+    BehaviorMetrics,
+    behavior_metrics,
+    compare,
+    evaluate,
+    hold_out,
+    measure,
+)
+from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.metrics import rank_of_target
+from longtide_server.training.model import ModelConfig
 from longtide_server.training.settings import settings_for, with_overrides
 
 
@@ -124,7 +134,8 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
     # Eva has a history of ten, bob of one, cho none. Items a to e have 7, 1, 1, 1 and 1 events.
     history = sequences("aaaaaabcde", "a", "")
     assert history.item_ids == ("a", "b", "c", "d", "e")
-    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]))
+    nothing = np.full(3, np.nan, np.float32)
+    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]), np.ones(3, np.int64), nothing)
     found = compare({"ours": lists([1], [2, 3], [4, 1]), "theirs": lists([1], [2], [1])}, holdout)
 
     def ndcg(slices):
@@ -217,3 +228,46 @@ def test_the_temporal_split_counts_users_who_came_after_it_and_they_get_what_is_
 def test_a_log_without_targets_is_refused(split):
     with pytest.raises(InvalidInput, match=f"the {split} split of this log leaves no user"):
         hold_out(sequences("aa", "aa"), split)
+
+
+# The next behaviour
+
+
+def test_the_next_type_and_value_are_measured_next_to_what_knows_nothing():
+    """Bob viewed and gave 2 and 4, cho did nothing yet; the held-back events are a purchase of 5 and a view of 3."""
+    history = replace(sequences("ab", ""), types=np.array([1, 1]), values=np.array([2, 4], np.float32))
+    targets, values = np.array([1, 2]), np.array([5, 3], np.float32)
+    holdout = Holdout(history, np.array([0, 1]), targets, np.array([4, 1]), values)
+    # A head that always says `purchase` and 4: only its biases are not 0.
+    bias = np.zeros(13, np.float32)
+    bias[4] = 1.0
+    weights = BehaviorWeights(
+        np.zeros((13, 2), np.float32), bias, np.zeros((2, 6), np.float32), np.zeros(2, np.float32),
+        np.zeros(2, np.float32), np.array([0.5], np.float32), np.array([3.0, 2.0], np.float32),
+    )  # fmt: skip
+    found = behavior_metrics(weights, np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
+    assert found == BehaviorMetrics(
+        type_accuracy=0.5,  # bob's purchase
+        type_accuracy_most_frequent=0.5,  # cho's view
+        valued_targets=2,
+        value_mae=1.0,  # 4 instead of 5 and of 3
+        value_mae_user_median=1.0,  # 3 instead of 5, and of 3
+    )
+
+
+def test_targets_without_a_value_or_outside_the_catalogue_do_not_count():
+    history = replace(sequences("ab", "b"), values=np.array([2, 4, 1], np.float32))
+    holdout = Holdout(history, np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), np.array([5, np.nan], np.float32))
+    head = BehaviorHead(ModelConfig(2, dim=2)).eval()
+    found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
+    assert (found.valued_targets, found.value_mae, found.value_mae_user_median) == (0, None, None)
+
+
+def test_the_arrays_of_a_head_say_what_the_head_says():
+    torch.manual_seed(0)
+    head = BehaviorHead(ModelConfig(3, dim=4, value_mean=3.0, value_std=2.0)).eval()
+    query, item = torch.nn.functional.normalize(torch.randn(2, 5, 4), dim=2)
+    with torch.inference_mode():
+        types, values = torch.softmax(head.type_logits(query), dim=1).numpy(), head.values(query, item).numpy()
+    np.testing.assert_allclose(type_probability(head.weights(), query.numpy()), types, rtol=1e-4)
+    np.testing.assert_allclose(predicted_value(head.weights(), query.numpy(), item.numpy()), values, rtol=1e-4)

@@ -57,7 +57,8 @@ def snapshot(tmp_path_factory, one_thread):
             "model.dim": "16",
             "model.hidden": "16",
             "model.dropout": "0",
-            "train.epochs": "10",
+            "train.epochs": "30",
+            "train.patience": "30",
             "train.bfloat16": "false",
         },
     )

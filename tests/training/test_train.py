@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from longtide_server.training import loop
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, select
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, select
 from longtide_server.training.encoding import last_queries, ranks_of_targets
 from longtide_server.training.metrics import NOT_RANKED, rank_of_target
 from longtide_server.training.model import Encoder, ModelConfig
@@ -40,7 +40,7 @@ def sequences(*words: str) -> Sequences:
 
 
 def without_targets(history: Sequences) -> Holdout:
-    return Holdout(history, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return nothing_held_out(history)
 
 
 def small(history: Sequences, **changes) -> ModelConfig:

@@ -91,6 +91,27 @@ class Holdout:
     """(V,) the users who have a target."""
     targets: NDArray[np.int64]
     """(V,) the item that each of them chose next; 0 when the history's catalogue does not hold it."""
+    types: NDArray[np.int64]
+    """(V,) the type of that event."""
+    values: NDArray[np.float32]
+    """(V,) the value of that event; NaN where it had none."""
+
+    def of_users(self, rows: NDArray[np.int64]) -> Holdout:
+        """Some of the users, by their rows."""
+        return Holdout(self.history, self.users[rows], self.targets[rows], self.types[rows], self.values[rows])
+
+
+def nothing_held_out(sequences: Sequences) -> Holdout:
+    """All of the log as history, and no targets."""
+    return _held_out(sequences, np.ones(len(sequences.items), bool), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _held_out(
+    sequences: Sequences, keep: NDArray[np.bool_], users: NDArray[np.int64], events: NDArray[np.int64]
+) -> Holdout:
+    """What is kept as history, and one event each of the users as target."""
+    columns = (sequences.items[events], sequences.types[events], sequences.values[events])
+    return Holdout(select(sequences, keep), users, *columns)
 
 
 def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
@@ -99,22 +120,22 @@ def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
     last = sequences.offsets[1:][users] - 1
     keep = np.ones(len(sequences.items), bool)
     keep[last] = False
-    return Holdout(select(sequences, keep), users, sequences.items[last])
+    return _held_out(sequences, keep, users, last)
 
 
 def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
     """Hold back everything from a moment on; the target of a user is the first item held back that is new to them."""
     keep = sequences.times < time_s
-    history = select(sequences, keep)
     users, targets = [], []
     for user in range(sequences.user_count):
         span = sequences.of(user)
         seen = set(sequences.items[span][keep[span]].tolist())
-        target = next((item for item in sequences.items[span][~keep[span]].tolist() if item not in seen), None)
-        if target is not None:
+        later = span.start + np.flatnonzero(~keep[span])
+        new = next((event for event in later.tolist() if sequences.items[event] not in seen), None)
+        if new is not None:
             users.append(user)
-            targets.append(target)
-    return Holdout(history, np.array(users, np.int64), np.array(targets, np.int64))
+            targets.append(new)
+    return _held_out(sequences, keep, np.array(users, np.int64), np.array(targets, np.int64))
 
 
 def without_hindsight(holdout: Holdout) -> Holdout:
@@ -129,9 +150,8 @@ def without_hindsight(holdout: Holdout) -> Holdout:
     number = np.zeros(history.item_count + 1, np.int64)
     number[np.array(known, np.int64) + 1] = np.arange(1, len(known) + 1)
     item_ids = tuple(history.item_ids[place] for place in known)
-    return Holdout(
-        replace(history, item_ids=item_ids, items=number[history.items]), holdout.users, number[holdout.targets]
-    )
+    renumbered = replace(history, item_ids=item_ids, items=number[history.items])
+    return replace(holdout, history=renumbered, targets=number[holdout.targets])
 
 
 def select(sequences: Sequences, keep: NDArray[np.bool_]) -> Sequences:

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longtide_server.behavior import BehaviorWeights, predicted_value, type_probability
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.recommender import Answer
@@ -58,6 +59,22 @@ class Slices:
 
 
 @dataclass(frozen=True, slots=True)
+class BehaviorMetrics:
+    """How well the next event's type and value are foreseen, on the targets that the history's catalogue holds."""
+
+    type_accuracy: float
+    """Share of the targets whose type is the most probable one."""
+    type_accuracy_most_frequent: float
+    """What naming the history's most frequent type reaches."""
+    valued_targets: int
+    """How many targets have a value."""
+    value_mae: float | None
+    """Mean absolute error of the predicted value; None where no target has a value."""
+    value_mae_user_median: float | None
+    """What the median of the user's earlier values reaches, or of all values where the user has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What `longtide evaluate --json` prints: ways to recommend are `longtide`, `transitions` and `popularity`."""
 
@@ -68,6 +85,8 @@ class Evaluation:
     popularity_bias: dict[str, PopularityBias | None]
     """By way; None where no user has a history."""
     slices: Slices
+    behavior: BehaviorMetrics | None = None
+    """Of Longtide; None where the log has neither types nor values to learn."""
 
 
 def hold_out(sequences: Sequences, split: Split) -> Holdout:
@@ -99,13 +118,13 @@ def evaluate(
     settings = replace(settings, model=replace(settings.model, item_count=holdout.history.item_count))
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
         train_and_publish(holdout.history, infos, settings, Path(scratch), report, text)
-        longtide = asyncio.run(_recommend(Path(scratch), holdout))
+        longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
         "longtide": longtide,
         "transitions": transition_lists(holdout.history, holdout.users, settings.transitions, max(CUTS)),
         "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS)),
     }
-    return compare(lists, holdout)
+    return replace(compare(lists, holdout), behavior=behavior)
 
 
 def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluation:
@@ -148,12 +167,52 @@ def measure(items: NDArray[np.int64], targets: NDArray[np.int64], item_count: in
     return {name: round(value, 4) for name, value in metrics.items()}
 
 
-async def _recommend(directory: Path, holdout: Holdout) -> NDArray[np.int64]:
+async def _recommend(directory: Path, holdout: Holdout) -> tuple[NDArray[np.int64], BehaviorMetrics | None]:
+    """The lists (V, 20), and how well the behaviour was foreseen."""
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history)
     try:
         ids = [holdout.history.user_ids[user] for user in holdout.users]
         answers: Sequence[Answer] = [answer async for answer in offline.answers(ids, max(CUTS))]
+        queries = await offline.queries(ids) if snapshot.behavior else None
     finally:
         await offline.close()
-    return recommended_items(answers, snapshot, max(CUTS))
+    behavior = None
+    if snapshot.behavior is not None and queries is not None:
+        behavior = behavior_metrics(snapshot.behavior, queries, snapshot.embeddings, holdout)
+    return recommended_items(answers, snapshot, max(CUTS)), behavior
+
+
+def behavior_metrics(
+    weights: BehaviorWeights, queries: NDArray[np.float32], embeddings: NDArray[np.float32], holdout: Holdout
+) -> BehaviorMetrics | None:
+    """What the head says of users with query vectors (V, D), next to what they did; embeddings (I + 1, D)."""
+    known = np.flatnonzero(holdout.targets > 0)
+    if not len(known):
+        return None
+    types = type_probability(weights, queries[known]).argmax(axis=1)
+    frequent = np.bincount(holdout.history.types).argmax()
+    valued = known[~np.isnan(holdout.values[known])]
+    error = baseline = None
+    if len(valued):
+        predicted = predicted_value(weights, queries[valued], embeddings[holdout.targets[valued]])
+        error = round(float(np.abs(predicted - holdout.values[valued]).mean()), 4)
+        baseline = round(float(np.abs(_user_medians(holdout, valued) - holdout.values[valued]).mean()), 4)
+    return BehaviorMetrics(
+        type_accuracy=round(float((types == holdout.types[known]).mean()), 4),
+        type_accuracy_most_frequent=round(float((frequent == holdout.types[known]).mean()), 4),
+        valued_targets=len(valued),
+        value_mae=error,
+        value_mae_user_median=baseline,
+    )
+
+
+def _user_medians(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(R,) the median of the earlier values of the users of these rows, or of all where one has none."""
+    history = holdout.history
+    everyone = np.nanmedian(history.values)
+    medians = []
+    for user in holdout.users[rows]:
+        values = history.values[history.of(user)]
+        medians.append(everyone if np.isnan(values).all() else np.nanmedian(values))
+    return np.array(medians, np.float64)

@@ -62,8 +62,8 @@ class OfflineRecommender:
 
     def __init__(self, snapshot: Snapshot, sequences: Sequences) -> None:
         self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
-        states = UserStates(snapshot, LogHistories(sequences), self._encoder, 2 * AT_ONCE, CALL_TIMEOUT_S)
-        self._recommender = Recommender(snapshot, states)
+        self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, 2 * AT_ONCE, CALL_TIMEOUT_S)
+        self._recommender = Recommender(snapshot, self._states)
 
     async def answers(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Answer]:
         """Recommendations for users, in their order."""
@@ -80,6 +80,17 @@ class OfflineRecommender:
             queries = [Query(user_id, limit) for user_id in user_ids[at : at + AT_ONCE]]
             for found in await asyncio.gather(*(self._recommender.candidates(q, CALL_TIMEOUT_S) for q in queries)):
                 yield found
+
+    async def queries(self, user_ids: Sequence[str]) -> NDArray[np.float32]:
+        """The query vector (V, D) of users now, in their order; zeros for a user without events."""
+        found = np.zeros((len(user_ids), self._recommender.snapshot.manifest.encoder.dim), np.float32)
+        for at in range(0, len(user_ids), AT_ONCE):
+            states = [await self._states.get(user_id) for user_id in user_ids[at : at + AT_ONCE]]
+            calls = (self._states.encoded(state, (), 1, CALL_TIMEOUT_S) for state in states)
+            for row, encoded in enumerate(await asyncio.gather(*calls), at):
+                if encoded is not None:
+                    found[row] = encoded.query
+        return found
 
     async def close(self) -> None:
         """Let go of the encoder."""

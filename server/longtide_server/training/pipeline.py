@@ -20,6 +20,7 @@ from longtide_server.errors import InvalidInput
 from longtide_server.neighbors import NeighborIndex, build_index, principal_directions, project, recall
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
+    BEHAVIOR,
     CATALOG,
     DIRECTIONS,
     EMBEDDINGS,
@@ -39,9 +40,10 @@ from longtide_server.snapshot import (
 )
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.counts import count_popularity, count_transitions
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out
 from longtide_server.training.encoding import last_queries
 from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
+from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loop import Progress, Run
 from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
@@ -76,6 +78,8 @@ class Trained:
     """Has not seen the targets of the holdout: the fusion is fitted with it."""
     served: Encoder
     """The same, refitted on everything."""
+    head: BehaviorHead | None
+    """Reads the next behaviour from the served encoder's query vectors, where the log has types or values to learn."""
     holdout: Holdout
 
 
@@ -114,7 +118,7 @@ def train(
     """All phases of training; in every process that takes part, with the same outcome."""
     holdout = hold_out_last(sequences, MIN_EVENTS)
     if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
-        holdout = Holdout(sequences, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        holdout = nothing_held_out(sequences)
     report(Step("Training the encoder"))
     model = train_encoder(
         settings.model, settings.train, holdout, report, run, None if text is None else torch.from_numpy(text)
@@ -127,7 +131,7 @@ def train(
     if settings.train.refit_epochs:
         report(Step("Refitting on everything"))
         refit(model, head, settings.train, sequences, report, run)
-    return Trained(judged, model, holdout)
+    return Trained(judged, model, head, holdout)
 
 
 def publish_trained(
@@ -143,12 +147,12 @@ def publish_trained(
     holdout = trained.holdout
     report(Step("Fitting the fusion on validation data"))
     with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
-        _publish(trained.judged, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
+        _publish(trained.judged, None, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
         judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
     fusion = fit_fusion(judged)
     report(Step("Building and publishing the snapshot"))
     metrics = source_metrics(judged, fusion)
-    folder = _publish(trained.served, sequences, infos, settings, fusion, metrics, directory)
+    folder = _publish(trained.served, trained.head, sequences, infos, settings, fusion, metrics, directory)
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
@@ -174,6 +178,7 @@ async def _judged(directory: Path, holdout: Holdout, seed: int) -> Judged:
 
 def _publish(
     model: Encoder,
+    head: BehaviorHead | None,
     sequences: Sequences,
     infos: Mapping[str, ItemInfo],
     settings: Settings,
@@ -197,6 +202,8 @@ def _publish(
             probability=transitions.probability,
         )
         torch.jit.script(ServingEncoder(model.folded(settings.model))).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
+        if head is not None:
+            np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         neighbors = _write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server.training.bias import PopularityBias
-from longtide_server.training.evaluate import Evaluation
+from longtide_server.training.evaluate import BehaviorMetrics, Evaluation
 
 
 def overall_table(title: str, evaluation: Evaluation) -> Table:
@@ -19,6 +19,16 @@ def overall_table(title: str, evaluation: Evaluation) -> Table:
     names = ("events on an item: recommended", "consumed by the same users", "popularity bias: their ratio")
     for row in zip(names, *(_cells(evaluation.popularity_bias[way]) for way in ways), strict=True):
         table.add_row(*row)
+    return table
+
+
+def behavior_table(behavior: BehaviorMetrics) -> Table:
+    """How well the next event's type and value are foreseen."""
+    table = _table("The next behaviour", "", "longtide", "knowing nothing")
+    table.add_row("type: accuracy", f"{behavior.type_accuracy:.4f}", f"{behavior.type_accuracy_most_frequent:.4f}")
+    if behavior.value_mae is not None and behavior.value_mae_user_median is not None:
+        name = f"value: mean absolute error of {behavior.valued_targets:,}"
+        table.add_row(name, f"{behavior.value_mae:.4f}", f"{behavior.value_mae_user_median:.4f}")
     return table
 
 

@@ -134,4 +134,4 @@ def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:
         return holdout
     rng = np.random.default_rng(settings.seed)
     drawn = np.sort(rng.choice(len(holdout.users), settings.validation_users, replace=False))
-    return Holdout(holdout.history, holdout.users[drawn], holdout.targets[drawn])
+    return holdout.of_users(drawn)
