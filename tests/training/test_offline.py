@@ -57,8 +57,10 @@ def snapshot(tmp_path_factory, one_thread):
             "model.dim": "16",
             "model.hidden": "16",
             "model.dropout": "0",
-            "train.epochs": "30",
-            "train.patience": "30",
+            "train.epochs": "10",
+            "train.learning_rate": "0.01",
+            "train.refit_epochs": "20",
+            "train.refit_learning_rate": "0.01",
             "train.bfloat16": "false",
         },
     )

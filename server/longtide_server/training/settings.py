@@ -11,6 +11,7 @@ import numpy as np
 
 from longtide_server.candidates import TransitionSettings
 from longtide_server.errors import InvalidInput
+from longtide_server.events import EventType
 from longtide_server.snapshot import NeighborSettings
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.model import ModelConfig
@@ -19,7 +20,13 @@ from longtide_server.training.train import TrainConfig
 DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
-BATCH_EVENTS = (768, 4096)
+BATCH_EVENTS = (768, 2048)
+FINE_TUNE_EPOCHS = 3
+FULL_SOFTMAX_ITEMS = 30_000
+NEGATIVES = 4096
+WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, EventType.WATCH, EventType.READ)
+"""What a business wants, the most wanted first."""
+COMMON_SHARE = 0.01
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -74,33 +81,50 @@ class Settings:
 
 def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Settings:
     """Defaults for a log."""
-    dense = len(sequences.items) / max(1, sequences.user_count) >= DENSE_EVENTS_PER_USER
-    small = len(sequences.items) < SMALL_LOG_EVENTS
+    events = len(sequences.items)
+    dense = events / max(1, sequences.user_count) >= DENSE_EVENTS_PER_USER
+    small = dense and events < SMALL_LOG_EVENTS
+    dim = 128 if small else 256
+    use_types = len(np.unique(sequences.types)) > 1
     values = sequences.values[~np.isnan(sequences.values)]
     std = float(values.std()) if len(values) else 0.0
-    dim = 64 if small else 128
     return Settings(
         model=ModelConfig(
             item_count=sequences.item_count,
             dim=dim,
-            hidden=2 * dim if dense else dim,
+            hidden=dim,
             blocks=2 if dense else 1,
-            dropout=0.2 if dense else 0.5,
-            use_types=len(np.unique(sequences.types)) > 1,
+            dropout=0.4 if small else 0.2 if dense else 0.5,
+            use_types=use_types,
             use_gaps=times_are_real,
             use_values=std > 0.0,
             value_mean=float(values.mean()) if len(values) else 0.0,
             value_std=std or 1.0,
         ),
         train=TrainConfig(
-            epochs=10 if small else 16,
-            batch_events=int(np.clip(len(sequences.items) // STEPS_PER_EPOCH, *BATCH_EVENTS)),
+            epochs=10 if dense else 7,
+            # What validation holds back is an eighth of a sparse log, and most of what is known of its newest items.
+            refit_epochs=1 if dense else 4,
+            refit_learning_rate=4e-4 if dense else 2e-3,
+            fine_tune_epochs=FINE_TUNE_EPOCHS if use_types or std > 0.0 else 0,
+            target_type=_wanted_type(sequences),
+            batch_events=int(np.clip(events // STEPS_PER_EPOCH, *BATCH_EVENTS)),
+            chunk=64 if dense else 128,
+            negatives=0 if sequences.item_count <= FULL_SOFTMAX_ITEMS else NEGATIVES,
             bfloat16=bfloat16_is_faster(),
             seed=seed,
         ),
         neighbors=NeighborSettings(),
         transitions=TransitionSettings(),
     )
+
+
+def _wanted_type(sequences: Sequences) -> int:
+    """The strongest type of behaviour that is common enough to learn from; 0 where there is but one."""
+    counts = np.bincount(sequences.types, minlength=len(EventType) + 1)
+    if np.count_nonzero(counts) < 2:
+        return 0
+    return next((wanted for wanted in WANTED_TYPES if counts[wanted] >= COMMON_SHARE * counts.sum()), 0)
 
 
 def bfloat16_is_faster() -> bool:
