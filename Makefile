@@ -15,7 +15,7 @@ SNAPSHOT = .longtide/snapshot
 STORE = .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto format train serve bench clean
+.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,5 +70,20 @@ serve: setup  ## Serve SNAPSHOT
 bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
 	$(BIN)/longtide evaluate $(LOG) $(LOG_OPTIONS)
 
+# Real logs and their scorer, and where the pieces of a benchmark that are done are kept.
+LOGS = ../shared/data
+SCORER = ../shared/eval/score.py
+JSON =
+BENCH = .longtide/bench
+
+bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accuracy figures (hours; goes on where it was; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.accuracy --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
+	  --rectools .venv-rectools/bin/python $(if $(JSON),--json "$(JSON)")
+
+.venv-rectools/.installed: constraints.txt
+	$(PYTHON) -m venv --clear .venv-rectools
+	.venv-rectools/bin/pip install --disable-pip-version-check -c constraints.txt 'rectools[torch]==0.19.0'
+	@touch $@
+
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .longtide build dist
+	rm -rf $(VENV) .venv-rectools .longtide build dist

@@ -253,3 +253,120 @@ def running_server(snapshot: Path, work: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(60)
+
+
+# The tables
+
+
+def mean(pieces: list[dict[str, Any]], name: str) -> float:
+    """Over seeds."""
+    return round(statistics.mean(piece[name] for piece in pieces), 4)
+
+
+def spread(pieces: list[dict[str, Any]], name: str) -> float:
+    """From the least to the greatest of the seeds."""
+    values = [piece[name] for piece in pieces]
+    return round(max(values) - min(values), 4)
+
+
+def accuracy(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
+    """Plain `longtide train`, beside the transition baseline, against the bars."""
+    runs = [bench.longtide(log, seed) for seed in range(seeds)]
+    base = bench.transitions(log)
+    for name, bar in (("hr@10", log.hit_rate), ("ndcg@10", log.ndcg)):
+        value = mean(runs, name)
+        note = f"mean of {seeds} seeds, spread {spread(runs, name)}; transitions {base[name]}"
+        yield Figure(f"{log.folder} {name}", value, bar, value >= bar, "share", note)
+    dirty = sum(run["lists_with_seen_items"] for run in runs)
+    yield Figure(f"{log.folder} lists with seen items", dirty, 0, dirty == 0, "lists", "over all seeds")
+    minutes = round(max(run["train_s"] for run in runs) / 60, 1)
+    if log.train_minutes is not None:
+        yield Figure(
+            f"{log.folder} training", minutes, log.train_minutes, minutes <= log.train_minutes, "min", "slowest"
+        )
+    peak = max(run["train_peak_gib"] for run in runs)
+    yield Figure(f"{log.folder} training, peak memory", peak, PEAK_GIB, peak <= PEAK_GIB, "GiB", "largest")
+
+
+def sources(bench: Bench, log: Log) -> Iterator[Figure]:
+    """Every source alone and the fusion, on the validation targets of seed 0."""
+    for source, metrics in bench.longtide(log, 0)["validation"].items():
+        for name, value in metrics.items():
+            yield Figure(f"{log.folder} validation, {source} {name}", value, None, None, "share", "seed 0")
+
+
+def texts(bench: Bench, log: Log) -> Iterator[Figure]:
+    """What the items' texts add."""
+    without, read = bench.longtide(log, 0), bench.longtide(log, 0, log.items, "texts")
+    for name in ("hr@10", "ndcg@10"):
+        note = f"seed 0; {without[name]} without"
+        yield Figure(f"{log.folder} with item texts {name}", read[name], None, None, "share", note)
+
+
+def peer(bench: Bench, log: Log, python: Path) -> Iterator[Figure]:
+    """RecTools' SASRec on the same cut and machine, and the time to its accuracy."""
+    theirs, ours = bench.rectools(log, python), bench.longtide(log, 0)
+    for name in ("hr@10", "ndcg@10"):
+        note = (
+            f"its own default training, {theirs['train_s']:.0f} s; Longtide {ours[name]} after {ours['train_s']:.0f} s"
+        )
+        yield Figure(f"{log.folder} RecTools SASRec {name}", theirs[name], None, None, "share", note)
+
+
+def served(bench: Bench, log: Log) -> Iterator[Figure]:
+    """The lists of the running server against those of `predict`."""
+    found = bench.served(log, 0)
+    share = found["identical_at_10"]
+    note = f"{found['users']} users, recommend_many in {found['recommend_s']} s"
+    yield Figure(f"{log.folder} served lists equal to predict's", share, 0.99, share >= 0.99, "share", note)
+
+
+def ratings(bench: Bench) -> Iterator[Figure]:
+    """The error of predicted ratings."""
+    log = bench.data / "movielens-100k" / "interactions.csv.gz"
+
+    def do() -> dict[str, Any]:
+        return dict(json.loads(output(*LONGTIDE, "evaluate", log, "--json")))
+
+    behavior = bench.piece("movielens-100k.ratings", do)["behavior"]
+    note = f"each user's last rating; the user's median {behavior['value_mae_user_median']}"
+    yield Figure("movielens-100k rating MAE", behavior["value_mae"], None, None, "stars", note)
+
+
+def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]:
+    """All of them, what a bar is for first."""
+    for log in LOGS:
+        yield from accuracy(bench, log, seeds)
+    for log in LOGS:
+        yield from sources(bench, log)
+        yield from served(bench, log)
+        if log.items:
+            yield from texts(bench, log)
+        if rectools is not None and log.train_minutes is not None:
+            yield from peer(bench, log, rectools)
+    yield from ratings(bench)
+
+
+def main() -> None:
+    """Print a table, and write the figures for machines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
+    parser.add_argument("--scorer", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
+    parser.add_argument("--rectools", type=Path, help="the Python of an environment with rectools[torch]")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    found = list(figures(Bench(asked.data, asked.scorer, asked.work), asked.seeds, asked.rectools))
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
+    print("| figure | value | bar | |\n|---|---|---|---|")
+    for one in found:
+        held = "" if one.holds is None else "holds" if one.holds else "**misses**"
+        bar = "" if one.bar is None else f"{one.bar:g}"
+        print(f"| {one.name} | {one.value:g} {one.unit} | {bar} | {held} {one.note} |")
+    if asked.json:
+        asked.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The peer: RecTools' SASRec with its own default training, on the same training log. Runs in an environment of its own.
+"""The peer: RecTools' SASRec with its own default training, on the same training log. It has its own environment.
 
     python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--epochs N] [--seed N]
 

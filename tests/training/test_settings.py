@@ -36,18 +36,62 @@ SETTINGS = chosen(log(users=10, events_each=5))
 
 
 def test_a_dense_log_gets_a_deep_encoder_and_little_dropout():
-    model = chosen(log(users=10, events_each=20)).model
-    assert (model.blocks, model.dropout, model.hidden) == (2, 0.2, 2 * model.dim)
+    model = chosen(log(users=10_000, events_each=20)).model
+    assert (model.blocks, model.dropout) == (2, 0.2)
 
 
 def test_a_sparse_log_gets_a_shallow_encoder_and_much_dropout():
-    model = chosen(log(users=10, events_each=19)).model
-    assert (model.blocks, model.dropout, model.hidden) == (1, 0.5, model.dim)
+    model = chosen(log(users=10_000, events_each=19)).model
+    assert (model.blocks, model.dropout) == (1, 0.5)
 
 
-def test_a_small_log_gets_narrow_vectors():
-    assert chosen(log(users=1_000, events_each=199)).model.dim == 64
-    assert chosen(log(users=1_000, events_each=200)).model.dim == 128
+def test_a_small_dense_log_gets_narrow_vectors_and_more_dropout():
+    narrow, wide = (chosen(log(users=1_000, events_each=each)).model for each in (199, 200))
+    assert narrow.dim < wide.dim
+    assert narrow.dropout > wide.dropout
+
+
+def test_a_sparse_log_is_refitted_longer_and_faster():
+    """What validation holds back is a large part of it."""
+    dense, sparse = (chosen(log(users=10_000, events_each=each)).train for each in (20, 5))
+    assert sparse.refit_epochs > dense.refit_epochs
+    assert sparse.refit_learning_rate == sparse.learning_rate > dense.refit_learning_rate
+
+
+def test_a_large_catalogue_is_learnt_from_a_sample():
+    assert chosen(log(users=10, events_each=5, items=30_000)).train.negatives == 0
+    assert chosen(log(users=10, events_each=5, items=30_001)).train.negatives == 4_096
+
+
+def test_fine_tuning_needs_types_or_values():
+    views = log(users=2, events_each=50)
+    assert chosen(views).train.fine_tune_epochs == 0
+    rated = replace(views, values=np.arange(100, dtype=np.float32) % 5)
+    assert chosen(rated).train.fine_tune_epochs > 0
+    bought = replace(views, types=np.array([EventType.VIEW] * 99 + [EventType.PURCHASE]))
+    assert chosen(bought).train.fine_tune_epochs > 0
+
+
+@pytest.mark.parametrize(
+    ("types", "wanted"),
+    [
+        ([EventType.VIEW] * 100, 0),
+        ([EventType.PURCHASE] * 100, 0),
+        ([EventType.VIEW] * 90 + [EventType.ADD_TO_CART] * 9 + [EventType.PURCHASE], EventType.PURCHASE),
+        ([EventType.VIEW] * 99 + [EventType.ADD_TO_CART], EventType.ADD_TO_CART),
+        ([EventType.VIEW] * 50 + [EventType.CLICK] * 50, 0),
+    ],
+    ids=["one type", "one type, the most wanted", "purchases", "no purchases", "none that is wanted more"],
+)
+def test_the_wanted_type_is_the_strongest_that_is_common_enough(types, wanted):
+    views = log(users=2, events_each=50)
+    assert chosen(replace(views, types=np.array(types))).train.target_type == wanted
+
+
+def test_a_type_that_is_too_rare_is_not_the_wanted_one():
+    views = log(users=2, events_each=100)
+    rare = np.array([EventType.VIEW] * 199 + [EventType.PURCHASE])
+    assert chosen(replace(views, types=rare)).train.target_type == 0
 
 
 def test_the_catalogue_is_the_logs_and_the_seed_the_callers():
@@ -58,8 +102,8 @@ def test_the_catalogue_is_the_logs_and_the_seed_the_callers():
 
 def test_a_long_log_gets_large_batches():
     assert chosen(log(users=10, events_each=10)).train.batch_events == 768
-    assert chosen(log(users=1_000, events_each=500)).train.batch_events == 2_000  # 250 steps an epoch
-    assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 4_096
+    assert chosen(log(users=1_000, events_each=250)).train.batch_events == 1_000  # 250 steps an epoch
+    assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 2_048
 
 
 def test_types_are_an_input_where_there_is_more_than_one():
