@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from longtide_server.training.model import Dropout, Encoder, Memories, ModelConfig, ServingEncoder
+from longtide_server.training.model import Dropout, Encoder, ItemTable, Memories, ModelConfig, ServingEncoder
 
 ITEMS = 20
 PLAIN = ModelConfig(ITEMS, dim=8, hidden=12, blocks=2)
@@ -249,3 +249,46 @@ def test_memories_are_the_plain_recurrence():
         m = kept * m + (1 - kept) * x[:, t, None]
         assert_close(raw[:, t], m, atol=1e-5, rtol=1e-5)
         assert_close(normalised[:, t], memories.norm(m), atol=1e-4, rtol=1e-4)
+
+
+# The items' texts
+
+
+def test_an_items_vector_joins_its_number_with_its_text():
+    text = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    table = ItemTable(ModelConfig(3, dim=4), text)
+    vectors = table()
+    assert_close(vectors[1], table.ids.weight[1] + table.project[0])
+    assert_close(vectors[2], table.ids.weight[2] + table.project[1])
+    assert_close(vectors[3], table.ids.weight[3])  # an item without text
+    assert vectors[0].tolist() == [0.0] * 4  # padding
+
+
+def test_the_text_is_learnt_from_but_not_changed():
+    text = torch.eye(4)[:, :3]
+    table = ItemTable(ModelConfig(3, dim=4), text)
+    table().sum().backward()
+    assert table.project.grad.abs().sum() > 0
+    assert "text" not in dict(table.named_parameters())
+    assert "text" not in table.state_dict()  # every checkpoint would hold it again
+
+
+@torch.inference_mode()
+def test_a_folded_encoder_needs_no_text_and_says_the_same():
+    torch.manual_seed(0)
+    config = ModelConfig(5, dim=8, hidden=8, use_types=True, use_gaps=True)
+    model = Encoder(config, torch.randn(6, 3) * torch.tensor([[0.0], *[[1.0]] * 5])).eval()
+    folded = model.folded(config)
+    assert folded.items.text.size(1) == 0
+    assert_close(folded.item_embeddings(), model.item_embeddings())
+    events = (torch.tensor([[1, 5, 2]]), torch.tensor([[1, 4, 1]]), torch.rand(1, 3), torch.zeros(1, 3))
+    for found, expected in zip(
+        folded(*events, None, folded.initial_state(1)), model(*events, None, model.initial_state(1)), strict=True
+    ):
+        assert_close(found, expected)
+
+
+def test_what_is_no_input_is_not_trained():
+    """Processes that train together would wait for its gradient."""
+    trained = {name for name, weight in Encoder(ModelConfig(3, dim=4)).named_parameters() if weight.requires_grad}
+    assert not trained & {"type_embedding.weight", "gap_embedding.weight", "value_weight", "items.project"}
