@@ -246,9 +246,16 @@ class Encoder(nn.Module):
         states.append(self._last(raw, lengths).flatten(1))
         long_term = self.long_term(self.dropout(memories.flatten(2)))
         short_term = self.short_term(self.dropout(x))
-        gate = torch.sigmoid(self.gate(torch.cat([y, x, long_term, gap], dim=-1)))
-        query = y + gate * short_term + (1.0 - gate) * long_term
+        query = y + self.joined(short_term, long_term, torch.cat([y, x, long_term, gap], dim=-1))
         return normalize(self.out_norm(query), dim=-1), torch.cat(states, dim=1)
+
+    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
+        """Short- and long-term interest (B, T, D), of each dimension as much as the gate lets through: (B, T, D).
+
+        seen (B, T, 4 D): what the gate looks at.
+        """
+        gate = torch.sigmoid(self.gate(seen))
+        return gate * short_term + (1.0 - gate) * long_term
 
     def _inputs(self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         x = items * math.sqrt(self.dim)

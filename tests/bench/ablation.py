@@ -1,0 +1,160 @@
+"""`make bench-ablation`: what each part of the encoder earns, on validation targets.
+
+    python -m tests.bench.ablation LOG [--users N] [--seed N] [--json FILE]
+
+Every variant is trained with the settings that `longtide train` chooses for the log, and judged by each user's
+second-to-last event; the last ones, which tests are scored by, are cut off before. `--users` takes at most so many
+users, evenly from the whole log, where a log takes long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longtide_server.training import model as model_module
+from longtide_server.training import train as train_module
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
+from longtide_server.training.encoding import ranks_of_targets
+from longtide_server.training.log import read_log, times_are_real
+from longtide_server.training.metrics import hr_at_k, ndcg_at_k
+from longtide_server.training.model import Block, Encoder, ModelConfig
+from longtide_server.training.settings import Settings, settings_for
+from longtide_server.training.train import train_encoder
+
+
+class WithoutShortTerm(Encoder):
+    """The last item reaches the output through the recurrence alone."""
+
+    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
+        return long_term
+
+
+class WithoutLongTerm(Encoder):
+    """No decaying memories: what is long ago is left to the LSTM."""
+
+    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
+        return short_term
+
+
+class WithoutGate(Encoder):
+    """Both interests count equally, whatever the state and the time."""
+
+    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
+        return 0.5 * (short_term + long_term)
+
+
+class WithoutInterests(Encoder):
+    """The recurrence alone."""
+
+    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
+        return torch.zeros_like(short_term)
+
+
+class PlainBlock(Block):
+    """An LSTM and nothing around it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.Identity()
+        self.feed_forward = nn.Identity()
+
+    def forward(self, x: Tensor, lengths: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.lstm(x, (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))
+        return self.dropout(self.project(y)), h.squeeze(0), c.squeeze(0)
+
+
+def with_model(**changes: bool | float) -> Callable[[Settings], Settings]:
+    """A change of the model's settings."""
+    return lambda settings: replace(settings, model=replace(settings.model, **changes))
+
+
+def same(settings: Settings) -> Settings:
+    """No change."""
+    return settings
+
+
+VARIANTS: dict[str, tuple[type[Encoder], type[Block], Callable[[Settings], Settings]]] = {
+    "the encoder": (Encoder, Block, same),
+    "without the last-item path": (WithoutShortTerm, Block, same),
+    "without the memories": (WithoutLongTerm, Block, same),
+    "without the gate": (WithoutGate, Block, same),
+    "without either path": (WithoutInterests, Block, same),
+    "without norm, residual and feed-forward": (Encoder, PlainBlock, same),
+    "without time gaps": (Encoder, Block, with_model(use_gaps=False)),
+    "without values": (Encoder, Block, with_model(use_values=False)),
+    "without types": (Encoder, Block, with_model(use_types=False)),
+}
+
+
+def every(sequences: Sequences, users: int) -> Sequences:
+    """At most so many users, evenly from the whole log."""
+    step = max(1, -(-sequences.user_count // users))
+    chosen = np.arange(0, sequences.user_count, step)
+    events = np.concatenate([np.arange(sequences.offsets[user], sequences.offsets[user + 1]) for user in chosen])
+    return replace(
+        sequences,
+        user_ids=tuple(sequences.user_ids[user] for user in chosen),
+        offsets=np.concatenate([[0], np.cumsum(sequences.lengths[chosen])]),
+        items=sequences.items[events],
+        types=sequences.types[events],
+        times=sequences.times[events],
+        gaps=sequences.gaps[events],
+        values=sequences.values[events],
+    )
+
+
+def measured(name: str, settings: Settings, holdout: Holdout) -> dict[str, str | float]:
+    """A variant, trained and judged."""
+    encoder, block, change = VARIANTS[name]
+    settings = change(settings)
+    begun = time.process_time()
+    with patch.object(train_module, "Encoder", encoder), patch.object(model_module, "Block", block):
+        model = train_encoder(settings.model, settings.train, holdout, lambda _: None)
+    seconds = time.process_time() - begun
+    ranks = ranks_of_targets(model, holdout, settings.train.batch_events)
+    return {
+        "variant": name,
+        "hr@10": round(hr_at_k(ranks, 10), 4),
+        "ndcg@10": round(ndcg_at_k(ranks, 10), 4),
+        "cpu_s": round(seconds),
+    }
+
+
+def main() -> None:
+    """Print a row for each variant that differs on this log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    log, _ = read_log(asked.log)
+    # Everyone's last event is for tests; what is chosen between here is judged by the one before it.
+    sequences = hold_out_last(every(to_sequences(log), asked.users)).history
+    settings = settings_for(sequences, times_are_real=times_are_real(log), seed=asked.seed)
+    settings = replace(settings, train=replace(settings.train, patience=settings.train.epochs))
+    holdout = hold_out_last(sequences)
+    print(f"{asked.log.parent.name}, {sequences.user_count} users\n\n| | HR@10 | NDCG@10 | CPU s |\n|---|---|---|---|")
+    rows = []
+    for name, (_, _, change) in VARIANTS.items():
+        if change is not same and change(settings) == settings:
+            continue  # the log has no such input
+        row = measured(name, settings, holdout)
+        rows.append(row)
+        print(f"| {name} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |", flush=True)
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
