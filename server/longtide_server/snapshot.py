@@ -58,7 +58,7 @@ class EncoderFacts:
 class NeighborSettings:
     """How neighbours are searched and how they vote."""
 
-    count: int = 200
+    count: int = 400
     """Similar moments that vote, at most."""
     dim: int = 64
     """Directions that moments are compared along, of the encoder's dimensions those that hold most of the vectors."""
@@ -70,7 +70,7 @@ class NeighborSettings:
     """Recall@50 against brute force on held-out queries at that search_k."""
     min_similarity: float = 0.0
     """Least cosine of a neighbour that votes, -1 to 1, when the request does not say."""
-    temperature: float = 0.05
+    temperature: float = 0.1
     """Cosines are divided by this before they become votes."""
 
 

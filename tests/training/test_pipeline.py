@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from longtide_server.candidates import Source
+from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.snapshot import CURRENT, check_files, load_snapshot
 from longtide_server.training import pipeline
-from longtide_server.training.counts import count_popularity
+from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.loop import Progress
 from longtide_server.training.pipeline import Step, train_and_publish
@@ -88,6 +88,31 @@ def test_the_manifest_measures_every_source_on_the_validation_targets(tmp_path):
     assert set(metrics) == {"fusion", *(source.name.lower() for source in Source)}
     assert metrics["fusion"]["ndcg@10"] >= metrics["encoder"]["ndcg@10"]
     assert metrics["transitions"] == {"hr@10": 1.0, "ndcg@10": 1.0}  # what follows is the next letter
+
+
+def test_how_transitions_are_counted_is_chosen_on_the_validation_targets(tmp_path, monkeypatch):
+    """What follows is always the next letter; one of the two ways to count sees nothing of it."""
+    ring = "abcdefghijklmnopqrst" * 2
+    log = sequences(*(ring[start : start + 9] for start in range(20)))
+    near, blind = TransitionSettings(3, 0.5), TransitionSettings(1, 0.0)
+    monkeypatch.setattr(pipeline, "TRANSITIONS_TRIED", (blind, near))
+    monkeypatch.setattr(pipeline, "count_transitions", counted_only_by(near))
+    # Neither the encoder nor the neighbours are of any help.
+    settings = with_overrides(quick(log), {"train.epochs": "1", "train.learning_rate": "1e-6", "max_moments": "1"})
+    assert published(log, tmp_path / "chosen", settings=settings).manifest.transitions == near
+    told = with_overrides(settings, {"transitions.lags": "2"})
+    assert published(log, tmp_path / "told", settings=told).manifest.transitions.lags == 2
+
+
+def counted_only_by(way: TransitionSettings):
+    """Counts transitions; in any other way than this one, there are none."""
+
+    def count(log: Sequences, settings: TransitionSettings) -> Transitions:
+        if settings == way:
+            return count_transitions(log, settings)
+        return Transitions(np.zeros(log.item_count + 2, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+    return count
 
 
 def test_the_manifest_says_how_it_was_trained(tmp_path):

@@ -207,7 +207,7 @@ def test_a_value_of_the_wrong_type_is_named(name, text, complaint):
         ("neighbors.trees", "0"),
         ("neighbors.count", "0"),
         ("neighbors.temperature", "0"),
-        ("transitions.lags", "0"),
+        ("transitions.lags", "-1"),
         ("transitions.decay", "-1"),
     ],
 )

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.behavior import BehaviorWeights, predicted_value, type_probability
+from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.recommender import Answer
@@ -121,7 +122,7 @@ def evaluate(
         longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
         "longtide": longtide,
-        "transitions": transition_lists(holdout.history, holdout.users, settings.transitions, max(CUTS)),
+        "transitions": transition_lists(holdout.history, holdout.users, TransitionSettings(), max(CUTS)),
         "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS)),
     }
     return replace(compare(lists, holdout), behavior=behavior)

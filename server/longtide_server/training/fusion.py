@@ -13,7 +13,7 @@ from longtide_server.candidates import Candidates, Source
 from longtide_server.ranking import Fusion, log_features
 from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2)
 FLOORS = (0.03, 0.1, 0.3)
 K = 10
@@ -34,6 +34,8 @@ class Judged:
 
 def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], item_count: int) -> Judged:
     """Line up the candidates of users with their targets (V,)."""
+    if not candidates:
+        return Judged(np.zeros((0, len(Source))), np.zeros(0, np.int64), np.zeros(0, np.int64), item_count)
     sizes = np.array([len(found.items) for found in candidates], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     target = np.full(len(targets), NOT_RANKED, np.int64)

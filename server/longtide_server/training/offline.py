@@ -60,9 +60,14 @@ class LogHistories:
 class OfflineRecommender:
     """A recommender over a snapshot and a log; use it inside one event loop."""
 
-    def __init__(self, snapshot: Snapshot, sequences: Sequences) -> None:
+    def __init__(self, snapshot: Snapshot, sequences: Sequences, kept_users: int = 2 * AT_ONCE) -> None:
+        """kept_users: whose states stay in memory, for callers that ask for the same users again."""
         self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
-        self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, 2 * AT_ONCE, CALL_TIMEOUT_S)
+        self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, kept_users, CALL_TIMEOUT_S)
+        self._recommender = Recommender(snapshot, self._states)
+
+    def reads(self, snapshot: Snapshot) -> None:
+        """Go on with another snapshot of the same encoder and catalogue; what was encoded stays."""
         self._recommender = Recommender(snapshot, self._states)
 
     async def answers(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Answer]:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo, write_catalog
 from longtide_server.errors import InvalidInput
 from longtide_server.neighbors import NeighborIndex, build_index, principal_directions, project, recall
@@ -58,6 +59,8 @@ DIRECTION_MOMENTS = 100_000
 SEARCH_KS = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 FUSION_USERS = 3_000
 MIN_EVENTS = 3
+TRANSITIONS_TRIED = (TransitionSettings(5, 0.7), TransitionSettings(20, 0.9))
+"""Next steps alone, or what belongs to the same stretch of a history: which one helps more depends on the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,34 +149,41 @@ def publish_trained(
     """Fit the fusion, build, gate and publish; returns the snapshot's folder."""
     holdout = trained.holdout
     report(Step("Fitting the fusion on validation data"))
+    tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
     with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
-        _publish(trained.judged, None, holdout.history, infos, settings, Fusion(), {}, Path(scratch))
-        judged = asyncio.run(_judged(Path(scratch), holdout, settings.train.seed))
-    fusion = fit_fusion(judged)
+        first = replace(settings, transitions=tried[0])
+        _publish(trained.judged, None, holdout.history, infos, first, Fusion(), {}, Path(scratch))
+        judged = asyncio.run(_judged(Path(scratch), holdout, tried, settings))
+    fusions = [fit_fusion(one) for one in judged]
+    measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
+    best = max(range(len(tried)), key=lambda way: measured[way].get("fusion", {}).get("ndcg@10", 0.0))
+    settings, fusion, metrics = replace(settings, transitions=tried[best]), fusions[best], measured[best]
     report(Step("Building and publishing the snapshot"))
-    metrics = source_metrics(judged, fusion)
     folder = _publish(trained.served, trained.head, sequences, infos, settings, fusion, metrics, directory)
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
 
 
-async def _judged(directory: Path, holdout: Holdout, seed: int) -> Judged:
-    """What the sources, built without the targets, say to users whose targets are known."""
-    rng = np.random.default_rng(seed)
-    users = np.arange(len(holdout.users))
-    if len(users) > FUSION_USERS:
-        users = np.sort(rng.choice(users, FUSION_USERS, replace=False))
+async def _judged(
+    directory: Path, holdout: Holdout, tried: Sequence[TransitionSettings], settings: Settings
+) -> list[Judged]:
+    """What the sources, built without the targets, say to users whose targets are known; by way to read transitions."""
+    users = _sample(len(holdout.users), FUSION_USERS, settings)
     snapshot = load_snapshot(directory)
-    offline = OfflineRecommender(snapshot, holdout.history)
+    offline = OfflineRecommender(snapshot, holdout.history, kept_users=len(users) + 1)
+    ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
+    judged = []
     try:
-        ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
-        candidates = [found async for found in offline.candidates(ids, limit=10)]
+        for transitions in tried:
+            counted = count_transitions(holdout.history, transitions)
+            manifest = replace(snapshot.manifest, transitions=transitions)
+            offline.reads(replace(snapshot, transitions=counted, manifest=manifest))
+            candidates = [found async for found in offline.candidates(ids, limit=10)]
+            judged.append(judge(candidates, holdout.targets[users], holdout.history.item_count))
     finally:
         await offline.close()
-    if not candidates:
-        return Judged(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), holdout.history.item_count)
-    return judge(candidates, holdout.targets[users], holdout.history.item_count)
+    return judged
 
 
 def _publish(

@@ -61,7 +61,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "neighbors.trees": (1, 1_000),
     "neighbors.min_similarity": (-1, 1),
     "neighbors.temperature": (TINY, 100),
-    "transitions.lags": (1, 1_000),
+    "transitions.lags": (0, 1_000),
     "transitions.decay": (0, 1),
 }
 SWITCHES = ("model.use_types", "model.use_gaps", "model.use_values", "train.bfloat16")
@@ -75,6 +75,7 @@ class Settings:
     train: TrainConfig
     neighbors: NeighborSettings
     transitions: TransitionSettings
+    """With 0 lags, how transitions are counted is chosen on validation data."""
     max_moments: int = 1_000_000
     """Moments in the neighbour index at most, the newest; each takes about 0.7 kB at 128 dimensions and 10 trees."""
 
@@ -115,7 +116,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             seed=seed,
         ),
         neighbors=NeighborSettings(),
-        transitions=TransitionSettings(),
+        transitions=TransitionSettings(lags=0),
     )
 
 
