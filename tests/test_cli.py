@@ -157,7 +157,7 @@ def test_evaluate_compares_with_the_baselines(log, split):
     done = run("evaluate", log, "--split", split, "--json", *QUICK)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
-    assert list(found) == ["split", "users", "overall", "popularity_bias", "slices"]
+    assert list(found) == ["split", "users", "overall", "popularity_bias", "slices", "behavior"]
     assert (found["split"], found["users"]) == (split, 8 if split == "leave-one-out" else 1)
     assert list(found["overall"]) == list(found["popularity_bias"]) == ["longtide", "transitions", "popularity"]
     assert found["overall"]["transitions"]["hr@5"] == 1.0
@@ -492,7 +492,7 @@ DAMAGES = [
     (without_a_file, f"{ENCODER}: is missing"),
     (truncated, "bytes long"),
     (corrupted, f"{ENCODER}: its checksum differs"),
-    (of_another_version, "format version 99; this Longtide reads version 1"),
+    (of_another_version, "format version 99; this Longtide reads version 2"),
     (with_half_a_manifest, f"{MANIFEST}: cannot be read"),
 ]
 

@@ -11,6 +11,7 @@ from longtide_server.errors import SnapshotError
 from longtide_server.snapshot import CURRENT, MANIFEST, load_snapshot, publish, read_manifest, resolve
 
 FILES = [
+    "behavior.npz",
     "catalog.parquet",
     "directions.npy",
     "embeddings.npy",
