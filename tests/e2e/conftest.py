@@ -61,9 +61,12 @@ def world(tmp_path_factory) -> World:
     rows = [f"user-{n},{item},{time_s:.0f}" for n in range(USERS) for item, time_s in walk(n)]
     found.log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     found.items.write_text("\n".join(["item_id,title", *(f"{item},Title of {item}" for item in RING)]) + "\n")
-    run("train", found.log, "--items", found.items, "--out", found.snapshot, "--set", "train.epochs=15", "--set", "train.learning_rate=0.01", "--set", "model.dropout=0.1",
-        "--set", "model.dim=16", "--set", "model.hidden=16", "--set", "train.bfloat16=false",
-        "--text-model", "none")  # fmt: skip
+    settings = {
+        "train.epochs": "15", "train.learning_rate": "0.01", "train.bfloat16": "false",
+        "model.dim": "16", "model.hidden": "16", "model.dropout": "0.1",
+    }  # fmt: skip
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    run("train", found.log, "--items", found.items, "--out", found.snapshot, "--text-model", "none", *sets)
     return found
 
 
