@@ -21,7 +21,7 @@ DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
 BATCH_EVENTS = (768, 2048)
-FINE_TUNE_EPOCHS = 3
+FINE_TUNE_EPOCHS = 2
 FULL_SOFTMAX_ITEMS = 30_000
 NEGATIVES = 4096
 WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, EventType.WATCH, EventType.READ)
@@ -103,7 +103,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             value_std=std or 1.0,
         ),
         train=TrainConfig(
-            epochs=10 if dense else 7,
+            epochs=10 if dense and not small else 7,
             # What validation holds back is an eighth of a sparse log, and most of what is known of its newest items.
             refit_epochs=1 if dense else 4,
             refit_learning_rate=4e-4 if dense else 2e-3,
