@@ -85,7 +85,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
     events = len(sequences.items)
     dense = events / max(1, sequences.user_count) >= DENSE_EVENTS_PER_USER
     small = dense and events < SMALL_LOG_EVENTS
-    dim = 128 if small else 256
+    dim = 64 if small else 256
     use_types = len(np.unique(sequences.types)) > 1
     values = sequences.values[~np.isnan(sequences.values)]
     std = float(values.std()) if len(values) else 0.0
@@ -95,7 +95,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             dim=dim,
             hidden=dim,
             blocks=2 if dense else 1,
-            dropout=0.4 if small else 0.2 if dense else 0.5,
+            dropout=0.2 if dense else 0.5,
             use_types=use_types,
             use_gaps=times_are_real,
             use_values=std > 0.0,
