@@ -224,7 +224,7 @@ async def compare_with_server(snapshot: Path, train: Path, predicted: Path, work
             same = users = 0
             async for answer in client.recommend_many(list(expected), limit=10):
                 users += 1
-                same += [item.item_id for item in answer.recommendations] == expected[answer.user_id]
+                same += [item.item_id for item in answer] == expected[answer.user_id]
     return {
         "identical_at_10": round(same / users, 4),
         "users": users,
