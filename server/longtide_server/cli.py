@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -24,6 +24,14 @@ from longtide import Client, LongtideError, __version__
 from longtide_server import errors
 from longtide_server.config import ServerConfig
 from longtide_server.snapshot import read_manifest, resolve
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
+    from longtide_server.training.loop import Progress
+    from longtide_server.training.pipeline import Step
+    from longtide_server.training.settings import Settings
+    from longtide_server.training.texts import TextNotice, TextProgress
+
+    Told = Progress | Step | TextProgress | TextNotice
 
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
@@ -163,7 +171,7 @@ def train(
 
 
 @contextmanager
-def _shown(settings: Any, tensorboard: Path | None, wandb: str | None) -> Iterator[Callable[[Any], None]]:  # noqa: ANN401
+def _shown(settings: Settings, tensorboard: Path | None, wandb: str | None) -> Iterator[Callable[[Told], None]]:
     """A report to the screen and to the trackers that were asked for."""
     from longtide_server.training.display import TrainingDisplay
     from longtide_server.training.tracking import TensorBoardTracker, Tracker, WandbTracker
@@ -178,7 +186,7 @@ def _shown(settings: Any, tensorboard: Path | None, wandb: str | None) -> Iterat
             stack.callback(trackers[-1].close)
         display = stack.enter_context(TrainingDisplay(messages))
 
-        def report(told: Any) -> None:  # noqa: ANN401
+        def report(told: Told) -> None:
             display(told)
             for tracker in trackers:
                 tracker(told)
@@ -186,7 +194,7 @@ def _shown(settings: Any, tensorboard: Path | None, wandb: str | None) -> Iterat
         yield report
 
 
-def _unheard(_: Any) -> None:  # noqa: ANN401
+def _unheard(_: Told) -> None:
     """The report of a process that another one reports for."""
 
 

@@ -99,6 +99,13 @@ def test_bfloat16_learns_too():
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+def test_a_sample_of_the_catalogue_is_enough_to_learn_from():
+    holdout = hold_out_last(WALKS)
+    settings = TrainConfig(epochs=30, patience=30, learning_rate=0.02, negatives=6)
+    model = train_encoder(small(WALKS), settings, holdout, silent)
+    assert ranks_of_targets(model, holdout, 100).tolist() == [0] * 8
+
+
 def test_a_refit_learns_what_validation_held_back():
     holdout = hold_out_last(sequences(*["abx", "bax"] * 4))  # x is never in a history
     settings = TrainConfig(epochs=2, learning_rate=0.02, refit_epochs=15, refit_learning_rate=0.02)

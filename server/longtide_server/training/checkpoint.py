@@ -36,7 +36,7 @@ class Checkpoints:
         if not path.is_file():
             return None
         try:
-            state: State = torch.load(path, weights_only=True)
+            state: State = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
             log.warning("checkpoint_unreadable", path=str(path), reason=str(exc))
             return None

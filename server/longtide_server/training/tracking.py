@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 from longtide_server.errors import InvalidInput
 from longtide_server.training.loop import Progress
-from longtide_server.training.pipeline import Step
 
 
 class Tracker(Protocol):
     """Keeps the figures of finished epochs."""
 
-    def __call__(self, told: Progress | Step) -> None:
+    def __call__(self, told: object) -> None:
         """Write down a finished epoch; anything else is passed over."""
 
     def close(self) -> None:
@@ -32,7 +31,7 @@ class TensorBoardTracker:
             raise InvalidInput.of("--tensorboard", "needs pip install 'longtide[tensorboard]'") from exc
         self._writer: Any = SummaryWriter(str(folder))
 
-    def __call__(self, told: Progress | Step) -> None:
+    def __call__(self, told: object) -> None:
         """See Tracker."""
         if isinstance(told, Progress) and told.finished:
             for name, value in figures(told).items():
@@ -54,7 +53,7 @@ class WandbTracker:
             raise InvalidInput.of("--wandb", "needs pip install 'longtide[wandb]'") from exc
         self._run: Any = wandb.init(project=project, config=dict(settings))
 
-    def __call__(self, told: Progress | Step) -> None:
+    def __call__(self, told: object) -> None:
         """See Tracker."""
         if isinstance(told, Progress) and told.finished:
             self._run.log({f"{told.phase}/epoch": told.epoch, **figures(told)})
