@@ -146,6 +146,50 @@ def test_predict_takes_users_and_items_that_the_snapshot_does_not_know(trained, 
     assert set(lists["old"]) == set("abcdefgh")  # all that they did is unknown: they get what is popular
 
 
+def test_predict_takes_the_times_at_which_users_will_see_their_lists(tmp_path):
+    """In this log some users come back within a minute, some a day later; what they take then differs."""
+    rows, told = [], ["user_id,timestamp"]
+    for user in range(40):
+        at = 1_600_000_000 + user
+        for step in range(8):
+            late = (user >> (step % 5)) % 2
+            at += 86_400 if late else 60
+            rows.append(f"u{user},{'late' if late else 'soon'}-{step},{at}")
+        if user % 2 == 0:
+            told.append(f"u{user},{at + 86_400}")
+    (tmp_path / "log.csv").write_text(HEAD + "\n".join(rows) + "\n")
+    (tmp_path / "times.csv").write_text("\n".join(told) + "\n")
+    directory, out = tmp_path / "snapshot", tmp_path / "lists.jsonl"
+    quick = (
+        "--set",
+        "model.dim=16",
+        "--set",
+        "train.epochs=20",
+        "--set",
+        "train.patience=20",
+        "--set",
+        "train.learning_rate=0.01",
+    )
+    assert run("train", tmp_path / "log.csv", "--out", directory, *quick).exit_code == 0
+
+    def lists(*options):
+        done = run("predict", directory, tmp_path / "log.csv", "--out", out, "--k", 8, *options)
+        assert done.exit_code == 0, done.output
+        return [json.loads(line)["items"] for line in out.open()]
+
+    before, after = lists(), lists("--request-times", tmp_path / "times.csv")
+    assert after[1::2] == before[1::2]  # these have no time
+    assert after[::2] != before[::2]
+    assert [set(items) for items in after] == [set(items) for items in before]
+    assert "request_time.npz" in json.loads(run("info", directory, "--json").stdout)["files"]
+
+
+def test_predict_names_a_time_that_is_none(log, trained, tmp_path):
+    (tmp_path / "times.csv").write_text("user_id,timestamp\nu0,tomorrow\n")
+    done = run("predict", trained, log, "--out", tmp_path / "out", "--request-times", tmp_path / "times.csv")
+    assert "times.csv: row 2, column timestamp: 'tomorrow' is not" in refusal(done)
+
+
 def test_predict_again_replaces_what_was_there(log, trained, tmp_path):
     (tmp_path / "lists.jsonl").write_text("old\n")
     run("predict", trained, log, "--out", tmp_path / "lists.jsonl")

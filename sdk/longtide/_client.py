@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -117,14 +118,18 @@ class Client:
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
         *,
+        request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Recommendations:
         """Recommend items to one user, best first; an unknown user gets popular items.
 
         `limit` is 1 to 1,000. `min_similarity` (-1 to 1) is how similar a user must be to count, by default what the
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
+        `request_time` is when the user sees the answer, by default now.
         """
-        request = _convert.recommend_request(user_id, limit, exclude_item_ids, min_similarity, session_items)
+        request = _convert.recommend_request(
+            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time
+        )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
     def recommend_many(
@@ -133,19 +138,21 @@ class Client:
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Generator[Recommendations, None, None]:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. A user that the server refuses has the reason in the row's `error`. Closing the iterator,
-        or dropping it, cancels the call.
+        is for each message. `request_time` is when the users will see the answers, by default not known. A user that
+        the server refuses has the reason in the row's `error`. Closing the iterator, or dropping it, cancels the call.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        return self._recommend_rows(user_ids, limit, min_similarity, self._limit_s(timeout))
+        request = _convert.row_request(limit, min_similarity, request_time)
+        return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     def rank(
         self,
@@ -153,10 +160,14 @@ class Client:
         item_ids: Iterable[str],
         session_items: Iterable[str] = (),
         *,
+        request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Ranking:
-        """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last."""
-        request = _convert.rank_request(user_id, item_ids, session_items)
+        """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last.
+
+        `request_time` is when the user sees them, by default now.
+        """
+        request = _convert.rank_request(user_id, item_ids, session_items, request_time)
         return _convert.ranking(user_id, self._call(self._recommendations.Rank, request, timeout))
 
     def similar_users(
@@ -235,9 +246,9 @@ class Client:
                     ledger.acknowledge(answer)
 
     def _recommend_rows(
-        self, user_ids: Iterable[str], limit: int, min_similarity: float | None, timeout_s: float
+        self, user_ids: Iterable[str], request: _convert.RowRequest, timeout_s: float
     ) -> Generator[Recommendations, None, None]:
-        source = batches(user_ids, _convert.row_request(limit, min_similarity), ROWS_PER_MESSAGE)
+        source = batches(user_ids, request, ROWS_PER_MESSAGE)
         rows = Rows()
         with Stream(self._recommendations.StreamRecommend, self._metadata) as stream:
             while True:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from longtide._answers import (
     Neighbor,
@@ -16,13 +19,16 @@ from longtide._answers import (
     SourceShare,
 )
 from longtide._errors import error_from_row
-from longtide._types import Event, EventType, text, texts
+from longtide._types import Event, EventType, text, texts, utc
 from longtide.v1 import events_pb2, recommendation_pb2
 
 _TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
 _SOURCES = {
     recommendation_pb2.Source.Value(f"SOURCE_{source.name}"): source for source in Source if source != Source.UNKNOWN
 }
+
+
+RowRequest = Callable[[str], recommendation_pb2.RecommendRequest]
 
 
 def event_message(event: Event) -> events_pb2.Event:
@@ -49,6 +55,7 @@ def recommend_request(
     exclude_item_ids: Iterable[str],
     min_similarity: float | None,
     session_items: Iterable[str],
+    request_time: datetime | float | None,
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
@@ -57,20 +64,24 @@ def recommend_request(
         exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
         min_similarity=min_similarity,
         session_item_ids=texts("session_items", session_items),
+        request_time=_timestamp(request_time),
     )
 
 
-def row_request(limit: int, min_similarity: float | None) -> Callable[[str], recommendation_pb2.RecommendRequest]:
+def row_request(limit: int, min_similarity: float | None, request_time: datetime | float | None) -> RowRequest:
     """Asks for items for one user after another."""
-    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, ())
+    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, (), request_time)
 
 
-def rank_request(user_id: str, item_ids: Iterable[str], session_items: Iterable[str]) -> recommendation_pb2.RankRequest:
+def rank_request(
+    user_id: str, item_ids: Iterable[str], session_items: Iterable[str], request_time: datetime | float | None
+) -> recommendation_pb2.RankRequest:
     """Asks for an order of given items."""
     return recommendation_pb2.RankRequest(
         user_id=text("user_id", user_id),
         item_ids=texts("item_ids", item_ids),
         session_item_ids=texts("session_items", session_items),
+        request_time=_timestamp(request_time),
     )
 
 
@@ -123,6 +134,14 @@ def similar_users(user_id: str, response: recommendation_pb2.ListSimilarUsersRes
         degraded=response.degraded,
         degraded_reason=response.degraded_reason,
     )
+
+
+def _timestamp(request_time: datetime | float | None) -> Timestamp | None:
+    if request_time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(utc("request_time", request_time))
+    return message
 
 
 def _recommendation(message: recommendation_pb2.Recommendation) -> Recommendation:

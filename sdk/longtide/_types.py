@@ -79,7 +79,7 @@ class Event:
         put(self, "user_id", text("user_id", user_id))
         put(self, "item_id", text("item_id", item_id))
         put(self, "type", _event_type(type))
-        put(self, "time", _utc(time))
+        put(self, "time", datetime.now(UTC) if time is None else utc("time", time))
         put(self, "value", None if value is None else _number("value", value))
         put(self, "event_id", text("event_id", event_id) or uuid.uuid4().hex)
         put(self, "session_id", text("session_id", session_id))
@@ -143,6 +143,19 @@ def texts(name: str, values: Iterable[str]) -> list[str]:
     return [text(f"{name}[{index}]", value) for index, value in enumerate(values)]
 
 
+def utc(name: str, value: datetime | SupportsFloat) -> datetime:
+    """An aware datetime, or seconds since 1970, as the moment in UTC; else TypeError or ValueError that names it."""
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise ValueError(f"{name} must know its time zone, for example tzinfo=datetime.UTC; {value} does not")
+        return value.astimezone(UTC)
+    seconds = _number(name, value)
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError) as exc:
+        raise ValueError(f"{name} {seconds} s is outside the years 1 to 9999") from exc
+
+
 def _event_type(value: EventType | str) -> EventType:
     if not isinstance(value, str):
         raise TypeError(f"type must be an EventType or its name, not {_kind(value)}: {value!r}")
@@ -150,20 +163,6 @@ def _event_type(value: EventType | str) -> EventType:
         return EventType(value)
     except ValueError as exc:
         raise ValueError(f"{value!r} is not an event type; use one of {', '.join(EventType)}") from exc
-
-
-def _utc(value: datetime | SupportsFloat | None) -> datetime:
-    if value is None:
-        return datetime.now(UTC)
-    if isinstance(value, datetime):
-        if value.utcoffset() is None:
-            raise ValueError(f"time must know its time zone, for example tzinfo=datetime.UTC; {value} does not")
-        return value.astimezone(UTC)
-    seconds = _number("time", value)
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError) as exc:
-        raise ValueError(f"time {seconds} s is outside the years 1 to 9999") from exc
 
 
 def _number(name: str, value: SupportsFloat) -> float:

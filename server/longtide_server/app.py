@@ -64,7 +64,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         states = UserStates(snapshot, store, encoder, config.cached_users, config.encoder_timeout_s)
         events_pb2_grpc.add_EventServiceServicer_to_server(EventService(states.write, wall_clock_s), server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationService(Recommender(snapshot, states), config.default_timeout_s), server
+            RecommendationService(Recommender(snapshot, states), config.default_timeout_s, wall_clock_s), server
         )
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)

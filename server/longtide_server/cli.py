@@ -203,21 +203,31 @@ def _unheard(_: Told) -> None:
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--k", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write.")
+@click.option(
+    "--request-times",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="When users will see their lists, a user_id and a timestamp each; without, that is not known.",
+)
 @_log_options
-def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:  # noqa: ANN401
+def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path | None, **rest: Any) -> None:  # noqa: ANN401
     """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
 
     Retrieval, fusion and filters are the server's own.
     """
     from rich.progress import track
 
+    from longtide_server.recommender import Query
     from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.log import read_request_times
     from longtide_server.training.offline import OfflineRecommender
 
     if out.is_dir() or not out.parent.is_dir():
         raise errors.InvalidInput.of("--out", f"{out} is not a file in a folder that exists")
+    times = {} if request_times is None else read_request_times(request_times)
     sequences, _, _ = _read_log(log, **rest)
     snapshot = load_snapshot(directory)
+    queries = [Query(user_id, k, request_time_s=times.get(user_id)) for user_id in sequences.user_ids]
 
     async def write() -> None:
         offline = OfflineRecommender(snapshot, sequences)
@@ -225,7 +235,7 @@ def predict(directory: Path, log: Path, k: int, out: Path, **rest: Any) -> None:
         try:
             users = iter(track(sequences.user_ids, "Recommending", console=messages, transient=True))
             with partial.open("w", encoding="utf-8") as file:
-                async for answer in offline.answers(sequences.user_ids, k):
+                async for answer in offline.answers(queries):
                     line = {"user_id": next(users), "items": [item.item_id for item in answer.recommendations]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             partial.replace(out)

@@ -6,10 +6,11 @@ what is measured is what is served.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -30,6 +31,7 @@ from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.ranking import Ranked, rank
+from longtide_server.request_time import query_after
 from longtide_server.snapshot import Snapshot
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
@@ -51,6 +53,8 @@ class Query:
     exclude_item_ids: Sequence[str] = ()
     session_item_ids: Sequence[str] = ()
     min_similarity: float | None = None
+    request_time_s: float | None = None
+    """When the user sees the answer, seconds since 1970; None when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Evidence:
     votes: dict[Source, Scored]
     neighbors: Neighbors = NO_NEIGHBORS
     encoded: Encoded | None = None
+    """The user at the time of the request, where that is known."""
     degraded_reason: str = ""
 
     @property
@@ -119,9 +124,7 @@ class Recommender:
 
     async def recommend(self, query: Query, timeout_s: float) -> Answer:
         """The best items that the user has not had, within `timeout_s`."""
-        evidence, user, session = await self._evidence(
-            query.user_id, query.session_item_ids, query.limit, query.min_similarity, timeout_s
-        )
+        evidence, user, session = await self._evidence(query, timeout_s)
         candidates = self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
         ranked = self._rank(candidates, evidence, query.limit)
         return Answer(
@@ -133,16 +136,12 @@ class Recommender:
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""
-        evidence, user, session = await self._evidence(
-            query.user_id, query.session_item_ids, query.limit, query.min_similarity, timeout_s
-        )
+        evidence, user, session = await self._evidence(query, timeout_s)
         return self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
 
-    async def rank(
-        self, user_id: str, item_ids: Sequence[str], session_item_ids: Sequence[str], timeout_s: float
-    ) -> tuple[tuple[RankedItem, ...], str]:
+    async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
-        evidence, _, _ = await self._evidence(user_id, session_item_ids, 1, None, timeout_s)
+        evidence, _, _ = await self._evidence(query, timeout_s)
         numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
         candidates = self._complete(tabulate(numbers, evidence.votes), evidence)
         ranked = self._rank(candidates, evidence, len(numbers))
@@ -172,21 +171,22 @@ class Recommender:
                 return users, reason
             count = min(4 * count, MAX_MOMENTS_SEARCHED)
 
-    async def _evidence(
-        self, user_id: str, session_item_ids: Sequence[str], limit: int, min_similarity: float | None, timeout_s: float
-    ) -> tuple[Evidence, UserState, list[int]]:
+    async def _evidence(self, query: Query, timeout_s: float) -> tuple[Evidence, UserState, list[int]]:
         begun = time.monotonic()
-        user = await self.states.get(user_id)
-        session = self.snapshot.catalog.numbers(session_item_ids).tolist()
+        user = await self.states.get(query.user_id)
+        session = self.snapshot.catalog.numbers(query.session_item_ids).tolist()
         left = _for_encoder_s(timeout_s) - (time.monotonic() - begun)
-        wanted = TOP_N_MARGIN + limit + len(user.seen) + len(session)
+        wanted = TOP_N_MARGIN + query.limit + len(user.seen) + len(session)
         encoded, reason = await self._encoded(user, session, wanted, left)
         votes: dict[Source, Scored] = {}
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
+            neighbors = self._search(encoded, query.user_id, manifest.neighbors.count, query.min_similarity)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
-            neighbors = self._search(encoded, user_id, manifest.neighbors.count, min_similarity)
+            if query.request_time_s is not None and user.times and not session:
+                wait_s = max(query.request_time_s - user.times[-1], 0.0)
+                encoded, votes[Source.ENCODER] = self._after(wait_s, encoded, votes[Source.ENCODER])
             votes[Source.NEIGHBORS] = neighbor_votes(
                 neighbors, self.snapshot.neighbors.positions, manifest.neighbors.temperature
             )
@@ -211,6 +211,19 @@ class Recommender:
             return Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
         everything = np.arange(1, len(self.snapshot.catalog) + 1)
         return Scored(everything, self._encoder_probability(everything, encoded))
+
+    def _after(self, wait_s: float, encoded: Encoded, votes: Scored) -> tuple[Encoded, Scored]:
+        """The user so long after their last event, and what the encoder says then of the items that it brings.
+
+        They keep their mass together: to rank the whole catalogue again would cost more than the rest of a request.
+        """
+        weights = self.snapshot.request_time
+        if weights is None:
+            return encoded, votes
+        moved = replace(encoded, query=query_after(weights, encoded.query, wait_s))
+        probability = self._encoder_probability(votes.items, moved)
+        gain = float(probability.sum() / votes.probability.sum())
+        return replace(moved, log_z=moved.log_z + math.log(gain)), Scored(votes.items, probability / gain)
 
     def _encoder_probability(self, items: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float64]:
         temperature = self.snapshot.manifest.encoder.temperature

@@ -39,14 +39,15 @@ def check_batch(events: Sequence[events_pb2.Event]) -> None:
         raise InvalidInput.of("events", f"holds {len(events)} events; 1 to {MAX_BATCH_EVENTS} are allowed")
 
 
-def read_query(message: recommendation_pb2.RecommendRequest) -> Query:
-    """A request for recommendations; InvalidInput names every field that is wrong."""
+def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: float | None) -> Query:
+    """A request for recommendations, at a time that the message may say better; InvalidInput names what is wrong."""
     least = message.min_similarity if message.HasField("min_similarity") else None
     raise_for(
         [
             id_violation("user_id", message.user_id),
             _limit_violation(message.limit) if message.HasField("limit") else None,
             _similarity_violation(least),
+            _time_violation(message),
             *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
         ]
@@ -57,19 +58,27 @@ def read_query(message: recommendation_pb2.RecommendRequest) -> Query:
         exclude_item_ids=message.exclude_item_ids,
         session_item_ids=message.session_item_ids,
         min_similarity=least,
+        request_time_s=_request_time_s(message, request_time_s),
     )
 
 
-def check_rank(message: recommendation_pb2.RankRequest) -> None:
-    """InvalidInput names every field of a rank request that is wrong."""
+def read_rank_query(message: recommendation_pb2.RankRequest, request_time_s: float | None) -> Query:
+    """Who wants an order, and when; InvalidInput names every field of the request that is wrong."""
     repeated = len(set(message.item_ids)) < len(message.item_ids)
     raise_for(
         [
             id_violation("user_id", message.user_id),
+            _time_violation(message),
             *_ids_violations("item_ids", message.item_ids, 1, MAX_ITEM_IDS),
             FieldViolation("item_ids", "an item is listed twice") if repeated else None,
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
         ]
+    )
+    return Query(
+        user_id=message.user_id,
+        limit=1,
+        session_item_ids=message.session_item_ids,
+        request_time_s=_request_time_s(message, request_time_s),
     )
 
 
@@ -103,6 +112,22 @@ def _limit_violation(limit: int) -> FieldViolation | None:
     if 1 <= limit <= MAX_LIMIT:
         return None
     return FieldViolation("limit", f"is {limit}; 1 to {MAX_LIMIT} are allowed")
+
+
+def _time_violation(
+    message: recommendation_pb2.RecommendRequest | recommendation_pb2.RankRequest,
+) -> FieldViolation | None:
+    if not message.HasField("request_time") or message.request_time.seconds >= 0:
+        return None
+    return FieldViolation("request_time", f"{message.request_time.seconds} s is not a time since 1970-01-01")
+
+
+def _request_time_s(
+    message: recommendation_pb2.RecommendRequest | recommendation_pb2.RankRequest, default: float | None
+) -> float | None:
+    if not message.HasField("request_time"):
+        return default
+    return message.request_time.seconds + message.request_time.nanos / 1e9
 
 
 def _similarity_violation(value: float | None) -> FieldViolation | None:

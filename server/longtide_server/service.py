@@ -126,8 +126,9 @@ class EventService(events_pb2_grpc.EventServiceServicer):
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
     """Answers from the recommender."""
 
-    def __init__(self, recommender: Recommender, default_timeout_s: float) -> None:
+    def __init__(self, recommender: Recommender, default_timeout_s: float, clock: Callable[[], float]) -> None:
         self._recommender = recommender
+        self._clock = clock
         self._default_timeout_s = default_timeout_s
 
     async def Recommend(
@@ -138,7 +139,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         """See the contract."""
 
         async def answer() -> recommendation_pb2.RecommendResponse:
-            query = requests.read_query(request)
+            query = requests.read_query(request, self._clock())
             return write_answer(await self._recommender.recommend(query, self._timeout_s(context)))
 
         return await answered(context, answer)
@@ -170,7 +171,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
     ) -> recommendation_pb2.RecommendResult:
         result = recommendation_pb2.RecommendResult(user_id=request.user_id)
         try:
-            query: Query = requests.read_query(request)
+            query: Query = requests.read_query(request, None)
             result.response.CopyFrom(write_answer(await self._recommender.recommend(query, timeout_s)))
         except LongtideError as exc:
             _, number = status_of(exc)
@@ -187,10 +188,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         """See the contract."""
 
         async def answer() -> recommendation_pb2.RankResponse:
-            requests.check_rank(request)
-            ranked, reason = await self._recommender.rank(
-                request.user_id, request.item_ids, request.session_item_ids, self._timeout_s(context)
-            )
+            query = requests.read_rank_query(request, self._clock())
+            ranked, reason = await self._recommender.rank(query, request.item_ids, self._timeout_s(context))
             return recommendation_pb2.RankResponse(
                 items=[
                     recommendation_pb2.RankedItem(item_id=item.item_id, score=item.score, known=item.known)

@@ -26,6 +26,7 @@ from longtide_server.catalog import Catalog, read_catalog
 from longtide_server.errors import InvalidInput, SnapshotError
 from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
+from longtide_server.request_time import RequestTimeWeights
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -40,6 +41,7 @@ POSITIONS = "positions.npz"
 INDEX = "positions.ann"
 DIRECTIONS = "directions.npy"
 BEHAVIOR = "behavior.npz"
+REQUEST_TIME = "request_time.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class Snapshot:
     neighbors: NeighborIndex
     behavior: BehaviorWeights | None = None
     """Reads the next behaviour from a query vector; None where the log had neither types nor values to learn."""
+    request_time: RequestTimeWeights | None = None
+    """What the time of a request changes; None where the log had no real times to learn it from."""
 
     @property
     def snapshot_id(self) -> str:
@@ -224,6 +228,10 @@ def load_snapshot(directory: Path) -> Snapshot:
     if BEHAVIOR in manifest.files:
         with np.load(folder / BEHAVIOR) as arrays:
             behavior = BehaviorWeights(**arrays)
+    request_time = None
+    if REQUEST_TIME in manifest.files:
+        with np.load(folder / REQUEST_TIME) as arrays:
+            request_time = RequestTimeWeights(**arrays)
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -236,6 +244,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         transitions=transitions,
         neighbors=NeighborIndex(folder / INDEX, np.load(folder / DIRECTIONS), positions),
         behavior=behavior,
+        request_time=request_time,
     )
 
 

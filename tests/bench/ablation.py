@@ -19,12 +19,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longtide_server.training import model as model_module
 from longtide_server.training import train as train_module
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
-from longtide_server.training.encoding import ranks_of_targets
+from longtide_server.training.encoding import last_queries, ranks_by
 from longtide_server.training.log import read_log, times_are_real
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.model import Block, Encoder, ModelConfig
@@ -93,6 +94,7 @@ VARIANTS: dict[str, tuple[type[Encoder], type[Block], Callable[[Settings], Setti
     "without time gaps": (Encoder, Block, with_model(use_gaps=False)),
     "without values": (Encoder, Block, with_model(use_values=False)),
     "without types": (Encoder, Block, with_model(use_types=False)),
+    "without request times in training": (Encoder, Block, with_model(use_request_time=False)),
 }
 
 
@@ -113,21 +115,30 @@ def every(sequences: Sequences, users: int) -> Sequences:
     )
 
 
-def measured(name: str, settings: Settings, holdout: Holdout) -> dict[str, str | float]:
-    """A variant, trained and judged."""
+def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, str | float]]:
+    """A variant, trained and judged; the whole encoder also when it is told the time of the request."""
     encoder, block, change = VARIANTS[name]
     settings = change(settings)
     begun = time.process_time()
     with patch.object(train_module, "Encoder", encoder), patch.object(model_module, "Block", block):
         model = train_encoder(settings.model, settings.train, holdout, lambda _: None)
     seconds = time.process_time() - begun
-    ranks = ranks_of_targets(model, holdout, settings.train.batch_events)
-    return {
-        "variant": name,
-        "hr@10": round(hr_at_k(ranks, 10), 4),
-        "ndcg@10": round(ndcg_at_k(ranks, 10), 4),
-        "cpu_s": round(seconds),
-    }
+    queries = last_queries(model, holdout.history, holdout.users, settings.train.batch_events)
+    rows = [_row(name, ranks_by(queries, model, holdout), seconds)]
+    if change is same and model.request_time is not None and encoder is Encoder and block is Block:
+        timed = model.request_time(torch.from_numpy(queries), torch.from_numpy(_waits(holdout))).detach().numpy()
+        rows.append(_row(f"{name}, told the time of the request", ranks_by(timed, model, holdout), seconds))
+    return rows
+
+
+def _waits(holdout: Holdout) -> NDArray[np.float64]:
+    """(V,) seconds from everyone's last event of the history to the target."""
+    return holdout.times - holdout.history.times[holdout.history.offsets[holdout.users + 1] - 1]
+
+
+def _row(name: str, ranks: NDArray[np.int64], seconds: float) -> dict[str, str | float]:
+    found = {"hr@10": round(hr_at_k(ranks, 10), 4), "ndcg@10": round(ndcg_at_k(ranks, 10), 4)}
+    return {"variant": name, **found, "cpu_s": round(seconds)}
 
 
 def main() -> None:
@@ -149,9 +160,9 @@ def main() -> None:
     for name, (_, _, change) in VARIANTS.items():
         if change is not same and change(settings) == settings:
             continue  # the log has no such input
-        row = measured(name, settings, holdout)
-        rows.append(row)
-        print(f"| {name} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |", flush=True)
+        for row in measured(name, settings, holdout):
+            rows.append(row)
+            print(f"| {row['variant']} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
 

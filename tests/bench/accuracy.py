@@ -1,9 +1,10 @@
 """`make bench-accuracy`: measures the accuracy figures of the README with the product's own commands on real logs.
 
-    python -m tests.bench.accuracy --data DIR --scorer score.py [--seeds 3] [--work DIR] [--json FILE]
+    python -m tests.bench.accuracy --data DIR --scorer score.py [--seeds 3] [--jobs N] [--work DIR] [--json FILE]
 
 Every log is cut by the scorer, so nothing that trains can have seen a target; `longtide train` runs without `--set`. A
-piece of work that is done is kept in the work folder, so a run that was interrupted goes on, and two runs can share it.
+piece of work that is done is kept in the work folder, so a run that was interrupted goes on. As many trainings run side
+by side as there are cores, a thread each, unless `--jobs` says otherwise: that is faster than one training on all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -41,10 +43,12 @@ class Log:
     train_minutes: float | None = None
     items: tuple[str, ...] = ()
     """Options that bring in the items' texts; empty where their effect is not measured."""
+    has_times: bool = True
+    """Whether the times are times, so that the time of a request can be told."""
 
 
 LOGS = (
-    Log("movielens-1m", 0.340, 0.200, 60, ("--items", "items.csv")),
+    Log("movielens-1m", 0.340, 0.200, 60, ("--items", "items.csv"), has_times=False),
     Log("amazon-beauty", 0.104, 0.064, 20, ("--items", "items.csv.gz")),
     Log("amazon-sports", 0.065, 0.040),
 )
@@ -96,6 +100,21 @@ class Bench:
         self.piece(f"{log.folder}.split", do)
         return train, targets
 
+    def request_times(self, log: Log) -> Path:
+        """When the targets happened: everyone's last time in the log."""
+        path = self.work / f"{log.folder}.times.csv"
+
+        def do() -> dict[str, Any]:
+            last: dict[str, float] = {}
+            for row in rows_of(self.data / log.folder / "interactions.csv.gz"):
+                last[row["user_id"]] = max(float(row["timestamp"]), last.get(row["user_id"], 0.0))
+            lines = (f"{user},{time_s}\n" for user, time_s in last.items())
+            path.write_text("user_id,timestamp\n" + "".join(lines))
+            return {"users": len(last)}
+
+        self.piece(f"{log.folder}.times", do)
+        return path
+
     def score(self, recs: Path, log: Log) -> dict[str, Any]:
         """What the scorer says of a file of recommendations."""
         train, targets = self.cut(log)
@@ -113,9 +132,16 @@ class Bench:
         def do() -> dict[str, Any]:
             trained = measured(*LONGTIDE, "train", train, "--out", snapshot, "--seed", seed, *paths)
             predicted = measured(*LONGTIDE, "predict", snapshot, train, "--out", recs, "--k", 20)
+            timed: dict[str, Any] = {}
+            if log.has_times:
+                told = recs.with_suffix(".timed.jsonl")
+                times = self.request_times(log)
+                measured(*LONGTIDE, "predict", snapshot, train, "--out", told, "--k", 20, "--request-times", times)
+                timed = self.score(told, log)
             manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
             return {
                 **self.score(recs, log),
+                "timed": timed,
                 "train_s": trained.seconds,
                 "train_peak_gib": trained.peak_gib,
                 "predict_s": predicted.seconds,
@@ -288,6 +314,15 @@ def accuracy(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
     yield Figure(f"{log.folder} training, peak memory", peak, PEAK_GIB, peak <= PEAK_GIB, "GiB", "largest")
 
 
+def timed(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
+    """The same snapshots, told when the target happened."""
+    runs = [bench.longtide(log, seed) for seed in range(seeds)]
+    told = [run["timed"] for run in runs]
+    for name in ("hr@10", "ndcg@10"):
+        note = f"mean of {seeds} seeds, spread {spread(told, name)}; {mean(runs, name)} when the time is not told"
+        yield Figure(f"{log.folder} at request time {name}", mean(told, name), None, None, "share", note)
+
+
 def sources(bench: Bench, log: Log) -> Iterator[Figure]:
     """Every source alone and the fusion, on the validation targets of seed 0."""
     for source, metrics in bench.longtide(log, 0)["validation"].items():
@@ -333,11 +368,30 @@ def ratings(bench: Bench) -> Iterator[Figure]:
     yield Figure("movielens-100k rating MAE", behavior["value_mae"], None, None, "stars", note)
 
 
+def train_everything(bench: Bench, seeds: int, rectools: Path | None, jobs: int) -> None:
+    """The pieces that take long, `jobs` at a time, each with its share of the cores; the longest first."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    for log in LOGS:
+        bench.cut(log)
+        bench.transitions(log)
+        if log.has_times:
+            bench.request_times(log)
+    with ThreadPoolExecutor(jobs) as pool:
+        work = [pool.submit(bench.longtide, log, seed) for log in LOGS for seed in range(seeds)]
+        work += [pool.submit(bench.longtide, log, 0, log.items, "texts") for log in LOGS if log.items]
+        if rectools is not None:
+            work += [pool.submit(bench.rectools, log, rectools) for log in LOGS if log.train_minutes is not None]
+        for one in work:
+            one.result()
+
+
 def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]:
     """All of them, what a bar is for first."""
     for log in LOGS:
         yield from accuracy(bench, log, seeds)
     for log in LOGS:
+        if log.has_times:
+            yield from timed(bench, log, seeds)
         yield from sources(bench, log)
         yield from served(bench, log)
         if log.items:
@@ -353,11 +407,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
     parser.add_argument("--scorer", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
     parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--rectools", type=Path, help="the Python of an environment with rectools[torch]")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    found = list(figures(Bench(asked.data, asked.scorer, asked.work), asked.seeds, asked.rectools))
+    bench = Bench(asked.data, asked.scorer, asked.work)
+    train_everything(bench, asked.seeds, asked.rectools, asked.jobs)
+    found = list(figures(bench, asked.seeds, asked.rectools))
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     print("| figure | value | bar | |\n|---|---|---|---|")
     for one in found:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from google.rpc import code_pb2
@@ -49,6 +50,28 @@ def test_the_threshold_is_left_to_the_snapshot(client, server):
     client.recommend("ada")
     assert server.requests[0].limit == 10
     assert not server.requests[0].HasField("min_similarity")
+
+
+def test_the_time_of_a_request_is_left_to_the_server(client, server):
+    client.recommend("ada")
+    client.rank("ada", ["a"])
+    list(client.recommend_many(["ada"]))
+    assert [request.HasField("request_time") for request in requests_of(server)] == [False] * 3
+
+
+def test_the_time_of_a_request_is_sent_in_utc(client, server):
+    noon = datetime(2026, 1, 31, 13, tzinfo=timezone(timedelta(hours=1)))
+    client.recommend("ada", request_time=noon)
+    client.rank("ada", ["a"], request_time=noon.timestamp())
+    list(client.recommend_many(["ada"], request_time=noon))
+    assert {request.request_time.ToJsonString() for request in requests_of(server)} == {"2026-01-31T12:00:00Z"}
+    with pytest.raises(ValueError, match="request_time must know its time zone"):
+        client.recommend("ada", request_time=datetime(2026, 1, 31))
+
+
+def requests_of(server):
+    """The requests that arrived, those of streams taken out of their messages."""
+    return [one for request in server.requests for one in getattr(request, "requests", [request])]
 
 
 def test_rank_orders_the_callers_items(client, server):

@@ -2,14 +2,18 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from longtide_server.candidates import Source
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.ranking import Fusion
 from longtide_server.recommender import ANSWER_MARGIN_S, Query, Recommender
+from longtide_server.request_time import RequestTimeWeights
 from longtide_server.snapshot import ENCODER
 from longtide_server.user_state import UserStates
 
@@ -234,7 +238,7 @@ async def test_a_deadline_that_has_all_but_passed_still_gets_an_answer(world):
 
 
 async def rank(world, *item_ids, user_id="ann", session=()):
-    ranked, reason = await world.recommender.rank(user_id, item_ids, session, SOON_S)
+    ranked, reason = await world.recommender.rank(Query(user_id, 1, (), session), item_ids, SOON_S)
     return [item.item_id for item in ranked], ranked, reason
 
 
@@ -383,3 +387,73 @@ async def test_the_answers_of_many_callers_are_those_of_each_alone(trained, even
     together = await asyncio.gather(*(trained.recommender.recommend(Query(user), SOON_S) for user in users))
     for user, answer in zip(users, together, strict=True):
         assert items(answer) == items(await trained.recommender.recommend(Query(user), SOON_S))
+
+
+# The time of the request
+
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def timed_world(make_world, make_snapshot):
+    """Whoever comes back a day later has turned by 90 degrees; within the day nothing turns."""
+    shift = np.zeros((32, 2), np.float32)
+    into, out = np.eye(2, dtype=np.float32), np.array([[0, -1], [1, 0]], np.float32)
+    scale = np.zeros((32, 2), np.float32)
+    scale[16:] = 1e3
+    weights = RequestTimeWeights(shift, scale, into, out)
+    return make_world(snapshot=replace(make_snapshot(fusion=Fusion(1.0, 0.0, 0.0, 0.0, 0.1)), request_time=weights))
+
+
+async def test_what_the_encoder_says_depends_on_the_wait(timed_world):
+    await timed_world.did("ann", "a")  # at 0 s and 0 degrees
+    soon = await recommend(timed_world, request_time_s=60.0)
+    assert items(soon) == items(await recommend(timed_world)) == ["b", "c", "d", "e"]
+    late = await recommend(timed_world, request_time_s=DAY_S)
+    assert items(late) == ["d", "c", "b", "e"]  # at 90 degrees now: d is here, c 30 and b 60 degrees away
+    assert sum(item.score for item in late.recommendations) == pytest.approx(1.0)
+    assert timed_world.encoder.events == 1  # nothing was encoded again
+
+
+async def test_the_encoders_probabilities_keep_their_mass(timed_world):
+    await timed_world.did("ann", "a")
+    late = await recommend(timed_world, request_time_s=DAY_S)
+    found = {item.item_id: dict(item.sources).get(Source.ENCODER, 0.0) for item in late.recommendations}
+    # Cosines 1, .866, .5 and 0, at temperature .5, of all five items, a among them.
+    weight = {"d": np.exp(2), "c": np.exp(1.732), "b": np.exp(1), "a": 1.0, "e": 1.0}
+    assert found["d"] == pytest.approx(weight["d"] / sum(weight.values()), abs=1e-3)
+
+
+async def test_a_request_before_the_last_event_has_not_waited(timed_world, event):
+    await timed_world.write(event("e1", "a", 5.0 * DAY_S))
+    assert items(await recommend(timed_world, request_time_s=0.0)) == ["b", "c", "d", "e"]
+
+
+async def test_what_was_just_viewed_has_no_time(timed_world):
+    await timed_world.did("ann", "b")
+    answer = await recommend(timed_world, session_item_ids=["a"], request_time_s=DAY_S)
+    assert items(answer) == items(await recommend(timed_world, session_item_ids=["a"]))
+
+
+async def test_a_user_without_events_has_waited_for_nothing(timed_world):
+    assert items(await recommend(timed_world, "nobody", limit=3, request_time_s=DAY_S)) == ["a", "b", "c"]
+
+
+async def test_a_given_list_is_ordered_for_its_time(timed_world):
+    await timed_world.did("ann", "a")
+    query = Query("ann", 1, request_time_s=DAY_S)
+    ranked, _ = await timed_world.recommender.rank(query, ["b", "c", "d"], SOON_S)
+    assert [item.item_id for item in ranked] == ["d", "c", "b"]
+
+
+async def test_similar_people_are_sought_whatever_the_time(timed_world):
+    await timed_world.did("ann", "a")
+    soon, late = [await recommend(timed_world, request_time_s=at) for at in (0.0, DAY_S)]
+    neighbors = [{item.item_id: item.neighbors for item in answer.recommendations} for answer in (soon, late)]
+    assert neighbors[0] == neighbors[1]
+
+
+async def test_a_snapshot_that_learned_no_times_answers_alike_at_any(world):
+    await world.did("ann", "a")
+    assert items(await recommend(world, request_time_s=DAY_S)) == items(await recommend(world))

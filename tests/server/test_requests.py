@@ -9,6 +9,16 @@ from longtide_server import requests
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.recommender import Query
 
+NOW_S = 1_700_000_000.0
+
+
+def read_query(message):
+    return requests.read_query(message, NOW_S)
+
+
+def read_rank_query(message):
+    return requests.read_rank_query(message, NOW_S)
+
 
 def violations(check, message):
     with pytest.raises(InvalidInput) as caught:
@@ -30,37 +40,45 @@ def similar_users(**fields):
 
 def test_a_query_is_read_as_it_was_sent():
     message = recommend(limit=3, exclude_item_ids=["a"], session_item_ids=["b", "b"], min_similarity=0.5)
-    query = requests.read_query(message)
+    query = read_query(message)
     assert (query.user_id, query.limit, query.min_similarity) == ("ann", 3, 0.5)
     assert list(query.exclude_item_ids) == ["a"]
     assert list(query.session_item_ids) == ["b", "b"]
 
 
 def test_what_a_query_leaves_out_has_a_default():
-    query = requests.read_query(recommend())
+    query = read_query(recommend())
     assert (query.limit, query.min_similarity) == (10, None)
     assert query.limit == Query("ann").limit
     assert requests.check_similar_users(similar_users()) == (10, None)
 
 
+@pytest.mark.parametrize("read", [requests.read_query, requests.read_rank_query])
+@pytest.mark.parametrize("default", [NOW_S, None])
+def test_a_request_happens_when_it_says_or_else_when_it_is_received(read, default):
+    message = recommend() if read is requests.read_query else rank()
+    assert read(message, default).request_time_s == default
+    message.request_time.FromMilliseconds(1_500)
+    assert read(message, default).request_time_s == 1.5
+    message.request_time.seconds = -2
+    wrong = FieldViolation("request_time", "-2 s is not a time since 1970-01-01")
+    assert violations(lambda one: read(one, default), message) == [wrong]
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 1001])
-@pytest.mark.parametrize(
-    ("check", "message"), [(requests.read_query, recommend), (requests.check_similar_users, similar_users)]
-)
+@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.check_similar_users, similar_users)])
 def test_a_limit_is_1_to_1000(check, message, limit):
     assert violations(check, message(limit=limit)) == [FieldViolation("limit", f"is {limit}; 1 to 1000 are allowed")]
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
 def test_the_limits_of_a_limit_are_allowed(limit):
-    assert requests.read_query(recommend(limit=limit)).limit == limit
+    assert read_query(recommend(limit=limit)).limit == limit
     assert requests.check_similar_users(similar_users(limit=limit)) == (limit, None)
 
 
 @pytest.mark.parametrize("value", [math.nan, 1.1, -1.1, math.inf])
-@pytest.mark.parametrize(
-    ("check", "message"), [(requests.read_query, recommend), (requests.check_similar_users, similar_users)]
-)
+@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.check_similar_users, similar_users)])
 def test_a_similarity_is_a_cosine(check, message, value):
     [wrong] = violations(check, message(min_similarity=value))
     assert wrong == FieldViolation("min_similarity", f"is {value}; -1 to 1 is allowed")
@@ -68,29 +86,29 @@ def test_a_similarity_is_a_cosine(check, message, value):
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_the_limits_of_a_similarity_are_allowed(value):
-    assert requests.read_query(recommend(min_similarity=value)).min_similarity == value
+    assert read_query(recommend(min_similarity=value)).min_similarity == value
     assert requests.check_similar_users(similar_users(min_similarity=value)) == (10, value)
 
 
 def test_only_so_many_ids():
-    requests.read_query(recommend(exclude_item_ids=["a"] * 10_000, session_item_ids=["a"] * 1_000))
-    assert violations(requests.read_query, recommend(exclude_item_ids=["a"] * 10_001)) == [
+    read_query(recommend(exclude_item_ids=["a"] * 10_000, session_item_ids=["a"] * 1_000))
+    assert violations(read_query, recommend(exclude_item_ids=["a"] * 10_001)) == [
         FieldViolation("exclude_item_ids", "holds 10001 ids; 0 to 10000 are allowed")
     ]
-    assert violations(requests.read_query, recommend(session_item_ids=["a"] * 1_001)) == [
+    assert violations(read_query, recommend(session_item_ids=["a"] * 1_001)) == [
         FieldViolation("session_item_ids", "holds 1001 ids; 0 to 1000 are allowed")
     ]
 
 
 def test_a_wrong_id_is_named_by_its_place():
-    assert violations(requests.read_query, recommend(session_item_ids=["a", "", "é" * 257])) == [
+    assert violations(read_query, recommend(session_item_ids=["a", "", "é" * 257])) == [
         FieldViolation("session_item_ids[1]", "must not be empty"),
         FieldViolation("session_item_ids[2]", "is 514 bytes long; at most 512 are allowed"),
     ]
 
 
 def test_ten_wrong_ids_are_enough_to_name():
-    found = violations(requests.read_query, recommend(exclude_item_ids=[""] * 100))
+    found = violations(read_query, recommend(exclude_item_ids=[""] * 100))
     assert [wrong.field for wrong in found] == [f"exclude_item_ids[{place}]" for place in range(10)]
 
 
@@ -99,7 +117,7 @@ def test_everything_wrong_with_a_query_is_said_at_once():
         user_id="", limit=0, min_similarity=2, exclude_item_ids=["a", ""], session_item_ids=["a"] * 1_001
     )
     with pytest.raises(InvalidInput) as caught:
-        requests.read_query(message)
+        read_query(message)
     assert [wrong.field for wrong in caught.value.violations] == [
         "user_id",
         "limit",
@@ -111,21 +129,21 @@ def test_everything_wrong_with_a_query_is_said_at_once():
 
 
 def test_a_list_to_rank_holds_no_item_twice():
-    requests.check_rank(rank(item_ids=["a", "b"]))
-    assert violations(requests.check_rank, rank(item_ids=["a", "b", "a"])) == [
+    read_rank_query(rank(item_ids=["a", "b"]))
+    assert violations(read_rank_query, rank(item_ids=["a", "b", "a"])) == [
         FieldViolation("item_ids", "an item is listed twice")
     ]
 
 
 def test_a_list_to_rank_holds_something():
-    assert violations(requests.check_rank, rank(item_ids=[])) == [
+    assert violations(read_rank_query, rank(item_ids=[])) == [
         FieldViolation("item_ids", "holds 0 ids; 1 to 10000 are allowed")
     ]
 
 
 def test_everything_wrong_with_a_rank_is_said_at_once():
     message = rank(user_id="", item_ids=["", ""], session_item_ids=[""])
-    assert [wrong.field for wrong in violations(requests.check_rank, message)] == [
+    assert [wrong.field for wrong in violations(read_rank_query, message)] == [
         "user_id",
         "item_ids[0]",
         "item_ids[1]",

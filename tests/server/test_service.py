@@ -26,7 +26,7 @@ async def serving(world, default_timeout_s=SOON_S):
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
     events = EventService(world.states.write, lambda: NOW_S)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-    recommendations = RecommendationService(world.recommender, default_timeout_s)
+    recommendations = RecommendationService(world.recommender, default_timeout_s, lambda: NOW_S)
     recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

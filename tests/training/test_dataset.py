@@ -88,6 +88,7 @@ def test_the_last_event_of_everyone_with_enough_events_is_held_back():
     found = hold_out_last(whole, min_events=3)
     assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
     assert [whole.item_ids[item - 1] for item in found.targets] == ["c", "a"]
+    assert found.times.tolist() == [20.0, 30.0]
     assert words(found.history) == {"eva": "ab", "bob": "ab", "cho": "dcb"}
     assert found.history.item_ids == whole.item_ids
 
@@ -194,10 +195,12 @@ def test_the_target_of_a_chunks_last_event_is_the_first_of_the_next_chunk():
     assert whole.item_ids == ("a", "b", "c", "d", "e")
     assert first.items.tolist() == [[a, b], [a, b]]
     assert first.targets.tolist() == [[b, c], [b, c]]
+    assert first.next_gaps.tolist() == [[10, 10], [10, 10]]
     assert second.items.tolist() == [[c, d], [c, 0]]
     assert second.targets.tolist() == [[d, e], [0, 0]]
     assert third.items.tolist() == [[e]]
     assert third.targets.tolist() == [[0]]
+    assert np.isnan(third.next_gaps).all()
 
 
 def test_a_batchs_first_chunk_skips_users_without_events():

@@ -135,7 +135,7 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
     history = sequences("aaaaaabcde", "a", "")
     assert history.item_ids == ("a", "b", "c", "d", "e")
     nothing = np.full(3, np.nan, np.float32)
-    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]), np.ones(3, np.int64), nothing)
+    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]), np.ones(3, np.int64), nothing, np.zeros(3))
     found = compare({"ours": lists([1], [2, 3], [4, 1]), "theirs": lists([1], [2], [1])}, holdout)
 
     def ndcg(slices):
@@ -237,7 +237,7 @@ def test_the_next_type_and_value_are_measured_next_to_what_knows_nothing():
     """Bob viewed and gave 2 and 4, cho did nothing yet; the held-back events are a purchase of 5 and a view of 3."""
     history = replace(sequences("ab", ""), types=np.array([1, 1]), values=np.array([2, 4], np.float32))
     targets, values = np.array([1, 2]), np.array([5, 3], np.float32)
-    holdout = Holdout(history, np.array([0, 1]), targets, np.array([4, 1]), values)
+    holdout = Holdout(history, np.array([0, 1]), targets, np.array([4, 1]), values, np.zeros(2))
     # A head that always says `purchase` and 4: only its biases are not 0.
     bias = np.zeros(13, np.float32)
     bias[4] = 1.0
@@ -257,7 +257,8 @@ def test_the_next_type_and_value_are_measured_next_to_what_knows_nothing():
 
 def test_targets_without_a_value_or_outside_the_catalogue_do_not_count():
     history = replace(sequences("ab", "b"), values=np.array([2, 4, 1], np.float32))
-    holdout = Holdout(history, np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), np.array([5, np.nan], np.float32))
+    values = np.array([5, np.nan], np.float32)
+    holdout = Holdout(history, np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), values, np.zeros(2))
     head = BehaviorHead(ModelConfig(2, dim=2)).eval()
     found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
     assert (found.valued_targets, found.value_mae, found.value_mae_user_median) == (0, None, None)

@@ -6,6 +6,7 @@ import torch
 
 from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable, Unavailable
+from longtide_server.recommender import Query
 from longtide_server.snapshot import load_snapshot
 from longtide_server.training import offline
 from longtide_server.training.dataset import Sequences
@@ -76,7 +77,7 @@ async def recommender(snapshot):
 
 
 async def answers(recommender, users, limit=3):
-    return [answer async for answer in recommender.answers(users, limit)]
+    return [answer async for answer in recommender.answers([Query(user_id, limit) for user_id in users])]
 
 
 def ids(answer) -> list[str]:

@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import sys
 import typing
 
@@ -62,6 +63,7 @@ class RecommendRequest(google.protobuf.message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
     MIN_SIMILARITY_FIELD_NUMBER: builtins.int
     SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
+    REQUEST_TIME_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: 1 to 512 bytes of UTF-8. Required."""
     limit: builtins.int
@@ -78,6 +80,13 @@ class RecommendRequest(google.protobuf.message.Message):
         They count as views after the written history, for this request only, and are not recommended.
         """
 
+    @property
+    def request_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the user sees the answer: people want other things a minute after their last event than a month after it.
+        Default: when the server receives the request; in StreamRecommend, not known. It counts where the snapshot has
+        learned from real times, and not with `session_item_ids`, which have none.
+        """
+
     def __init__(
         self,
         *,
@@ -86,9 +95,10 @@ class RecommendRequest(google.protobuf.message.Message):
         exclude_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         min_similarity: builtins.float | None = ...,
         session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
@@ -325,6 +335,7 @@ class RankRequest(google.protobuf.message.Message):
     USER_ID_FIELD_NUMBER: builtins.int
     ITEM_IDS_FIELD_NUMBER: builtins.int
     SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
+    REQUEST_TIME_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: 1 to 512 bytes of UTF-8. Required."""
     @property
@@ -335,14 +346,20 @@ class RankRequest(google.protobuf.message.Message):
     def session_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """As in RecommendRequest."""
 
+    @property
+    def request_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """As in RecommendRequest."""
+
     def __init__(
         self,
         *,
         user_id: builtins.str = ...,
         item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "request_time", b"request_time", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
 
 Global___RankRequest: typing_extensions.TypeAlias = RankRequest
 

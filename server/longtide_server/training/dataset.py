@@ -95,10 +95,14 @@ class Holdout:
     """(V,) the type of that event."""
     values: NDArray[np.float32]
     """(V,) the value of that event; NaN where it had none."""
+    times: NDArray[np.float64]
+    """(V,) the time of that event, seconds since 1970."""
 
     def of_users(self, rows: NDArray[np.int64]) -> Holdout:
         """Some of the users, by their rows."""
-        return Holdout(self.history, self.users[rows], self.targets[rows], self.types[rows], self.values[rows])
+        return Holdout(
+            self.history, self.users[rows], self.targets[rows], self.types[rows], self.values[rows], self.times[rows]
+        )
 
 
 def nothing_held_out(sequences: Sequences) -> Holdout:
@@ -110,8 +114,14 @@ def _held_out(
     sequences: Sequences, keep: NDArray[np.bool_], users: NDArray[np.int64], events: NDArray[np.int64]
 ) -> Holdout:
     """What is kept as history, and one event each of the users as target."""
-    columns = (sequences.items[events], sequences.types[events], sequences.values[events])
-    return Holdout(select(sequences, keep), users, *columns)
+    return Holdout(
+        history=select(sequences, keep),
+        users=users,
+        targets=sequences.items[events],
+        types=sequences.types[events],
+        values=sequences.values[events],
+        times=sequences.times[events],
+    )
 
 
 def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
@@ -196,6 +206,8 @@ class Chunk:
     """(B, T) the item that came next; 0 where none did."""
     next_types: NDArray[np.int64]
     """(B, T) the type of that next event; 0 where none came."""
+    next_gaps: NDArray[np.float32]
+    """(B, T) seconds until that next event; NaN where none came."""
     next_values: NDArray[np.float32]
     """(B, T) the value of that next event; NaN where none came, or it had none."""
 
@@ -215,6 +227,7 @@ EMPTY = Chunk(
     values=_empty(np.float32, np.nan),
     targets=_empty(np.int64),
     next_types=_empty(np.int64),
+    next_gaps=_empty(np.float32, np.nan),
     next_values=_empty(np.float32, np.nan),
 )
 """Padding alone, from which nothing is learnt."""
@@ -262,6 +275,7 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
             values=sequences.values[index],
             targets=np.where(has_next, sequences.items[following], 0),
             next_types=np.where(has_next, sequences.types[following], 0),
+            next_gaps=np.where(has_next, sequences.gaps[following], np.float32(np.nan)),
             next_values=np.where(has_next, sequences.values[following], np.float32(np.nan)),
         )
         first += chunk

@@ -56,7 +56,11 @@ def last_queries(
 
 def ranks_of_targets(model: Encoder, holdout: Holdout, batch_events: int) -> NDArray[np.int64]:
     """The rank of every target in the whole catalogue by the encoder alone, items of the history removed."""
-    queries = last_queries(model, holdout.history, holdout.users, batch_events)
+    return ranks_by(last_queries(model, holdout.history, holdout.users, batch_events), model, holdout)
+
+
+def ranks_by(queries: NDArray[np.float32], model: Encoder, holdout: Holdout) -> NDArray[np.int64]:
+    """As `ranks_of_targets`, by query vectors (V, D) of the users."""
     embeddings = model.item_embeddings().detach().cpu().numpy()
     ranks = []
     for at in range(0, len(holdout.users), USERS_AT_ONCE):

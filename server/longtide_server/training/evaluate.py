@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from longtide_server.behavior import BehaviorWeights, predicted_value, type_prob
 from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
-from longtide_server.recommender import Answer
+from longtide_server.recommender import Query
 from longtide_server.snapshot import load_snapshot
 from longtide_server.training.baselines import popularity_lists, transition_lists
 from longtide_server.training.bias import PopularityBias, popularity_bias
@@ -77,7 +77,11 @@ class BehaviorMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `longtide evaluate --json` prints: ways to recommend are `longtide`, `transitions` and `popularity`."""
+    """What `longtide evaluate --json` prints.
+
+    Ways to recommend are `longtide`, `longtide_timed` (the same, told when the target happened; where the log has real
+    times), `transitions` and `popularity`.
+    """
 
     users: int
     """How many have a target."""
@@ -121,7 +125,7 @@ def evaluate(
         train_and_publish(holdout.history, infos, settings, Path(scratch), report, text)
         longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
-        "longtide": longtide,
+        **longtide,
         "transitions": transition_lists(holdout.history, holdout.users, TransitionSettings(), max(CUTS)),
         "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS)),
     }
@@ -168,20 +172,24 @@ def measure(items: NDArray[np.int64], targets: NDArray[np.int64], item_count: in
     return {name: round(value, 4) for name, value in metrics.items()}
 
 
-async def _recommend(directory: Path, holdout: Holdout) -> tuple[NDArray[np.int64], BehaviorMetrics | None]:
-    """The lists (V, 20), and how well the behaviour was foreseen."""
+async def _recommend(directory: Path, holdout: Holdout) -> tuple[dict[str, NDArray[np.int64]], BehaviorMetrics | None]:
+    """The lists (V, 20) by way, and how well the behaviour was foreseen."""
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history)
     try:
         ids = [holdout.history.user_ids[user] for user in holdout.users]
-        answers: Sequence[Answer] = [answer async for answer in offline.answers(ids, max(CUTS))]
+        asked = {"longtide": [Query(user_id, max(CUTS)) for user_id in ids]}
+        if snapshot.request_time is not None:
+            times = zip(asked["longtide"], holdout.times.tolist(), strict=True)
+            asked["longtide_timed"] = [replace(query, request_time_s=time_s) for query, time_s in times]
+        answers = {way: [answer async for answer in offline.answers(queries)] for way, queries in asked.items()}
         queries = await offline.queries(ids) if snapshot.behavior else None
     finally:
         await offline.close()
     behavior = None
     if snapshot.behavior is not None and queries is not None:
         behavior = behavior_metrics(snapshot.behavior, queries, snapshot.embeddings, holdout)
-    return recommended_items(answers, snapshot, max(CUTS)), behavior
+    return {way: recommended_items(found, snapshot, max(CUTS)) for way, found in answers.items()}, behavior
 
 
 def behavior_metrics(

@@ -104,6 +104,19 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool
     return log, bad_rows
 
 
+def read_request_times(path: Path) -> dict[str, float]:
+    """When users will ask, seconds since 1970: the columns `user_id` and `timestamp` of a file that `read_log` reads.
+
+    The times may lie ahead. LogError names the first bad row; a user's last row counts.
+    """
+    table = read_table(path, ("user_id", "timestamp"), (), {})
+    faults = Faults(table)
+    user_ids, user = read_ids(table.columns["user_id"], faults)
+    time_s = _times(table.columns["timestamp"], faults, np.inf)
+    faults.settle(skip_bad_rows=False)
+    return {user_ids[n]: at for n, at in zip(user.tolist(), time_s.tolist(), strict=True)}
+
+
 def times_are_real(log: Log) -> bool:
     """Whether a log's times are times, so that gaps between them mean something, and not only an order.
 

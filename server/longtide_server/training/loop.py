@@ -202,8 +202,8 @@ def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterato
 
 
 def _batch(piece: Chunk, device: torch.device) -> Batch:
-    nexts = (torch.from_numpy(part).to(device) for part in (piece.targets, piece.next_types, piece.next_values))
-    return Batch(*inputs(piece, device), *nexts)
+    nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
+    return Batch(*inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
 def _judge(phase: Phase, objective: Objective, workers: Workers) -> tuple[float | None, float | None]:

@@ -3,7 +3,7 @@
 Residual blocks of layer norm, LSTM and feed-forward follow the sequence; slowly decaying memories of the items keep
 the long-term interest; the last item reaches the output directly as the short-term interest; a gate per dimension,
 which sees the time since the event before, joins the two. Items are scored by the cosine with their embeddings over a
-temperature.
+temperature. Where the time of a request is known, it moves the query vector at the end.
 
 Sources: LSTM, Hochreiter & Schmidhuber (1997); tied embeddings, Press & Wolf (2017); pre-norm residual blocks, Xiong et
 al. (2020); gated long- and short-term interest, SLi-Rec, Yu et al. (2019).
@@ -12,13 +12,15 @@ al. (2020); gated long- and short-term interest, SLi-Rec, Yu et al. (2019).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.functional import embedding, normalize
+
+from longtide_server.training.request_time import RequestTime
 
 GAP_BUCKETS = 32
 TYPE_COUNT = 13
@@ -48,6 +50,8 @@ class ModelConfig:
     """Whether the time between events is an input."""
     use_values: bool = False
     """Whether the value of an event is an input."""
+    use_request_time: bool = False
+    """Whether the time of a request can be an input."""
     value_mean: float = 0.0
     """Mean of the values of the log."""
     value_std: float = 1.0
@@ -186,6 +190,7 @@ class Encoder(nn.Module):
         self.gate = nn.Linear(4 * dim, dim)
         self.out_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(config.dropout)
+        self.request_time = RequestTime(dim) if config.use_request_time else None
         self._initialise(config)
 
     def _initialise(self, config: ModelConfig) -> None:
@@ -210,9 +215,10 @@ class Encoder(nn.Module):
         return normalize(self.items(), dim=1)
 
     def folded(self, config: ModelConfig) -> Encoder:
-        """The same encoder with the text of the items worked into their embeddings: what is served needs no text."""
-        served = Encoder(config)
-        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith("items.")}
+        """The same encoder as it is hosted: texts are worked into the embeddings, and no request has a time yet."""
+        served = Encoder(replace(config, use_request_time=False))
+        apart = ("items.", "request_time.")
+        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith(apart)}
         weights |= {name: weight for name, weight in served.state_dict().items() if name.startswith("items.")}
         weights["items.ids.weight"] = self.items()
         served.load_state_dict(weights)

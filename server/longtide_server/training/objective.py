@@ -37,6 +37,7 @@ class Batch:
     values: Tensor
     next_items: Tensor
     next_types: Tensor
+    next_gaps: Tensor
     next_values: Tensor
 
 
@@ -70,7 +71,10 @@ class Objective(nn.Module):
         query, item = query.float()[there], batch.next_items[there]  # (N, D), (N,)
         count = self._counts(batch.next_types[there])
         embeddings = normalize(table, dim=1)
-        loss = self._item_loss(query, item, count, embeddings)
+        asked = query
+        if self.encoder.request_time is not None:
+            asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
+        loss = self._item_loss(asked, item, count, embeddings)
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
             loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)

@@ -70,11 +70,11 @@ class OfflineRecommender:
         """Go on with another snapshot of the same encoder and catalogue; what was encoded stays."""
         self._recommender = Recommender(snapshot, self._states)
 
-    async def answers(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Answer]:
-        """Recommendations for users, in their order."""
-        for at in range(0, len(user_ids), AT_ONCE):
-            queries = [Query(user_id, limit) for user_id in user_ids[at : at + AT_ONCE]]
-            for answer in await asyncio.gather(*(self._recommender.recommend(q, CALL_TIMEOUT_S) for q in queries)):
+    async def answers(self, queries: Sequence[Query]) -> AsyncIterator[Answer]:
+        """Recommendations for every query, in their order."""
+        for at in range(0, len(queries), AT_ONCE):
+            asked = queries[at : at + AT_ONCE]
+            for answer in await asyncio.gather(*(self._recommender.recommend(q, CALL_TIMEOUT_S) for q in asked)):
                 if answer.degraded_reason:
                     raise Unavailable(answer.degraded_reason)
                 yield answer

@@ -29,6 +29,7 @@ from longtide_server.snapshot import (
     INDEX,
     POPULARITY,
     POSITIONS,
+    REQUEST_TIME,
     TRANSITIONS,
     USERS,
     EncoderFacts,
@@ -214,6 +215,8 @@ def _publish(
         torch.jit.script(ServingEncoder(model.folded(settings.model))).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
         if head is not None:
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
+        if model.request_time is not None:
+            np.savez(folder / REQUEST_TIME, **asdict(model.request_time.weights()))
         neighbors = _write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

@@ -18,6 +18,7 @@ from longtide_server.training.slices import Slice
 METRIC = "ndcg@10"
 STYLES: dict[str, dict[str, Any]] = {  # distinct also in grey and to the colour-blind (the colours of Okabe and Ito)
     "longtide": {"color": "#0072B2", "marker": "o", "linewidth": 2.5, "zorder": 3},
+    "longtide_timed": {"color": "#0072B2", "marker": "o", "linewidth": 1.5, "linestyle": "--", "fillstyle": "none"},
     "transitions": {"color": "#D55E00", "marker": "s", "linewidth": 1.5},
     "popularity": {"color": "#666666", "marker": "^", "linewidth": 1.5},
 }
@@ -45,7 +46,8 @@ def history_length_figure(slices: Sequence[Slice], title: str) -> Figure:
 
 def _draw_accuracy(axes: Axes, places: list[int], slices: Sequence[Slice]) -> None:
     for way, style in STYLES.items():
-        axes.plot(places, [one.metrics[way][METRIC] for one in slices], label=way, **style)
+        if all(way in one.metrics for one in slices):
+            axes.plot(places, [one.metrics[way][METRIC] for one in slices], label=way, **style)
     axes.set_ylabel(METRIC.upper())
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=GREY, alpha=0.5)

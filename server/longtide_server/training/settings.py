@@ -64,7 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "transitions.lags": (0, 1_000),
     "transitions.decay": (0, 1),
 }
-SWITCHES = ("model.use_types", "model.use_gaps", "model.use_values", "train.bfloat16")
+SWITCHES = ("model.use_types", "model.use_gaps", "model.use_values", "model.use_request_time", "train.bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             use_types=use_types,
             use_gaps=times_are_real,
             use_values=std > 0.0,
+            use_request_time=times_are_real,
             value_mean=float(values.mean()) if len(values) else 0.0,
             value_std=std or 1.0,
         ),
