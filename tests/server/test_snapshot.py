@@ -19,6 +19,7 @@ FILES = [
     "popularity.npy",
     "positions.ann",
     "positions.npz",
+    "request_time.npz",
     "transitions.npz",
     "users.parquet",
 ]
