@@ -203,7 +203,8 @@ def test_evaluate_compares_with_the_baselines(log, split):
     found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
     assert list(found) == ["split", "users", "overall", "popularity_bias", "slices", "behavior"]
     assert (found["split"], found["users"]) == (split, 8 if split == "leave-one-out" else 1)
-    assert list(found["overall"]) == list(found["popularity_bias"]) == ["longtide", "transitions", "popularity"]
+    ways = ["longtide", "longtide_timed", "transitions", "popularity"]
+    assert list(found["overall"]) == list(found["popularity_bias"]) == ways
     assert found["overall"]["transitions"]["hr@5"] == 1.0
     assert list(found["overall"]["longtide"]) == list(found["overall"]["popularity"])
     assert set(found["popularity_bias"]["longtide"]) == {"users", "recommended", "consumed", "ratio"}
