@@ -12,7 +12,7 @@ from longtide_server.training.evaluate import BehaviorMetrics, Evaluation
 def overall_table(title: str, evaluation: Evaluation) -> Table:
     """Every metric of every way to recommend, and its popularity bias; narrow enough for any terminal."""
     ways = list(evaluation.overall)
-    table = _table(title, "", *ways)
+    table = _table(title, "", *(way.replace("longtide_", "") for way in ways))
     for name in evaluation.overall[ways[0]]:
         table.add_row(name, *(f"{evaluation.overall[way][name]:.4f}" for way in ways))
     table.add_section()
@@ -34,7 +34,7 @@ def behavior_table(behavior: BehaviorMetrics) -> Table:
 
 def slices_table(evaluation: Evaluation) -> Table:
     """NDCG@10 by length of history and by popularity of the target."""
-    ways = list(evaluation.overall)
+    ways = [way for way in evaluation.overall if way != "longtide_timed"]  # any terminal has room for the others
     table = _table("NDCG@10 by slice", "", "from", "users", *ways)
     for unit, slices in (
         ("events in history", evaluation.slices.history_length),
