@@ -16,7 +16,7 @@ def overall_table(title: str, evaluation: Evaluation) -> Table:
     for name in evaluation.overall[ways[0]]:
         table.add_row(name, *(f"{evaluation.overall[way][name]:.4f}" for way in ways))
     table.add_section()
-    names = ("events on an item: recommended", "consumed by the same users", "popularity bias: their ratio")
+    names = ("events an item: recommended", "consumed by the same users", "popularity bias: the ratio")
     for row in zip(names, *(_cells(evaluation.popularity_bias[way]) for way in ways), strict=True):
         table.add_row(*row)
     return table
