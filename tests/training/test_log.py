@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from longtide_server.errors import LogError
 from longtide_server.events import EVENT_TYPE_NAMES, Event, EventType, violation
-from longtide_server.training.log import EVENT_TYPES_BY_NAME, Log, read_log, times_are_real
+from longtide_server.training.log import EVENT_TYPES_BY_NAME, Log, read_log, read_request_times, times_are_real
 from longtide_server.training.tables import MAX_BAD_ROW_DETAILS, BadRow
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -476,6 +476,18 @@ def test_whatever_a_file_holds_it_is_a_log_or_a_log_error(tmp_path, content, nam
 )
 def test_a_counter_is_not_a_time(write, rows, real):
     assert times_are_real(read(write(HEAD + rows))) is real
+
+
+def test_request_times_may_lie_ahead_and_the_last_of_a_user_counts(write):
+    path = write("user_id,timestamp\nada,2999-01-01T00:00:00Z\nbob,1970-01-01\nbob,1970-01-01T00:00:02Z\n")
+    assert read_request_times(path) == {"ada": 32_472_144_000.0, "bob": 2.0}
+
+
+@pytest.mark.parametrize("time", ["", "inf", "nan", "-1", "1e30", "soon"])
+def test_a_request_time_that_is_none_is_named(write, time):
+    path = write(f"user_id,timestamp\nada,5\nbob,5\ncho,{time}\n")
+    with pytest.raises(LogError, match="row 4, column timestamp: "):
+        read_request_times(path)
 
 
 @needs_data

@@ -32,6 +32,8 @@ _UNITS_ABOVE = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 """(a number above this is of a unit, that many of which are a second)"""
 _FIRST_REAL_TIME_S = 631_152_000.0
 """1990: no log of behaviour is older, so a smaller number is a counter and not a date."""
+_LAST_TIME_S = 253_402_300_799.0
+"""The end of the year 9999, the last that a Timestamp of the contract can say."""
 
 _ALIASES = {
     EventType.VIEW: "views viewed pageview page_view product_view detail_view detail visit pv",
@@ -112,7 +114,7 @@ def read_request_times(path: Path) -> dict[str, float]:
     table = read_table(path, ("user_id", "timestamp"), (), {})
     faults = Faults(table)
     user_ids, user = read_ids(table.columns["user_id"], faults)
-    time_s = _times(table.columns["timestamp"], faults, np.inf)
+    time_s = _times(table.columns["timestamp"], faults, _LAST_TIME_S)
     faults.settle(skip_bad_rows=False)
     return {user_ids[n]: at for n, at in zip(user.tolist(), time_s.tolist(), strict=True)}
 
