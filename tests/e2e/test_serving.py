@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,25 @@ def test_everybody_at_once_gets_what_predict_writes(client, world, tmp_path, com
     assert {answer.user_id: ids(answer) for answer in answered} == {user: predicted[user] for user in untouched}
     for answer in answered:
         assert ids(client.recommend(answer.user_id, 10)) == ids(answer)
+
+
+def test_at_a_time_everybody_gets_what_predict_writes_for_it(client, world, tmp_path, command):
+    """Everyone's events were an hour apart, so that is the wait that training knows something of."""
+    untouched = world.users[12:]
+    last = {event.user_id: event.time for event in world.events()}
+    times = {user: last[user] + timedelta(hours=1) for user in untouched}
+    lines = ["user_id,timestamp", *(f"{user},{at.timestamp():.0f}" for user, at in times.items())]
+    (tmp_path / "times.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "lists.jsonl"
+    command("predict", world.snapshot, world.log, "--out", out, "--k", 10, "--request-times", tmp_path / "times.csv")
+    predicted = {line["user_id"]: line["items"] for line in map(json.loads, out.open())}
+
+    for user, at in times.items():
+        unknown = next(client.recommend_many([user], 10))
+        alone, (row,) = client.recommend(user, 10, request_time=at), client.recommend_many([user], 10, request_time=at)
+        assert ids(alone) == ids(row) == predicted[user]
+        assert [item.score for item in alone] == [item.score for item in row]
+        assert [item.score for item in alone] != [item.score for item in unknown]
 
 
 def test_torchserve_and_the_local_encoder_give_the_same_lists(client, world, start):

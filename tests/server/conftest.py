@@ -22,6 +22,7 @@ from longtide_server.events import Event, EventType
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
+from longtide_server.request_time import RequestTimeWeights
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot, load_snapshot
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log
@@ -229,6 +230,17 @@ def make_world(make_snapshot):
 @pytest.fixture
 def world(make_world):
     return make_world()
+
+
+@pytest.fixture
+def timed_world(make_world, make_snapshot):
+    """Only the encoder counts, and whoever comes back a day later has turned by 90 degrees; within the day nobody."""
+    into, out = np.eye(2, dtype=np.float32), np.array([[0, -1], [1, 0]], np.float32)
+    scale = np.zeros((32, 2), np.float32)
+    scale[16:] = 1e3
+    weights = RequestTimeWeights(np.zeros((32, 2), np.float32), scale, into, out)
+    snapshot = make_snapshot(fusion=Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0))
+    return make_world(snapshot=replace(snapshot, request_time=weights))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +10,7 @@ import pytest
 from longtide_server.candidates import Source
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
-from longtide_server.ranking import Fusion
 from longtide_server.recommender import ANSWER_MARGIN_S, Query, Recommender
-from longtide_server.request_time import RequestTimeWeights
 from longtide_server.snapshot import ENCODER
 from longtide_server.user_state import UserStates
 
@@ -393,17 +390,6 @@ async def test_the_answers_of_many_callers_are_those_of_each_alone(trained, even
 
 
 DAY_S = 86_400
-
-
-@pytest.fixture
-def timed_world(make_world, make_snapshot):
-    """Whoever comes back a day later has turned by 90 degrees; within the day nothing turns."""
-    shift = np.zeros((32, 2), np.float32)
-    into, out = np.eye(2, dtype=np.float32), np.array([[0, -1], [1, 0]], np.float32)
-    scale = np.zeros((32, 2), np.float32)
-    scale[16:] = 1e3
-    weights = RequestTimeWeights(shift, scale, into, out)
-    return make_world(snapshot=replace(make_snapshot(fusion=Fusion(1.0, 0.0, 0.0, 0.0, 0.1)), request_time=weights))
 
 
 async def test_what_the_encoder_says_depends_on_the_wait(timed_world):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
@@ -17,6 +18,7 @@ from longtide_server.service import EventService, RecommendationService, remaini
 from longtide_server.user_state import UserStates
 
 NOW_S = 1_700_000_000
+NOW = Timestamp(seconds=NOW_S)
 SOON_S = 5.0
 
 
@@ -325,6 +327,28 @@ async def test_a_bad_question_for_similar_users_is_refused_by_field(stubs):
     sent = recommendation_pb2.ListSimilarUsersRequest(limit=0, min_similarity=math.nan)
     found = await refused(stubs.recommendations.ListSimilarUsers(sent))
     assert is_bad_request(found, "user_id", "limit", "min_similarity")
+
+
+async def test_a_request_is_now_unless_it_says_otherwise_and_a_rows_time_is_not_known(timed_world):
+    """In this world a wait of a day turns the order round."""
+    soon, late = ["b", "c", "d"], ["d", "c", "b"]
+    async with serving(timed_world) as stubs:
+        await stubs.events.WriteEvents(batch(message(seconds=NOW_S - 86_400)))
+        at = Timestamp(seconds=NOW_S - 86_400)
+        asked = [recommend(limit=3), recommend(limit=3, request_time=at), recommend(limit=3, request_time=NOW)]
+        answers = [await stubs.recommendations.Recommend(one) for one in asked]
+        assert [[item.item_id for item in one.recommendations] for one in answers] == [late, soon, late]
+
+        stream = stubs.recommendations.StreamRecommend(iter([rows(*asked)]))
+        results = [result async for one in stream for result in one.results]
+        assert [[item.item_id for item in one.response.recommendations] for one in results] == [soon, soon, late]
+
+        lists = [
+            recommendation_pb2.RankRequest(user_id="ann", item_ids=soon),
+            recommendation_pb2.RankRequest(user_id="ann", item_ids=soon, request_time=at),
+        ]
+        ranked = [await stubs.recommendations.Rank(one) for one in lists]
+        assert [[item.item_id for item in one.items] for one in ranked] == [late, soon]
 
 
 # Streams of recommendations.
