@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,3 +14,12 @@ def own_cache(tmp_path_factory):
         del os.environ["LONGTIDE_CACHE"]
     else:
         os.environ["LONGTIDE_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
-import torch
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -37,13 +36,7 @@ QUICK = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

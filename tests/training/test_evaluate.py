@@ -24,14 +24,7 @@ from longtide_server.training.metrics import rank_of_target
 from longtide_server.training.model import ModelConfig
 from longtide_server.training.settings import settings_for, with_overrides
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sequences(*words: str) -> Sequences:

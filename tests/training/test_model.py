@@ -14,13 +14,7 @@ EVERY_INPUT = ModelConfig(
 both = pytest.mark.parametrize("config", [PLAIN, EVERY_INPUT], ids=["items", "types, gaps and values"])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def encoder(config: ModelConfig) -> Encoder:

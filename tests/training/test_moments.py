@@ -7,14 +7,7 @@ from longtide_server.training.dataset import Sequences
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.moments import encode_moments, newest_moments
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sequences(*users: list[int]) -> Sequences:

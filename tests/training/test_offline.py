@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable, Unavailable
@@ -17,13 +16,7 @@ from longtide_server.training.settings import settings_for, with_overrides
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 RING = "abcdefgh"

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
@@ -15,14 +14,7 @@ from longtide_server.training.loop import Progress
 from longtide_server.training.pipeline import Step, train_and_publish
 from longtide_server.training.settings import Settings, settings_for, with_overrides
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sequences(*words: str) -> Sequences:

@@ -12,14 +12,7 @@ from longtide_server.training.metrics import NOT_RANKED, rank_of_target
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.train import TrainConfig, refit, train_encoder
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps are too small to share: with more threads, a busy machine makes them a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sequences(*words: str) -> Sequences:
