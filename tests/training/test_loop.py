@@ -1,5 +1,6 @@
 """Training that is interrupted, and training by several processes."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
-from longtide_server.training.dataset import Sequences, hold_out_last
+from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loop import Progress, Run
-from longtide_server.training.model import ModelConfig
+from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.train import TrainConfig, fine_tune, refit, train_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,6 +119,20 @@ def test_the_head_learns_the_next_behaviours_type_and_value():
     (after_a, values_a), (after_b, values_b) = read(head, model, [1]), read(head, model, [1, 2])
     assert (after_a, after_b) == (4, 1)  # everyone views and buys in turn
     assert (values_a[1], values_b[2]) == pytest.approx((2, 3), abs=0.7)  # the value of what comes next is its number
+
+
+def test_the_head_learns_faster_than_the_encoder_by_its_rate():
+    """Adam's first step is the learning rate, whatever the gradient is."""
+    settings = replace(SETTINGS, fine_tune_epochs=1, fine_tune_learning_rate=0.001, head_rate=7.0, batch_events=1_000)
+    torch.manual_seed(settings.seed)  # as `fine_tune` does
+    before = BehaviorHead(MODEL).state_dict()
+    torch.manual_seed(0)
+    model = Encoder(MODEL)
+    encoder_before = copy.deepcopy(model.state_dict())
+    after = fine_tune(model, MODEL, settings, nothing_held_out(WALKS), silent).state_dict()
+    head_moved = (after["types.bias"] - before["types.bias"]).abs().max()
+    encoder_moved = (model.state_dict()["gate.bias"] - encoder_before["gate.bias"]).abs().max()
+    assert head_moved / encoder_moved == pytest.approx(7.0, rel=1e-3)
 
 
 @torch.inference_mode()

@@ -71,6 +71,18 @@ def test_fine_tuning_needs_types_or_values():
     assert chosen(bought).train.fine_tune_epochs > 0
 
 
+def test_a_dense_log_with_values_learns_them_with_the_items_at_full_speed():
+    def rated(log):
+        return replace(log, values=np.arange(len(log.items), dtype=np.float32) % 5)
+
+    plain, dense, sparse = log(100, 20), rated(log(100, 20)), rated(log(100, 19))
+    assert chosen(dense).train.fine_tune_learning_rate == chosen(dense).train.learning_rate
+    assert chosen(dense).train.fine_tune_epochs > chosen(dense).train.epochs
+    assert chosen(dense).train.epochs < chosen(plain).train.epochs
+    assert chosen(sparse).train.fine_tune_learning_rate < chosen(sparse).train.learning_rate
+    assert chosen(sparse).train.head_weight < chosen(dense).train.head_weight
+
+
 @pytest.mark.parametrize(
     ("types", "wanted"),
     [

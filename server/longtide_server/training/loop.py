@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ class Phase:
     sequences: Sequences
     epochs: int
     learning_rate: float
+    head_rate: float
+    """How many times as fast the head learns."""
     weight_decay: float
     batch_events: int
     """Events of one step, over all processes, padding included."""
@@ -232,13 +235,18 @@ def _steps(phase: Phase, users: NDArray[np.int64]) -> int:
 
 def _optimizer(objective: Objective, phase: Phase) -> torch.optim.Optimizer:
     """AdamW, Loshchilov & Hutter (2019); embeddings, biases and norms do not decay."""
-    trained = [(name, weight) for name, weight in objective.named_parameters() if weight.requires_grad]
-    decayed = [
-        weight for name, weight in trained if weight.dim() > 1 and "embedding" not in name and ".ids." not in name
-    ]
-    others = [weight for _, weight in trained if not any(weight is one for one in decayed)]
-    groups = [{"params": decayed, "weight_decay": phase.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=phase.learning_rate)
+    groups: list[dict[str, Any]] = []
+    for part, rate in ((objective.encoder, 1.0), (objective.head, phase.head_rate)):
+        trained = [(name, weight) for name, weight in part.named_parameters() if weight.requires_grad] if part else []
+        for decays in (True, False):
+            weights = [weight for name, weight in trained if _decays(name, weight) is decays]
+            decay = phase.weight_decay if decays else 0.0
+            groups.append({"params": weights, "weight_decay": decay, "lr": rate * phase.learning_rate})
+    return torch.optim.AdamW([group for group in groups if group["params"]])
+
+
+def _decays(name: str, weight: torch.Tensor) -> bool:
+    return weight.dim() > 1 and "embedding" not in name and not name.startswith("items.ids.")
 
 
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -21,7 +21,6 @@ DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
 BATCH_EVENTS = (768, 2048)
-FINE_TUNE_EPOCHS = 2
 FULL_SOFTMAX_ITEMS = 30_000
 NEGATIVES = 4096
 WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, EventType.WATCH, EventType.READ)
@@ -48,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.target_type": (0, 12),
     "train.other_weight": (0, 1),
     "train.head_weight": (0, 1_000),
+    "train.head_rate": (TINY, 1_000),
     "train.refit_epochs": (0, 10_000),
     "train.refit_learning_rate": (TINY, 10),
     "train.weight_decay": (0, 10),
@@ -89,6 +89,9 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
     use_types = len(np.unique(sequences.types)) > 1
     values = sequences.values[~np.isnan(sequences.values)]
     std = float(values.std()) if len(values) else 0.0
+    # What people think of items teaches an encoder as much as which they choose: where there is enough to learn both
+    # from, the two are learned together, at full speed, after a short pre-training.
+    together = dense and std > 0.0
     return Settings(
         model=ModelConfig(
             item_count=sequences.item_count,
@@ -104,11 +107,13 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             value_std=std or 1.0,
         ),
         train=TrainConfig(
-            epochs=10 if dense and not small else 7,
+            epochs=3 if together else 10 if dense and not small else 7,
             # What validation holds back is an eighth of a sparse log, and most of what is known of its newest items.
             refit_epochs=1 if dense else 4,
             refit_learning_rate=4e-4 if dense else 2e-3,
-            fine_tune_epochs=FINE_TUNE_EPOCHS if use_types or std > 0.0 else 0,
+            fine_tune_epochs=8 if together else 2 if use_types or std > 0.0 else 0,
+            fine_tune_learning_rate=2e-3 if together else 5e-4,
+            head_weight=1.0 if together else 0.1,
             target_type=_wanted_type(sequences),
             batch_events=int(np.clip(events // STEPS_PER_EPOCH, *BATCH_EVENTS)),
             chunk=64 if dense else 128,

@@ -41,6 +41,8 @@ class TrainConfig:
     """What the other types count in fine-tuning, 0 to 1, the one that is wanted counting 1."""
     head_weight: float = 0.1
     """What the next type and value count in fine-tuning, the next item counting 1."""
+    head_rate: float = 5.0
+    """How many times as fast as the encoder the head learns: it begins from nothing when the encoder is trained."""
     refit_epochs: int = 1
     """Passes over the whole log, validation targets included, once everything is chosen; 0 leaves them out."""
     refit_learning_rate: float = 4e-4
@@ -113,8 +115,8 @@ def refit(
 
 def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, learning_rate: float) -> Phase:
     return Phase(
-        name, sequences, epochs, learning_rate, settings.weight_decay, settings.batch_events, settings.chunk,
-        settings.seed,
+        name, sequences, epochs, learning_rate, settings.head_rate, settings.weight_decay, settings.batch_events,
+        settings.chunk, settings.seed,
     )  # fmt: skip
 
 
