@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from tests.redis_servers import redis_cluster, redis_server
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,3 +24,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory):
+    """A real Redis server that forgets nothing."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as (port, _):
+        yield port
+
+
+@pytest.fixture(scope="session")
+def cluster_ports(tmp_path_factory):
+    """A real Redis cluster of three masters."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as ports:
+        yield ports

@@ -15,6 +15,7 @@ from longtide._async_client import AsyncClient
 from longtide._client import Client
 from longtide._errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     InvalidEventsError,
@@ -26,16 +27,18 @@ from longtide._errors import (
     UnavailableError,
     UnknownError,
 )
-from longtide._types import Event, EventError, EventType, FieldViolation, WriteResult
+from longtide._types import DeletedData, Event, EventError, EventType, FieldViolation, WriteResult
 from longtide._version import __version__
 
 __all__ = [
     "AsyncClient",
     "Client",
     "DeadlineExceededError",
+    "DeletedData",
     "Event",
     "EventError",
     "EventType",
+    "FailedPreconditionError",
     "FieldViolation",
     "InternalError",
     "InvalidArgumentError",

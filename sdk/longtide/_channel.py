@@ -21,8 +21,9 @@ _LONGEST_RECONNECT_MS = 5_000
 RETRIED_METHODS = {
     "longtide.v1.EventService": ("WriteEvents",),
     "longtide.v1.RecommendationService": ("Recommend", "Rank", "ListSimilarUsers"),
+    "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
 }
-"""The unary calls: every one is safe to repeat, writes because a known `event_id` changes nothing."""
+"""The unary calls. Every one is safe to repeat: a known `event_id`, a merge or a deletion changes nothing again."""
 
 
 def channel_options() -> list[tuple[str, Any]]:

@@ -14,17 +14,24 @@ from longtide import _convert
 from longtide._answers import Ranking, Recommendations, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
-from longtide._errors import DeadlineExceededError, InvalidArgumentError, UnavailableError, error_from_rpc
+from longtide._errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    UnavailableError,
+    error_from_rpc,
+    stream_error_from_rpc,
+)
 from longtide._health import POLL_S, attempt_s, not_ready, require_serving
 from longtide._ledger import Ledger, Tally
 from longtide._reconnect import Reconnect
 from longtide._rows import Rows
 from longtide._stream import Stream
-from longtide._types import Event, WriteResult
+from longtide._types import DeletedData, Event, WriteResult
 from longtide.internal.v1 import standard_pb2
-from longtide.v1 import events_pb2
+from longtide.v1 import events_pb2, users_pb2
 from longtide.v1.events_pb2_grpc import EventServiceStub
 from longtide.v1.recommendation_pb2_grpc import RecommendationServiceStub
+from longtide.v1.users_pb2_grpc import UserServiceStub
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -63,6 +70,7 @@ class Client:
         self._metadata = tuple(metadata)
         self._events = EventServiceStub(self._channel)
         self._recommendations = RecommendationServiceStub(self._channel)
+        self._users = UserServiceStub(self._channel)
         self._check_health: grpc.UnaryUnaryMultiCallable[
             standard_pb2.HealthCheckRequest, standard_pb2.HealthCheckResponse
         ] = self._channel.unary_unary(
@@ -112,12 +120,13 @@ class Client:
 
     def recommend(
         self,
-        user_id: str,
+        user_id: str = "",
         limit: int = 10,
         exclude_item_ids: Iterable[str] = (),
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
         *,
+        session_id: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Recommendations:
@@ -125,10 +134,11 @@ class Client:
 
         `limit` is 1 to 1,000. `min_similarity` (-1 to 1) is how similar a user must be to count, by default what the
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
-        `request_time` is when the user sees the answer, by default now.
+        `request_time` is when the user sees the answer, by default now. Where there is no user, `session_id` names the
+        anonymous session that asks.
         """
         request = _convert.recommend_request(
-            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time
+            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id
         )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
@@ -160,27 +170,73 @@ class Client:
         item_ids: Iterable[str],
         session_items: Iterable[str] = (),
         *,
+        session_id: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Ranking:
         """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last.
 
-        `request_time` is when the user sees them, by default now.
+        `request_time` is when the user sees them, by default now. `user_id` may be empty where `session_id` is not.
         """
-        request = _convert.rank_request(user_id, item_ids, session_items, request_time)
+        request = _convert.rank_request(user_id, item_ids, session_items, request_time, session_id)
         return _convert.ranking(user_id, self._call(self._recommendations.Rank, request, timeout))
 
     def similar_users(
         self,
-        user_id: str,
+        user_id: str = "",
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        session_id: str = "",
         timeout: float | None = None,
     ) -> SimilarUsers:
         """List the users who were, at some moment, most like this user is now, most similar first."""
-        request = _convert.similar_users_request(user_id, limit, min_similarity)
+        request = _convert.similar_users_request(user_id, limit, min_similarity, session_id)
         return _convert.similar_users(user_id, self._call(self._recommendations.ListSimilarUsers, request, timeout))
+
+    def list_user_events(
+        self, user_id: str = "", *, session_id: str = "", page_size: int = 100, timeout: float | None = None
+    ) -> Iterator[Event]:
+        """The events of a user, or of an anonymous session, the newest first, read page by page as they are used.
+
+        `page_size` is 1 to 1,000; `timeout` is for each page. The `event_id`s are those they were written with.
+        """
+        owner, token = _convert.owner(user_id, session_id), ""
+        while True:
+            request = _convert.user_events_request(owner, page_size, token)
+            page = self._call(self._users.ListUserEvents, request, timeout)
+            yield from _convert.events(page.events)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def merge_users(
+        self, user_id: str, *, session_id: str = "", source_user_id: str = "", timeout: float | None = None
+    ) -> int:
+        """Make the history of an anonymous session, or of a made-up user, part of a known user's, once and for ever.
+
+        Returns how many events moved. What comes later under the old name is the user's too. FailedPreconditionError
+        when the history belongs to another user already.
+        """
+        request = _convert.merge_request(_convert.owner(source_user_id, session_id), user_id)
+        return (self._call(self._users.MergeUsers, request, timeout)).moved_count
+
+    def export_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> list[Event]:
+        """Everything that is kept of a user, or of an anonymous session, by time. `timeout` is for all of it."""
+        request = users_pb2.ExportUserDataRequest(owner=_convert.owner(user_id, session_id))
+        call = self._users.ExportUserData(request, timeout=self._limit_s(timeout), metadata=self._metadata)
+        try:
+            return [event for piece in call for event in _convert.events(piece.events)]
+        except grpc.RpcError as exc:
+            raise stream_error_from_rpc(exc) from exc
+
+    def delete_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> DeletedData:
+        """Delete everything that is kept of a user, or of an anonymous session.
+
+        Events that happened before and arrive later are not taken any more, and count as duplicates.
+        """
+        request = users_pb2.DeleteUserDataRequest(owner=_convert.owner(user_id, session_id))
+        return _convert.deleted_data(self._call(self._users.DeleteUserData, request, timeout))
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server says that it is ready.

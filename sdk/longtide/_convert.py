@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,10 +19,11 @@ from longtide._answers import (
     SourceShare,
 )
 from longtide._errors import error_from_row
-from longtide._types import Event, EventType, text, texts, utc
-from longtide.v1 import events_pb2, recommendation_pb2
+from longtide._types import DeletedData, Event, EventType, text, texts, utc
+from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 
 _TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
+_TYPES = {number: kind for kind, number in _TYPE_NUMBERS.items()}
 _SOURCES = {
     recommendation_pb2.Source.Value(f"SOURCE_{source.name}"): source for source in Source if source != Source.UNKNOWN
 }
@@ -56,10 +57,12 @@ def recommend_request(
     min_similarity: float | None,
     session_items: Iterable[str],
     request_time: datetime | float | None,
+    session_id: str = "",
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
         user_id=text("user_id", user_id),
+        session_id=text("session_id", session_id),
         limit=limit,
         exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
         min_similarity=min_similarity,
@@ -74,11 +77,16 @@ def row_request(limit: int, min_similarity: float | None, request_time: datetime
 
 
 def rank_request(
-    user_id: str, item_ids: Iterable[str], session_items: Iterable[str], request_time: datetime | float | None
+    user_id: str,
+    item_ids: Iterable[str],
+    session_items: Iterable[str],
+    request_time: datetime | float | None,
+    session_id: str,
 ) -> recommendation_pb2.RankRequest:
     """Asks for an order of given items."""
     return recommendation_pb2.RankRequest(
         user_id=text("user_id", user_id),
+        session_id=text("session_id", session_id),
         item_ids=texts("item_ids", item_ids),
         session_item_ids=texts("session_items", session_items),
         request_time=_timestamp(request_time),
@@ -86,12 +94,57 @@ def rank_request(
 
 
 def similar_users_request(
-    user_id: str, limit: int, min_similarity: float | None
+    user_id: str, limit: int, min_similarity: float | None, session_id: str
 ) -> recommendation_pb2.ListSimilarUsersRequest:
     """Asks who is like a user."""
     return recommendation_pb2.ListSimilarUsersRequest(
-        user_id=text("user_id", user_id), limit=limit, min_similarity=min_similarity
+        user_id=text("user_id", user_id),
+        session_id=text("session_id", session_id),
+        limit=limit,
+        min_similarity=min_similarity,
     )
+
+
+def owner(user_id: str, session_id: str) -> users_pb2.Owner:
+    """Whose data are meant: a user's, or an anonymous session's."""
+    if bool(user_id) == bool(session_id):
+        raise ValueError("name either a user or a session")
+    if user_id:
+        return users_pb2.Owner(user_id=text("user_id", user_id))
+    return users_pb2.Owner(session_id=text("session_id", session_id))
+
+
+def user_events_request(owner: users_pb2.Owner, page_size: int, page_token: str) -> users_pb2.ListUserEventsRequest:
+    """Asks for a page of somebody's events."""
+    return users_pb2.ListUserEventsRequest(owner=owner, page_size=page_size, page_token=page_token)
+
+
+def merge_request(source: users_pb2.Owner, user_id: str) -> users_pb2.MergeUsersRequest:
+    """Asks to join a history to a user's."""
+    return users_pb2.MergeUsersRequest(source=source, user_id=text("user_id", user_id))
+
+
+def events(messages: Iterable[events_pb2.Event]) -> list[Event]:
+    """Events as they were written."""
+    return [
+        Event(
+            message.user_id,
+            message.item_id,
+            _TYPES.get(message.type, EventType.CUSTOM),
+            time=message.event_time.ToDatetime(UTC),
+            value=message.value if message.HasField("value") else None,
+            event_id=message.event_id,
+            session_id=message.session_id,
+            custom_type=message.custom_type,
+            attribution_token=message.attribution_token,
+        )
+        for message in messages
+    ]
+
+
+def deleted_data(response: users_pb2.DeleteUserDataResponse) -> DeletedData:
+    """What became of somebody's data."""
+    return DeletedData(response.deleted_count, response.deleted_time.ToDatetime(UTC))
 
 
 def recommendations(user_id: str, response: recommendation_pb2.RecommendResponse) -> Recommendations:

@@ -3,6 +3,7 @@
 * LongtideError
   * InvalidArgumentError        the request is wrong; `violations` says where
     * InvalidEventsError        some or all events were refused; the others are written
+  * FailedPreconditionError     the request contradicts what is so already
   * NotFoundError               what the request names does not exist
   * UnauthenticatedError        no credentials, or wrong ones
   * PermissionDeniedError       the credentials do not allow the call
@@ -90,6 +91,12 @@ class InvalidEventsError(InvalidArgumentError):
         return type(self), (self.result,)
 
 
+class FailedPreconditionError(LongtideError):
+    """The request contradicts what is so already; sending it again unchanged cannot succeed."""
+
+    default_status = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class NotFoundError(LongtideError):
     """What the request names does not exist."""
 
@@ -140,6 +147,7 @@ _CLASS_OF_STATUS: dict[grpc.StatusCode, type[LongtideError]] = {
     error.default_status: error
     for error in (
         InvalidArgumentError,
+        FailedPreconditionError,
         NotFoundError,
         UnauthenticatedError,
         PermissionDeniedError,

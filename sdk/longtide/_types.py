@@ -29,7 +29,7 @@ class EventType(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, init=False)
 class Event:
-    """A user acted on an item at a time.
+    """A user, or an anonymous session, acted on an item at a time.
 
     The event is complete once it is made: an `event_id` and a `time` that were left out are filled in here, once, so
     that writing the same object again, after an error for example, changes nothing.
@@ -38,7 +38,7 @@ class Event:
     """
 
     user_id: str
-    """Who acted: 1 to 512 bytes of UTF-8."""
+    """Who acted: at most 512 bytes of UTF-8; empty where only the session is known."""
     item_id: str
     """What was acted on: 1 to 512 bytes of UTF-8."""
     type: EventType
@@ -48,9 +48,9 @@ class Event:
     value: float | None
     """The rating of a rate, the share (0 to 1) of a watch or read, the price of a purchase; None when there is none."""
     event_id: str
-    """Identifies the event for ever: 1 to 512 bytes of UTF-8."""
+    """Identifies the event among those of its user, or of its session, for ever: 1 to 512 bytes of UTF-8."""
     session_id: str
-    """The session in which it happened; empty when unknown."""
+    """The session in which it happened; empty when unknown. Needed where there is no user."""
     custom_type: str
     """The caller's name for a custom event; empty for every other type."""
     attribution_token: str
@@ -58,7 +58,7 @@ class Event:
 
     def __init__(
         self,
-        user_id: str,
+        user_id: str | None,
         item_id: str,
         type: EventType | str = EventType.VIEW,
         *,
@@ -72,11 +72,11 @@ class Event:
         """Make an event; `time` is an aware datetime or seconds since 1970-01-01 UTC, by default now.
 
         `event_id` is by default a new random one. When your source has ids of its own, pass them: a source that is
-        read twice is then still written once.
+        read twice is then still written once. Without a `user_id`, None or empty, the event is the session's.
         """
         # A frozen dataclass leaves no other way to set a field.
         put = object.__setattr__
-        put(self, "user_id", text("user_id", user_id))
+        put(self, "user_id", "" if user_id is None else text("user_id", user_id))
         put(self, "item_id", text("item_id", item_id))
         put(self, "type", _event_type(type))
         put(self, "time", datetime.now(UTC) if time is None else utc("time", time))
@@ -123,6 +123,16 @@ class WriteResult:
     """How many events were refused."""
     errors: tuple[EventError, ...] = ()
     """Why, by ascending index; `stream_events` keeps only the first 1,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedData:
+    """What became of the data of a user or a session."""
+
+    deleted_count: int
+    """How many events were deleted; 0 when there were none."""
+    deleted_time: datetime
+    """Events that happened until then, in UTC, are not taken any more."""
 
 
 def text(name: str, value: str) -> str:

@@ -15,11 +15,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import longtide_handlers
-from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    recommendation_pb2,
+    recommendation_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
+)
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.errors import InvalidInput
-from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.event_store.urls import open_store
 from longtide_server.recommender import Recommender
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
@@ -27,12 +34,14 @@ from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
 from longtide_server.torchserve.process import TorchServe
+from longtide_server.user_service import UserService
 from longtide_server.user_state import UserStates
 
 HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
 SERVICES = (
     events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
+    users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name,
 )
 
 log = structlog.get_logger(__name__)
@@ -57,7 +66,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             ]
         )
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
-        store = await asyncio.to_thread(SqliteEventStore, config.data_dir / "events.db")
+        store = await open_store(config.store_url)
         stack.push_async_callback(store.close)
         encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
         stack.push_async_callback(encoder.close)
@@ -66,6 +75,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
             RecommendationService(Recommender(snapshot, states), config.default_timeout_s, wall_clock_s), server
         )
+        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, states.forget, wall_clock_s), server)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)

@@ -318,6 +318,13 @@ def evaluate(
 @cli.command()
 @click.option("--snapshot", required=True, type=click.Path(path_type=Path), help="Snapshot directory.")
 @click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="Event log, TorchServe, its logs.")
+@click.option(
+    "--store",
+    default="",
+    metavar="URL",
+    help="Event store: sqlite:///PATH, redis://..., rediss://... or redis+cluster://...; by default events.db in the "
+    "data directory.",
+)
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
 @click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
 @click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
@@ -329,9 +336,11 @@ def evaluate(
 def serve(snapshot: Path, data_dir: Path, log_format: str, **settings: Any) -> None:  # noqa: ANN401
     """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
     from longtide_server.app import running
+    from longtide_server.event_store.urls import check_store_url
 
     configure_logging(log_format)
     config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, **settings)
+    check_store_url(config.store_url)
 
     async def run() -> None:
         async with running(config) as address:

@@ -14,7 +14,9 @@ class ServerConfig:
     snapshot_dir: Path
     """Where the snapshot is."""
     data_dir: Path
-    """Where the event log, TorchServe's files and its logs live."""
+    """Where TorchServe's files and its logs live, and the event log unless `store` says otherwise."""
+    store: str = ""
+    """URL of the event store, as `event_store.urls` reads it; empty for SQLite in the data directory."""
     listen: str = "127.0.0.1:50051"
     """HOST:PORT of the gRPC server; port 0 picks a free one."""
     encoder: Literal["torchserve", "local"] = "torchserve"
@@ -33,3 +35,8 @@ class ServerConfig:
     """The largest message that is accepted."""
     stop_grace_s: float = 5.0
     """How long calls under way may go on after a stop was asked for."""
+
+    @property
+    def store_url(self) -> str:
+        """URL of the event store: by default SQLite in the data directory."""
+        return self.store or f"sqlite:///{self.data_dir / 'events.db'}"

@@ -6,6 +6,7 @@ LongtideError
 │   └── SnapshotError     a snapshot cannot be read: wrong version, truncated, wrong checksum
 ├── Unavailable           a part we depend on cannot answer now; retrying later can help
 │   └── EncoderUnavailable
+├── Conflict              the request contradicts what is so already; retrying it cannot help
 ├── Overloaded            too much work is waiting; retrying later can help
 └── DeadlineExceeded      the caller's deadline passed, or cannot be met
 """
@@ -54,6 +55,10 @@ class Unavailable(LongtideError):
 
 class EncoderUnavailable(Unavailable):
     """The encoder is down, or answers nonsense."""
+
+
+class Conflict(LongtideError):
+    """What is asked for contradicts what has been done before."""
 
 
 class Overloaded(LongtideError):

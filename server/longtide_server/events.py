@@ -11,6 +11,7 @@ from longtide_server.errors import FieldViolation
 MAX_ID_BYTES = 512
 MAX_AHEAD_S = 86_400.0
 MAX_BATCH_EVENTS = 10_000
+USER_PREFIX = "user:"
 
 
 class EventType(enum.IntEnum):
@@ -33,12 +34,24 @@ class EventType(enum.IntEnum):
 EVENT_TYPE_NAMES = {event_type.name.lower(): event_type for event_type in EventType}
 
 
+def owner_key(user_id: str, session_id: str) -> str:
+    """Whose history something belongs to: the user's, or, where no user is named, the anonymous session's."""
+    return USER_PREFIX + user_id if user_id else f"session:{session_id}"
+
+
+def user_of(owner: str) -> str:
+    """The user who an owner is; empty for an anonymous session."""
+    return owner.removeprefix(USER_PREFIX) if owner.startswith(USER_PREFIX) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A user acted on an item at a time."""
+    """A user, or an anonymous session, acted on an item at a time."""
 
     event_id: str
+    """Identifies the event among those of its owner."""
     user_id: str
+    """Who acted; empty where only the session is known."""
     item_id: str
     type: int
     """An EventType; a plain number until `violation` has passed it."""
@@ -50,19 +63,30 @@ class Event:
     session_id: str = ""
     attribution_token: str = ""
 
+    @property
+    def owner(self) -> str:
+        """Whose history the event belongs to."""
+        return owner_key(self.user_id, self.session_id)
+
 
 def violation(event: Event, now_s: float) -> FieldViolation | None:
     """The first rule that the event breaks, or none."""
     return (
         id_violation("event_id", event.event_id)
-        or id_violation("user_id", event.user_id)
+        or owner_violation(event.user_id, event.session_id)
         or id_violation("item_id", event.item_id)
         or _type_violation(event)
         or _time_violation(event.time_s, now_s)
         or _value_violation(event)
-        or _length_violation("session_id", event.session_id)
         or _length_violation("attribution_token", event.attribution_token)
     )
+
+
+def owner_violation(user_id: str, session_id: str) -> FieldViolation | None:
+    """A user is named, or else a session."""
+    if not user_id and not session_id:
+        return FieldViolation("user_id", "must not be empty where there is no session_id")
+    return _length_violation("user_id", user_id) or _length_violation("session_id", session_id)
 
 
 def id_violation(field: str, value: str) -> FieldViolation | None:

@@ -29,6 +29,7 @@ from longtide_server.candidates import (
 )
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.events import USER_PREFIX, owner_key
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.ranking import Ranked, rank
 from longtide_server.request_time import query_after
@@ -49,12 +50,20 @@ class Query:
     """A valid request for recommendations."""
 
     user_id: str
+    """Who asks; empty for an anonymous session."""
     limit: int = 10
     exclude_item_ids: Sequence[str] = ()
     session_item_ids: Sequence[str] = ()
     min_similarity: float | None = None
     request_time_s: float | None = None
     """When the user sees the answer, seconds since 1970; None when that is not known."""
+    session_id: str = ""
+    """Who asks where there is no user."""
+
+    @property
+    def owner(self) -> str:
+        """Whose history the answer is for."""
+        return owner_key(self.user_id, self.session_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +162,11 @@ class Recommender:
         return (*known, *unknown), evidence.degraded_reason
 
     async def similar_users(
-        self, user_id: str, limit: int, min_similarity: float | None, timeout_s: float
+        self, owner: str, limit: int, min_similarity: float | None, timeout_s: float
     ) -> tuple[tuple[SimilarUser, ...], str]:
         """The users who were most like this one is now, none twice, and why the answer is degraded, if it is."""
         begun = time.monotonic()
-        user = await self.states.get(user_id)
+        user = await self.states.get(owner)
         encoded, reason = await self._encoded(user, (), 1, _for_encoder_s(timeout_s) - (time.monotonic() - begun))
         if encoded is None:
             return (), reason
@@ -165,7 +174,7 @@ class Recommender:
         # A user holds many moments, so more moments than users are fetched, until there are enough.
         count = max(settings.count, 4 * limit)
         while True:
-            neighbors = self._search(encoded, user_id, count, min_similarity)
+            neighbors = self._search(encoded, owner, count, min_similarity)
             users = self._people(neighbors, limit)
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
@@ -173,7 +182,7 @@ class Recommender:
 
     async def _evidence(self, query: Query, timeout_s: float) -> tuple[Evidence, UserState, list[int]]:
         begun = time.monotonic()
-        user = await self.states.get(query.user_id)
+        user = await self.states.get(query.owner)
         session = self.snapshot.catalog.numbers(query.session_item_ids).tolist()
         left = _for_encoder_s(timeout_s) - (time.monotonic() - begun)
         wanted = TOP_N_MARGIN + query.limit + len(user.seen) + len(session)
@@ -182,7 +191,7 @@ class Recommender:
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
-            neighbors = self._search(encoded, query.user_id, manifest.neighbors.count, query.min_similarity)
+            neighbors = self._search(encoded, query.owner, manifest.neighbors.count, query.min_similarity)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             if query.request_time_s is not None and user.times and not session:
                 wait_s = max(query.request_time_s - user.times[-1], 0.0)
@@ -229,11 +238,11 @@ class Recommender:
         temperature = self.snapshot.manifest.encoder.temperature
         return encoder_probability(items, encoded.query, self.snapshot.embeddings, temperature, encoded.log_z)
 
-    def _search(self, encoded: Encoded, user_id: str, count: int, min_similarity: float | None) -> Neighbors:
+    def _search(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
         """The moments of other users that are like this one."""
         settings = self.snapshot.manifest.neighbors
         least = settings.min_similarity if min_similarity is None else min_similarity
-        own = self.snapshot.user_numbers.get(user_id)
+        own = self.snapshot.user_numbers.get(owner.removeprefix(USER_PREFIX))
         if own is None:
             return self.snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
         first, last = np.searchsorted(self.snapshot.neighbors.positions.user, [own, own + 1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
 
-from longtide.v1 import events_pb2, recommendation_pb2
+from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server.errors import FieldViolation, InvalidInput
-from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation
+from longtide_server.event_store import Place
+from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
 from longtide_server.recommender import Query
 
 MAX_LIMIT = 1_000
@@ -15,6 +17,9 @@ DEFAULT_LIMIT = 10
 MAX_ITEM_IDS = 10_000
 MAX_SESSION_ITEMS = 1_000
 MAX_ROWS = 1_000
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1_000
+PAGE_TOKEN = ">dq"
 
 
 def read_event(message: events_pb2.Event) -> Event:
@@ -44,7 +49,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
     least = message.min_similarity if message.HasField("min_similarity") else None
     raise_for(
         [
-            id_violation("user_id", message.user_id),
+            owner_violation(message.user_id, message.session_id),
             _limit_violation(message.limit) if message.HasField("limit") else None,
             _similarity_violation(least),
             _time_violation(message),
@@ -59,6 +64,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         session_item_ids=message.session_item_ids,
         min_similarity=least,
         request_time_s=_request_time_s(message, request_time_s),
+        session_id=message.session_id,
     )
 
 
@@ -67,7 +73,7 @@ def read_rank_query(message: recommendation_pb2.RankRequest, request_time_s: flo
     repeated = len(set(message.item_ids)) < len(message.item_ids)
     raise_for(
         [
-            id_violation("user_id", message.user_id),
+            owner_violation(message.user_id, message.session_id),
             _time_violation(message),
             *_ids_violations("item_ids", message.item_ids, 1, MAX_ITEM_IDS),
             FieldViolation("item_ids", "an item is listed twice") if repeated else None,
@@ -79,20 +85,50 @@ def read_rank_query(message: recommendation_pb2.RankRequest, request_time_s: flo
         limit=1,
         session_item_ids=message.session_item_ids,
         request_time_s=_request_time_s(message, request_time_s),
+        session_id=message.session_id,
     )
 
 
-def check_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> tuple[int, float | None]:
-    """The limit and the least similarity asked for; InvalidInput names every field that is wrong."""
+def read_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> tuple[str, int, float | None]:
+    """The owner, the limit and the least similarity asked for; InvalidInput names every field that is wrong."""
     least = message.min_similarity if message.HasField("min_similarity") else None
     raise_for(
         [
-            id_violation("user_id", message.user_id),
+            owner_violation(message.user_id, message.session_id),
             _limit_violation(message.limit) if message.HasField("limit") else None,
             _similarity_violation(least),
         ]
     )
-    return message.limit if message.HasField("limit") else DEFAULT_LIMIT, least
+    owner = owner_key(message.user_id, message.session_id)
+    return owner, message.limit if message.HasField("limit") else DEFAULT_LIMIT, least
+
+
+def read_owner(field: str, message: users_pb2.Owner) -> str:
+    """Whose data are meant; InvalidInput when nobody's are."""
+    name = message.WhichOneof("name")
+    if name is None:
+        raise InvalidInput.of(field, "must name a user_id or a session_id")
+    raise_for([id_violation(f"{field}.{name}", getattr(message, name))])
+    return owner_key(message.user_id, message.session_id)
+
+
+def read_page(message: users_pb2.ListUserEventsRequest) -> tuple[int, Place | None]:
+    """The size of a page and where it begins; InvalidInput names the field that is wrong."""
+    size = message.page_size if message.HasField("page_size") else DEFAULT_PAGE_SIZE
+    if not 1 <= size <= MAX_PAGE_SIZE:
+        raise InvalidInput.of("page_size", f"is {size}; 1 to {MAX_PAGE_SIZE} are allowed")
+    if not message.page_token:
+        return size, None
+    try:
+        time_s, position = struct.unpack(PAGE_TOKEN, bytes.fromhex(message.page_token))
+    except (ValueError, struct.error) as exc:
+        raise InvalidInput.of("page_token", "is not one that this service has given") from exc
+    return size, Place(time_s, position)
+
+
+def page_token(place: Place) -> str:
+    """Says where a page ended."""
+    return struct.pack(PAGE_TOKEN, *place).hex()
 
 
 def check_rows(message: recommendation_pb2.StreamRecommendRequest) -> None:

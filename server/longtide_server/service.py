@@ -1,51 +1,20 @@
-"""The gRPC servicers: protobuf to domain and back, and the one table from errors to status."""
+"""The gRPC servicers of events and recommendations: protobuf to domain and back, no logic."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-
-import grpc
-import structlog
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server import requests
-from longtide_server.errors import (
-    DeadlineExceeded,
-    FieldViolation,
-    InvalidInput,
-    LongtideError,
-    Overloaded,
-    Unavailable,
-)
+from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.recommender import Answer, Query, Recommender, SimilarUser
+from longtide_server.status import Context, answered, remaining_s, status_of
 
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
-
-T = TypeVar("T")
-
-ERROR_DOMAIN = "longtide"
-RETRY_AFTER_S = 1
 ROWS_AT_ONCE = 32  # of a stream's message: together they hold the event loop for some tens of milliseconds
-MAX_VIOLATIONS = 20  # details travel as metadata, of which clients accept 8 KiB
-
-# The first class that an error is an instance of decides.
-STATUS_OF: tuple[tuple[type[LongtideError], grpc.StatusCode, int], ...] = (
-    (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT),
-    (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED),
-    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, code_pb2.DEADLINE_EXCEEDED),
-    (Unavailable, grpc.StatusCode.UNAVAILABLE, code_pb2.UNAVAILABLE),
-)
-
-log = structlog.get_logger(__name__)
 
 
 class EventService(events_pb2_grpc.EventServiceServicer):
@@ -169,7 +138,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
     async def _row(
         self, request: recommendation_pb2.RecommendRequest, timeout_s: float
     ) -> recommendation_pb2.RecommendResult:
-        result = recommendation_pb2.RecommendResult(user_id=request.user_id)
+        result = recommendation_pb2.RecommendResult(user_id=request.user_id, session_id=request.session_id)
         try:
             query: Query = requests.read_query(request, None)
             result.response.CopyFrom(write_answer(await self._recommender.recommend(query, timeout_s)))
@@ -210,10 +179,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         """See the contract."""
 
         async def answer() -> recommendation_pb2.ListSimilarUsersResponse:
-            limit, least = requests.check_similar_users(request)
-            users, reason = await self._recommender.similar_users(
-                request.user_id, limit, least, self._timeout_s(context)
-            )
+            owner, limit, least = requests.read_similar_users(request)
+            users, reason = await self._recommender.similar_users(owner, limit, least, self._timeout_s(context))
             return recommendation_pb2.ListSimilarUsersResponse(
                 users=[
                     recommendation_pb2.SimilarUser(
@@ -258,67 +225,6 @@ def write_answer(answer: Answer) -> recommendation_pb2.RecommendResponse:
 
 def _write_neighbor(user: SimilarUser) -> recommendation_pb2.Neighbor:
     return recommendation_pb2.Neighbor(user_id=user.user_id, similarity=user.similarity)
-
-
-async def answered(context: Context, answer: Callable[[], Awaitable[T]]) -> T:
-    """Run a handler's body; what it raises becomes a status with typed details."""
-    try:
-        return await answer()
-    except LongtideError as exc:
-        await abort(context, exc)
-    except (asyncio.CancelledError, grpc.aio.AbortError):
-        raise
-    except Exception:
-        log.exception("unexpected_error")
-        await context.abort(grpc.StatusCode.INTERNAL, "the server failed in a way it should not; its log says how")
-
-
-async def abort(context: Context, error: LongtideError) -> NoReturn:
-    """End a call with the status of an error and its details: field violations, a reason, when to retry."""
-    _, number = status_of(error)
-    details: list[any_pb2.Any] = []
-    if isinstance(error, InvalidInput) and error.violations:
-        bad = error_details_pb2.BadRequest()
-        for wrong in error.violations[:MAX_VIOLATIONS]:
-            bad.field_violations.add(field=wrong.field, description=wrong.reason)
-        details.append(_packed(bad))
-    if isinstance(error, (Overloaded, Unavailable)):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromSeconds(RETRY_AFTER_S)
-        details.append(_packed(retry))
-    details.append(_packed(error_details_pb2.ErrorInfo(reason=_reason(error), domain=ERROR_DOMAIN)))
-    status = status_pb2.Status(code=number, message=str(error), details=details)
-    await context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError("abort returned")
-
-
-def status_of(error: LongtideError) -> tuple[grpc.StatusCode, int]:
-    """The gRPC status of an error, and its number."""
-    for kind, code, number in STATUS_OF:
-        if isinstance(error, kind):
-            return code, number
-    return grpc.StatusCode.INTERNAL, code_pb2.INTERNAL
-
-
-def remaining_s(context: Context) -> float | None:
-    """Seconds until the caller's deadline; none when there is none. DeadlineExceeded when it has passed."""
-    left = context.time_remaining()
-    if left is not None and left <= 0:
-        raise DeadlineExceeded("the deadline passed before the work began")
-    return left
-
-
-def _packed(
-    message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.ErrorInfo,
-) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
-
-
-def _reason(error: LongtideError) -> str:
-    name = type(error).__name__
-    return "".join(f"_{letter}" if letter.isupper() else letter for letter in name).lstrip("_").upper()
 
 
 def wall_clock_s() -> float:

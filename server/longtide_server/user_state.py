@@ -1,8 +1,9 @@
 """What the server remembers of each user between requests: history, seen items and encoder state, per snapshot.
 
 A user's whole past is a fixed-size encoder state, so a new event costs one step whatever came before. An event that
-arrives late, in time before others, makes the state of that user be computed again from the log. The log is the truth;
-everything here is a bounded cache of it.
+arrives late, in time before others, makes the state of that user be computed again. The log is the truth; everything
+here is a bounded cache of it, whose every entry knows the version of the history that it shows. What this server writes
+is added as it is written; where others write to the same log too, it is asked for news before an entry is used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,20 +20,23 @@ from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
-from longtide_server.event_store import EventStore, Written
+from longtide_server.event_store import Histories, History, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
 
 TOP_N_MARGIN = 200
 MAX_TOP_N = 1_500
 MAX_STEP_EVENTS = 8_192
+MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
 
 
 @dataclass(slots=True, eq=False)
 class UserState:
-    """One user. Items are catalogue numbers; events on items that the snapshot does not know are left out."""
+    """One owner of a history. Items are catalogue numbers; events on items unknown to the snapshot are left out."""
 
+    version: Version = field(default_factory=Version)
+    """Of the history, as far as it is known here."""
     times: list[float] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
@@ -95,7 +99,7 @@ class UserStates:
     def __init__(
         self,
         snapshot: Snapshot,
-        store: EventStore,
+        store: Histories,
         encoder: CoalescingEncoder,
         capacity: int,
         step_timeout_s: float = 10.0,
@@ -106,25 +110,38 @@ class UserStates:
         self._encoder = encoder
         self._capacity = capacity
         self._users: OrderedDict[str, UserState] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[UserState]] = {}
+        self._reading: dict[str, asyncio.Task[UserState]] = {}
         self._writes: set[asyncio.Task[Written]] = set()
-        self._being_written: Counter[str] = Counter()
-        self._unsure: set[str] = set()
-        """Users who were read from the log while a write of theirs was under way: what was read may hold it or not."""
-        self._outdated: set[str] = set()
-        """Users of whom something was written while they were being read from the log."""
+        self._written: dict[str, Version] = {}
+        """How far the histories have come that are being read or of which something is missing here."""
+        self._forgotten: set[str] = set()
+        """Owners who are being read, and of whom what is read may be outdated."""
+        self._merged: OrderedDict[str, str] = OrderedDict()
+        """Other names of owners, as far as they were asked for lately."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
-    async def get(self, user_id: str) -> UserState:
-        """The user, from memory or from the log. Unavailable when the log cannot be read."""
-        user = self._users.get(user_id)
-        if user is not None:
-            self._users.move_to_end(user_id)
+    async def get(self, owner: str) -> UserState:
+        """The owner of a history, from memory or from the log. Unavailable when the log cannot be read."""
+        owner = self._merged.get(owner, owner)
+        if self._store.shared:
+            return await self._read(owner)
+        user = self._users.get(owner)
+        if user is not None and owner not in self._written:
+            self._users.move_to_end(owner)
             return user
-        loading = self._loading.get(user_id)
-        if loading is None:
-            loading = self._loading[user_id] = asyncio.create_task(self._load(user_id))
-        return await asyncio.shield(loading)
+        reading = self._reading.get(owner)
+        if reading is None:
+            reading = self._reading[owner] = asyncio.create_task(self._read(owner))
+            reading.add_done_callback(lambda _: self._end_reading(owner))
+        return await asyncio.shield(reading)
+
+    def forget(self, owner: str) -> None:
+        """Read the owner's history anew when it is asked for: the log has changed otherwise than by being written."""
+        known_as = self._merged.pop(owner, owner)
+        for name in {owner, known_as}:
+            self._users.pop(name, None)
+            if name in self._reading:
+                self._forgotten.add(name)
 
     async def write(self, events: Sequence[Event]) -> Written:
         """Make events durable, then let them be felt, also when the caller gives up meanwhile. See EventStore."""
@@ -134,28 +151,18 @@ class UserStates:
         return await asyncio.shield(task)
 
     async def _write(self, events: Sequence[Event]) -> Written:
-        users = {event.user_id for event in events}
-        self._being_written.update(users)
-        try:
-            written = await self._store.write(events)
-            self.apply(events, written)
-            return written
-        finally:
-            self._being_written -= Counter(users)
+        written = await self._store.write(events)
+        self.apply(written)
+        return written
 
-    def apply(self, events: Sequence[Event], written: Written) -> None:
-        """Let written events be felt: call it once they are durable, before the write is answered.
-
-        When some of them were duplicates, only the log knows which: their users are read from it again.
-        """
-        for event in events:
-            if event.user_id in self._loading:
-                self._outdated.add(event.user_id)
-            elif written.duplicates or event.user_id in self._unsure:
-                self._users.pop(event.user_id, None)
-            elif (user := self._users.get(event.user_id)) is not None:
-                user.add(event, self._snapshot.catalog.number(event.item_id))
-        self._unsure.difference_update(event.user_id for event in events)
+    def apply(self, written: Written) -> None:
+        """Let written events be felt: call it once they are durable, before the write is answered."""
+        for owner, appended in written.appended.items():
+            user = self._users.get(owner)
+            if user is not None and user.version == appended.before:
+                self._extend(user, appended.events, appended.after)
+            elif owner in self._reading or (user is not None and user.version < appended.after):
+                self._written[owner] = max(appended.after, self._written.get(owner, Version()))
 
     async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.
@@ -192,22 +199,57 @@ class UserStates:
         if user.generation == generation and count >= user.encoded_count:
             user.encoded, user.encoded_count = encoded, count
 
-    async def _load(self, user_id: str) -> UserState:
-        try:
-            while True:
-                self._outdated.discard(user_id)
-                events = await self._store.history(user_id)
-                if user_id not in self._outdated:
-                    break
-            user = UserState()
-            for event in events:
-                user.add(event, self._snapshot.catalog.number(event.item_id))
-            self._users[user_id] = user
-            if user_id in self._being_written:
-                self._unsure.add(user_id)
-            while len(self._users) > self._capacity:
-                self._users.popitem(last=False)
-            return user
-        finally:
-            self._outdated.discard(user_id)
-            del self._loading[user_id]
+    async def _read(self, owner: str) -> UserState:
+        """Bring an entry up to what the log says now."""
+        while True:
+            self._forgotten.discard(owner)
+            known = self._users.get(owner)
+            since = None if known is None else known.version
+            history = await self._store.history(owner, since)
+            if history.owner != owner:
+                self._remember_name(owner, history.owner)
+                return await self.get(history.owner)
+            user = self._users.get(owner)
+            if history.whole and (user is None or user.version < history.version):
+                user = await self._built(history)
+                self._keep(owner, user)
+            elif user is not None and user.version == since and not history.whole:
+                self._extend(user, history.events, history.version)
+            if owner in self._forgotten:
+                self._users.pop(owner, None)
+            elif user is not None and user.version >= max(history.version, self._written.get(owner, history.version)):
+                self._written.pop(owner, None)
+                self._users.move_to_end(owner)
+                return user
+
+    def _end_reading(self, owner: str) -> None:
+        del self._reading[owner]
+        self._forgotten.discard(owner)
+        if owner not in self._users:
+            self._written.pop(owner, None)
+
+    async def _built(self, history: History) -> UserState:
+        """A new entry; a long one is made aside, so that others have their turn."""
+        user = UserState(history.version)
+        if len(history.events) > MANY_EVENTS:
+            await asyncio.to_thread(self._extend, user, history.events, history.version)
+        else:
+            self._extend(user, history.events, history.version)
+        return user
+
+    def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:
+        for event in events:
+            user.add(event, self._snapshot.catalog.number(event.item_id))
+        user.version = version
+
+    def _keep(self, owner: str, user: UserState) -> None:
+        self._users[owner] = user
+        while len(self._users) > self._capacity:
+            dropped, _ = self._users.popitem(last=False)
+            self._written.pop(dropped, None)
+
+    def _remember_name(self, name: str, owner: str) -> None:
+        self._users.pop(name, None)
+        self._merged[name] = owner
+        while len(self._merged) > self._capacity:
+            self._merged.popitem(last=False)

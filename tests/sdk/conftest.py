@@ -15,7 +15,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from longtide import AsyncClient, Client
-from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    recommendation_pb2,
+    recommendation_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
+)
 
 
 def make_status(code, message, *details):
@@ -33,7 +40,11 @@ def make_bad_request(violations):
     return make_status(code_pb2.INVALID_ARGUMENT, "the request is wrong", detail)
 
 
-class FakeServer(events_pb2_grpc.EventServiceServicer, recommendation_pb2_grpc.RecommendationServiceServicer):
+class FakeServer(
+    events_pb2_grpc.EventServiceServicer,
+    recommendation_pb2_grpc.RecommendationServiceServicer,
+    users_pb2_grpc.UserServiceServicer,
+):
     """Keeps events by id, refuses those without a user, and fails as a test tells it to."""
 
     def __init__(self):
@@ -58,6 +69,7 @@ class FakeServer(events_pb2_grpc.EventServiceServicer, recommendation_pb2_grpc.R
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
         events_pb2_grpc.add_EventServiceServicer_to_server(self, self._server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(self, self._server)
+        users_pb2_grpc.add_UserServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -170,6 +182,31 @@ class FakeServer(events_pb2_grpc.EventServiceServicer, recommendation_pb2_grpc.R
         response = recommendation_pb2.ListSimilarUsersResponse(snapshot_id="snapshot-1")
         response.users.add(user_id="bob", similarity=0.875, next_item_ids=["a", "b"])
         return response
+
+    def ListUserEvents(self, request, context):
+        self._arrived(request, context)
+        stored = list(self.stored.values())[int(request.page_token or 0) :]
+        page = stored[: request.page_size]
+        token = str(len(self.stored) - len(stored) + len(page)) if len(page) < len(stored) else ""
+        return users_pb2.ListUserEventsResponse(events=page, next_page_token=token)
+
+    def MergeUsers(self, request, context):
+        self._arrived(request, context)
+        if request.user_id == "bob":
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "belongs to somebody else")
+        return users_pb2.MergeUsersResponse(moved_count=7)
+
+    def ExportUserData(self, request, context):
+        self._arrived(request, context)
+        for event in self.stored.values():
+            yield users_pb2.ExportUserDataResponse(events=[event])
+
+    def DeleteUserData(self, request, context):
+        self._arrived(request, context)
+        answer = users_pb2.DeleteUserDataResponse(deleted_count=len(self.stored))
+        answer.deleted_time.FromSeconds(1_700_000_000)
+        self.stored.clear()
+        return answer
 
 
 class BlockingAsyncClient:

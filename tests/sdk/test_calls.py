@@ -25,7 +25,7 @@ from longtide import (
 )
 from longtide._channel import RETRIED_METHODS
 from longtide._reconnect import Reconnect
-from longtide.v1 import events_pb2, recommendation_pb2
+from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,7 @@ def test_every_unary_call_is_retried_and_no_stream():
     services = [
         *events_pb2.DESCRIPTOR.services_by_name.values(),
         *recommendation_pb2.DESCRIPTOR.services_by_name.values(),
+        *users_pb2.DESCRIPTOR.services_by_name.values(),
     ]
     unary = {
         service.full_name: {m.name for m in service.methods if not (m.client_streaming or m.server_streaming)}

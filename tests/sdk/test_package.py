@@ -39,9 +39,14 @@ def test_both_clients_have_the_same_methods_and_parameters():
     assert methods(longtide.Client) == methods(longtide.AsyncClient)
 
 
-@pytest.mark.parametrize(
-    "name", ["write_events", "stream_events", "recommend", "recommend_many", "rank", "similar_users"]
-)
+CALLS = [
+    name
+    for name, _ in inspect.getmembers(longtide.Client, inspect.isfunction)
+    if not name.startswith("_") and name not in ("close", "wait_ready")
+]
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_every_method_is_documented_and_takes_a_timeout(name):
     for client in (longtide.Client, longtide.AsyncClient):
         assert getattr(client, name).__doc__

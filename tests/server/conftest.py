@@ -17,7 +17,7 @@ import pytest
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.encoder import CoalescingEncoder, Encoded
-from longtide_server.event_store import Written
+from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
@@ -44,10 +44,13 @@ def direction(degrees):
 
 
 class MemoryStore:
-    """An EventStore in memory; what was read or written may be held back from the caller for a while."""
+    """Histories in memory; what was read or written may be held back from the caller for a while."""
 
     def __init__(self):
-        self.events = {}
+        self.shared = False
+        self.histories = {}
+        self.rewrites = {}
+        self.names = {}  # what a name of an owner means
         self.reads = []
         self.read_begun = asyncio.Semaphore(0)
         self.reading_allowed = asyncio.Event()
@@ -60,25 +63,39 @@ class MemoryStore:
     async def write(self, events):
         if self.failure:
             raise self.failure
-        before = len(self.events)
+        appended, new = {}, 0
         for event in events:
-            self.events.setdefault(event.event_id, event)
-        new = len(self.events) - before
+            history = self.histories.setdefault(event.owner, [])
+            if all(known.event_id != event.event_id for known in history):
+                new += 1
+                before = appended[event.owner].before if event.owner in appended else self.version(event.owner)
+                history.append(event)
+                added = appended[event.owner].events if event.owner in appended else ()
+                appended[event.owner] = Appended(before, self.version(event.owner), (*added, event))
         self.write_done.release()
         await self.answering_allowed.wait()
-        return Written(new, len(events) - new)
+        return Written(new, len(events) - new, appended)
 
-    async def history(self, user_id):
+    async def history(self, owner, since=None):
         if self.failure:
             raise self.failure
-        self.reads.append(user_id)
-        found = [event for event in self.events.values() if event.user_id == user_id]
+        self.reads.append(owner.removeprefix("user:"))
+        if owner in self.names:
+            owner, since = self.names[owner], None
+        version, events = self.version(owner), list(self.histories.get(owner, ()))
         self.read_begun.release()
         await self.reading_allowed.wait()
-        return sorted(found, key=lambda event: event.time_s)
+        if since is not None and since.rewrites == version.rewrites:
+            return History(owner, version, events[since.position :], whole=False)
+        return History(owner, version, sorted(events, key=lambda event: event.time_s))
 
-    async def close(self):
-        pass
+    @property
+    def events(self):
+        """Every event by its id, owner after owner."""
+        return {event.event_id: event for history in self.histories.values() for event in history}
+
+    def version(self, owner):
+        return Version(self.rewrites.get(owner, 0), len(self.histories.get(owner, ())))
 
 
 class FakeEncoder:
@@ -206,7 +223,7 @@ def make_world(make_snapshot):
         states = UserStates(snapshot, store, coalescing, capacity)
 
         async def write(*events):
-            states.apply(events, await store.write(events))
+            states.apply(await store.write(events))
 
         async def did(user_id, items):
             """The user acts on the items, a second apart."""

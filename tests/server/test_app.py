@@ -7,13 +7,15 @@ import pytest
 from google.protobuf import timestamp_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.redis_servers import cli
 
+from longtide import AsyncClient, Event
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import running
 from longtide_server.config import ServerConfig
-from longtide_server.errors import InvalidInput, SnapshotError
+from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
 
-SERVICES = ["longtide.v1.EventService", "longtide.v1.RecommendationService"]
+SERVICES = ["longtide.v1.EventService", "longtide.v1.RecommendationService", "longtide.v1.UserService"]
 
 
 @pytest.fixture
@@ -63,6 +65,46 @@ async def test_events_are_felt_at_once_and_survive_a_restart(config):
     async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
         assert await recommended(channel) == before
         assert (await write(channel, event("e1"))).duplicate_count == 1
+
+
+async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
+    cli(redis_port, "flushall")
+    store = f"redis://127.0.0.1:{redis_port}"
+    async with (
+        running(config(store=store, data_dir=tmp_path / "one")) as one,
+        running(config(store=store, data_dir=tmp_path / "other")) as other,
+        AsyncClient(one) as here,
+        AsyncClient(other) as there,
+    ):
+        for n in range(8):
+            writer, reader = (here, there) if n % 2 else (there, here)
+            sent = Event("ann", f"item-{n}", time=1_700_000_000 + n)
+            assert (await writer.write_events([sent])).written_count == 1
+            assert (await reader.write_events([sent])).duplicate_count == 1
+            assert f"item-{n}" not in [item.item_id for item in await reader.recommend("ann", 12)]
+        assert [item.item_id for item in await here.recommend("ann", 12)] == [
+            item.item_id for item in await there.recommend("ann", 12)
+        ]
+        await here.delete_user_data("ann")
+        assert len(await there.recommend("ann", 12)) == 12
+
+
+async def test_a_session_becomes_a_users(config):
+    async with running(config()) as address, AsyncClient(address) as client:
+        await client.write_events([Event(None, "item-3", session_id="s"), Event("ann", "item-5")])
+        assert "item-3" not in [item.item_id for item in await client.recommend(session_id="s", limit=12)]
+        assert await client.merge_users("ann", session_id="s") == 1
+        for answer in (await client.recommend("ann", 12), await client.recommend(session_id="s", limit=12)):
+            assert {f"item-{n}" for n in range(12)} - {item.item_id for item in answer} == {"item-3", "item-5"}
+        assert {event.item_id async for event in client.list_user_events("ann")} == {"item-3", "item-5"}
+        assert len(await client.export_user_data(session_id="s")) == 2
+
+
+@pytest.mark.parametrize("store", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])
+async def test_a_store_that_cannot_be_reached_is_named(config, store):
+    with pytest.raises(Unavailable, match="the event store"):
+        async with running(config(store=store)):
+            pass
 
 
 async def test_health_answers_for_the_server_and_each_service(channel):

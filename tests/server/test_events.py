@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from longtide_server.events import Event, EventType, violation
+from longtide_server.events import Event, EventType, owner_key, user_of, violation
 
 NOW_S = 1_700_000_000.0
 GOOD = Event("e1", "ann", "a", EventType.VIEW, NOW_S)
@@ -21,9 +21,20 @@ def test_a_good_event_is_good():
     assert complaint() is None
 
 
-@pytest.mark.parametrize("field", ["event_id", "user_id", "item_id"])
+@pytest.mark.parametrize("field", ["event_id", "item_id"])
 def test_an_id_is_not_empty(field):
     assert complaint(**{field: ""}) == (field, "must not be empty")
+
+
+def test_where_there_is_no_user_there_is_a_session():
+    assert complaint(user_id="") == ("user_id", "must not be empty where there is no session_id")
+    assert complaint(user_id="", session_id="s1") is None
+
+
+def test_an_owner_is_the_user_or_else_the_session():
+    assert Event("e1", "ann", "a", 1, 0.0, session_id="s1").owner == owner_key("ann", "s1") == "user:ann"
+    assert Event("e1", "", "a", 1, 0.0, session_id="s1").owner == owner_key("", "s1") == "session:s1"
+    assert (user_of("user:ann"), user_of("session:ann"), user_of("user:")) == ("ann", "", "")
 
 
 @pytest.mark.parametrize("field", ["event_id", "user_id", "item_id", "session_id", "attribution_token"])

@@ -222,7 +222,7 @@ async def test_an_encoder_slower_than_the_deadline_leaves_time_to_answer(world):
 async def test_similar_users_leave_time_to_answer_too(world):
     await world.did("ann", "a")
     world.encoder.answering_allowed.clear()
-    users, reason = await world.recommender.similar_users("ann", 10, None, 0.2)
+    users, reason = await world.recommender.similar_users("user:ann", 10, None, 0.2)
     assert users == ()
     assert 0.1 < given_s(reason) <= 0.2 - ANSWER_MARGIN_S
 
@@ -284,7 +284,7 @@ async def test_a_list_is_ordered_without_the_encoder(world):
 
 
 async def similar(world, user_id="ann", limit=10, least=None):
-    users, reason = await world.recommender.similar_users(user_id, limit, least, SOON_S)
+    users, reason = await world.recommender.similar_users(f"user:{user_id}", limit, least, SOON_S)
     return [user.user_id for user in users], users, reason
 
 
@@ -350,7 +350,7 @@ async def trained(tiny_snapshot, make_world):
     states = UserStates(tiny_snapshot, store, encoder, 100)
 
     async def write(*events):
-        states.apply(events, await store.write(events))
+        states.apply(await store.write(events))
 
     yield SimpleNamespace(write=write, recommender=Recommender(tiny_snapshot, states), states=states)
     await encoder.close()

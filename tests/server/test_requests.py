@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from longtide.v1 import events_pb2, recommendation_pb2
+from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server import requests
 from longtide_server.errors import FieldViolation, InvalidInput
+from longtide_server.event_store import Place
 from longtide_server.recommender import Query
 
 NOW_S = 1_700_000_000.0
@@ -50,7 +51,7 @@ def test_what_a_query_leaves_out_has_a_default():
     query = read_query(recommend())
     assert (query.limit, query.min_similarity) == (10, None)
     assert query.limit == Query("ann").limit
-    assert requests.check_similar_users(similar_users()) == (10, None)
+    assert requests.read_similar_users(similar_users()) == ("user:ann", 10, None)
 
 
 @pytest.mark.parametrize("read", [requests.read_query, requests.read_rank_query])
@@ -66,7 +67,7 @@ def test_a_request_happens_when_it_says_or_else_when_it_is_received(read, defaul
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 1001])
-@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.check_similar_users, similar_users)])
+@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.read_similar_users, similar_users)])
 def test_a_limit_is_1_to_1000(check, message, limit):
     assert violations(check, message(limit=limit)) == [FieldViolation("limit", f"is {limit}; 1 to 1000 are allowed")]
 
@@ -74,11 +75,11 @@ def test_a_limit_is_1_to_1000(check, message, limit):
 @pytest.mark.parametrize("limit", [1, 1000])
 def test_the_limits_of_a_limit_are_allowed(limit):
     assert read_query(recommend(limit=limit)).limit == limit
-    assert requests.check_similar_users(similar_users(limit=limit)) == (limit, None)
+    assert requests.read_similar_users(similar_users(limit=limit)) == ("user:ann", limit, None)
 
 
 @pytest.mark.parametrize("value", [math.nan, 1.1, -1.1, math.inf])
-@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.check_similar_users, similar_users)])
+@pytest.mark.parametrize(("check", "message"), [(read_query, recommend), (requests.read_similar_users, similar_users)])
 def test_a_similarity_is_a_cosine(check, message, value):
     [wrong] = violations(check, message(min_similarity=value))
     assert wrong == FieldViolation("min_similarity", f"is {value}; -1 to 1 is allowed")
@@ -87,7 +88,45 @@ def test_a_similarity_is_a_cosine(check, message, value):
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_the_limits_of_a_similarity_are_allowed(value):
     assert read_query(recommend(min_similarity=value)).min_similarity == value
-    assert requests.check_similar_users(similar_users(min_similarity=value)) == (10, value)
+    assert requests.read_similar_users(similar_users(min_similarity=value)) == ("user:ann", 10, value)
+
+
+def test_a_session_can_ask_where_there_is_no_user():
+    query = read_query(recommend(user_id="", session_id="s1"))
+    assert (query.user_id, query.session_id, query.owner) == ("", "s1", "session:s1")
+    assert read_query(recommend(session_id="s1")).owner == "user:ann"
+    assert requests.read_rank_query(rank(user_id="", session_id="s1"), None).owner == "session:s1"
+    assert requests.read_similar_users(similar_users(user_id="", session_id="s1"))[0] == "session:s1"
+    wrong = FieldViolation("session_id", "is 513 bytes long; at most 512 are allowed")
+    assert violations(read_query, recommend(user_id="", session_id="x" * 513)) == [wrong]
+
+
+def test_an_owner_is_a_user_or_a_session():
+    assert requests.read_owner("owner", users_pb2.Owner(user_id="ann")) == "user:ann"
+    assert requests.read_owner("owner", users_pb2.Owner(session_id="ann")) == "session:ann"
+    nobody = FieldViolation("owner", "must name a user_id or a session_id")
+    assert violations(lambda one: requests.read_owner("owner", one), users_pb2.Owner()) == [nobody]
+    empty = FieldViolation("source.session_id", "must not be empty")
+    assert violations(lambda one: requests.read_owner("source", one), users_pb2.Owner(session_id="")) == [empty]
+
+
+def test_a_page_token_comes_back_as_the_place_it_was_made_of():
+    place = Place(1_700_000_000.25, 7)
+    message = users_pb2.ListUserEventsRequest(page_size=3, page_token=requests.page_token(place))
+    assert requests.read_page(message) == (3, place)
+    assert requests.read_page(users_pb2.ListUserEventsRequest()) == (100, None)
+
+
+@pytest.mark.parametrize("token", ["x", "00", "zz" * 16, "00" * 17])
+def test_a_page_token_of_somebody_elses_is_refused(token):
+    wrong = FieldViolation("page_token", "is not one that this service has given")
+    assert violations(requests.read_page, users_pb2.ListUserEventsRequest(page_token=token)) == [wrong]
+
+
+@pytest.mark.parametrize("size", [-1, 0, 1_001])
+def test_a_page_has_1_to_1000_events(size):
+    wrong = FieldViolation("page_size", f"is {size}; 1 to 1000 are allowed")
+    assert violations(requests.read_page, users_pb2.ListUserEventsRequest(page_size=size)) == [wrong]
 
 
 def test_only_so_many_ids():
@@ -125,7 +164,9 @@ def test_everything_wrong_with_a_query_is_said_at_once():
         "exclude_item_ids[1]",
         "session_item_ids",
     ]
-    assert "user_id: must not be empty; limit: is 0; 1 to 1000 are allowed; " in str(caught.value)
+    assert "user_id: must not be empty where there is no session_id; limit: is 0; 1 to 1000 are allowed; " in str(
+        caught.value
+    )
 
 
 def test_a_list_to_rank_holds_no_item_twice():

@@ -16,7 +16,7 @@ SOON_S = 5.0
 
 
 async def encoded(world, user_id="ann", session=()):
-    return await world.states.encoded(await world.states.get(user_id), session, 3, SOON_S)
+    return await world.states.encoded(await world.states.get(f"user:{user_id}"), session, 3, SOON_S)
 
 
 async def state(world, user_id="ann"):
@@ -31,16 +31,16 @@ def fresh(world):
 
 async def test_a_user_is_read_from_the_log_once(world):
     await world.did("ann", "abc")
-    first = await world.states.get("ann")
+    first = await world.states.get("user:ann")
     assert first.items == [1, 2, 3]
     assert first.seen == {1, 2, 3}
-    assert await world.states.get("ann") is first
+    assert await world.states.get("user:ann") is first
     assert world.store.reads == ["ann"]
 
 
 async def test_callers_at_the_same_time_share_one_reading(world):
     await world.did("ann", "a")
-    one, other = await asyncio.gather(world.states.get("ann"), world.states.get("ann"))
+    one, other = await asyncio.gather(world.states.get("user:ann"), world.states.get("user:ann"))
     assert one is other
     assert world.store.reads == ["ann"]
 
@@ -74,7 +74,7 @@ async def test_an_event_of_the_same_time_as_the_last_is_in_order(world, event):
     await world.write(event("e1", "a", 1.0), event("e2", "b", 2.0))
     await encoded(world)
     await world.write(event("e3", "c", 2.0))
-    assert (await world.states.get("ann")).items == [1, 2, 3]
+    assert (await world.states.get("user:ann")).items == [1, 2, 3]
     await encoded(world)
     assert world.encoder.rows == [[[1, 2]], [[3]]]
 
@@ -83,7 +83,7 @@ async def test_a_late_event_is_as_if_it_had_come_in_time(world, event):
     await world.write(event("e1", "a", 1.0), event("e3", "c", 3.0))
     await encoded(world)
     await world.write(event("e2", "b", 2.0))
-    user, again = await world.states.get("ann"), await fresh(world).get("ann")
+    user, again = await world.states.get("user:ann"), await fresh(world).get("user:ann")
     assert user.items == again.items == [1, 2, 3]
     assert user.times == again.times == [1.0, 2.0, 3.0]
     assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
@@ -101,7 +101,7 @@ async def test_a_late_event_among_those_not_yet_encoded_costs_nothing_more(world
 
 async def test_items_that_the_snapshot_does_not_know_are_left_out(world, event):
     await world.write(event("e1", "a", 1.0), event("e2", "never published", 2.0))
-    user = await world.states.get("ann")
+    user = await world.states.get("user:ann")
     await encoded(world)
     await world.write(event("e3", "neither", 0.5))
     assert (user.items, user.times, user.seen) == ([1], [1.0], {1})
@@ -109,23 +109,102 @@ async def test_items_that_the_snapshot_does_not_know_are_left_out(world, event):
     assert world.encoder.events == 1
 
 
-async def test_after_a_duplicate_the_log_says_what_happened(world, event):
+async def test_of_a_batch_with_duplicates_only_what_is_new_is_felt(world, event):
     await world.write(event("e1", "a", 1.0))
     await encoded(world)
     await world.write(event("e1", "b", 2.0), event("e2", "c", 3.0))
-    assert (await world.states.get("ann")).items == [1, 3]
+    assert (await world.states.get("user:ann")).items == [1, 3]
     assert await state(world) == [2, 1 / 2 + 3]
-    assert world.store.reads == ["ann", "ann"]
+    assert world.store.reads == ["ann"]
 
 
 async def test_an_event_written_while_the_log_is_read_is_not_lost(world):
     await world.did("ann", "a")
     world.store.reading_allowed.clear()
-    reading = asyncio.ensure_future(world.states.get("ann"))
+    reading = asyncio.ensure_future(world.states.get("user:ann"))
     await world.store.read_begun.acquire()
     await world.did("ann", "b")
     world.store.reading_allowed.set()
     assert (await reading).items == [1, 2]
+
+
+async def test_what_another_server_writes_is_felt_at_once(world, event):
+    """A shared log: this server is not told, and asks."""
+    world.store.shared = True
+    await world.did("ann", "ab")
+    await encoded(world)
+    await world.store.write([event("elsewhere", "c", 50.0)])
+    assert (await world.states.get("user:ann")).items == [1, 2, 3]
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+    assert world.encoder.rows == [[[1, 2]], [[3]]]
+
+
+async def test_of_a_shared_log_everybody_gets_what_was_written_before_they_asked(world, event):
+    world.store.shared = True
+    await world.did("ann", "a")
+    world.store.reading_allowed.clear()
+    early = asyncio.ensure_future(world.states.get("user:ann"))
+    await world.store.read_begun.acquire()
+    await world.store.write([event("elsewhere", "b", 50.0)])
+    late = asyncio.ensure_future(world.states.get("user:ann"))
+    await world.store.read_begun.acquire()
+    world.store.reading_allowed.set()
+    await early
+    assert (await late).items == [1, 2]
+
+
+async def test_what_was_written_here_and_elsewhere_is_felt_once(world, event):
+    world.store.shared = True
+    await world.did("ann", "a")
+    await encoded(world)
+    await world.store.write([event("elsewhere", "b", 50.0)])
+    await world.write(event("here", "c", 60.0))
+    assert (await world.states.get("user:ann")).items == [1, 2, 3]
+    assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
+
+
+async def test_a_rewritten_history_is_read_anew(world):
+    world.store.shared = True
+    await world.did("ann", "abc")
+    await encoded(world)
+    del world.store.histories["user:ann"][1]
+    world.store.rewrites["user:ann"] = 1
+    assert (await world.states.get("user:ann")).items == [1, 3]
+    assert await state(world) == [2, 1 / 2 + 3]
+
+
+async def test_a_forgotten_history_is_read_anew_also_while_it_is_being_read(world):
+    await world.did("ann", "ab")
+    world.store.reading_allowed.clear()
+    reading = asyncio.ensure_future(world.states.get("user:ann"))
+    await world.store.read_begun.acquire()
+    world.store.histories.clear()
+    world.states.forget("user:ann")
+    world.store.reading_allowed.set()
+    assert (await reading).items == []
+    assert (await world.states.get("user:ann")).items == []
+    assert world.store.reads == ["ann", "ann"]
+
+
+async def test_another_name_of_an_owner_shows_the_owners_history(world, event):
+    await world.did("ann", "a")
+    await world.states.get("session:s")
+    world.store.names["session:s"] = "user:ann"
+    world.states.forget("session:s")
+    user = await world.states.get("session:s")
+    assert user is await world.states.get("user:ann")
+    await world.did("ann", "b")
+    assert (await world.states.get("session:s")).items == [1, 2]
+
+
+async def test_a_long_history_is_read_whole(world, event):
+    many = user_state.MANY_EVENTS + 1
+    await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(many)])
+    user = await world.states.get("user:ann")
+    assert user.items == [n % 5 + 1 for n in range(many)]
+    await world.write(event("last", "e", float(many)))
+    assert user.items[-1] == 5
+    assert len(user.items) == many + 1
 
 
 async def test_an_event_that_arrives_during_an_encoding_is_the_next_step(world):
@@ -154,7 +233,7 @@ async def test_a_late_event_that_arrives_during_an_encoding_leaves_nobody_withou
 async def test_only_the_users_seen_last_are_remembered(make_world):
     world = make_world(capacity=2)
     for user_id in ("ann", "bob", "ann", "cara", "ann", "bob"):
-        await world.states.get(user_id)
+        await world.states.get(f"user:{user_id}")
     assert world.store.reads == ["ann", "bob", "cara", "bob"]
 
 
@@ -163,8 +242,8 @@ async def test_a_users_events_do_not_touch_another(world):
     await world.did("bob", "b")
     assert await state(world, "ann") == [1, 1]
     await world.did("bob", "c")
-    assert (await world.states.get("ann")).items == [1]
-    assert (await world.states.get("bob")).items == [2, 3]
+    assert (await world.states.get("user:ann")).items == [1]
+    assert (await world.states.get("user:bob")).items == [2, 3]
 
 
 async def test_a_session_is_felt_and_not_kept(world):
@@ -172,7 +251,7 @@ async def test_a_session_is_felt_and_not_kept(world):
     with_session = await encoded(world, session=[3, 5])
     assert with_session.state.tolist() == [4, 1 / 8 + 2 / 4 + 3 / 2 + 5]
     assert await state(world) == [2, 1 / 2 + 2]
-    assert (await world.states.get("ann")).items == [1, 2]
+    assert (await world.states.get("user:ann")).items == [1, 2]
     assert world.encoder.rows == [[[1, 2]], [[3, 5]]]
 
 
@@ -188,7 +267,7 @@ async def test_a_failed_encoding_changes_nothing(world):
     world.encoder.failure = EncoderUnavailable("down")
     with pytest.raises(EncoderUnavailable):
         await encoded(world)
-    assert (await world.states.get("ann")).encoded is before
+    assert (await world.states.get("user:ann")).encoded is before
     world.encoder.failure = None
     assert await state(world) == [3, 1 / 4 + 2 / 2 + 3]
 
@@ -197,9 +276,9 @@ async def test_a_log_that_could_not_be_read_is_read_again(world):
     await world.did("ann", "a")
     world.store.failure = Unavailable("locked")
     with pytest.raises(Unavailable):
-        await world.states.get("ann")
+        await world.states.get("user:ann")
     world.store.failure = None
-    assert (await world.states.get("ann")).items == [1]
+    assert (await world.states.get("user:ann")).items == [1]
 
 
 def a_user(event):
@@ -212,7 +291,7 @@ def a_user(event):
 
 async def test_steps_that_nobody_waits_for_any_more_are_kept(world):
     await world.did("ann", "abc")
-    user = await world.states.get("ann")
+    user = await world.states.get("user:ann")
     world.encoder.answering_allowed.clear()
     with pytest.raises(DeadlineExceeded):
         await world.states.encoded(user, (), 5, 0.01)
@@ -223,7 +302,7 @@ async def test_steps_that_nobody_waits_for_any_more_are_kept(world):
 
 async def test_callers_at_the_same_time_share_the_steps(world):
     await world.did("ann", "abc")
-    user = await world.states.get("ann")
+    user = await world.states.get("user:ann")
     await asyncio.gather(*(world.states.encoded(user, (), 5, 5.0) for _ in range(3)))
     assert world.encoder.rows == [[[1, 2, 3]]]
 
@@ -279,11 +358,11 @@ async def test_event_by_event_is_the_same_as_all_at_once(tiny_snapshot, make_wor
     local = CoalescingEncoder(LocalEncoder(tiny_snapshot.path / ENCODER), 60.0)
     states = UserStates(tiny_snapshot, world.store, local, 10)
     for one in history:
-        states.apply([one], await world.store.write([one]))
-        stepped = await states.encoded(await states.get("ann"), (), 12, 60.0)
+        states.apply(await world.store.write([one]))
+        stepped = await states.encoded(await states.get("user:ann"), (), 12, 60.0)
 
     again = UserStates(tiny_snapshot, world.store, local, 10)
-    whole = await again.encoded(await again.get("ann"), (), 12, 60.0)
+    whole = await again.encoded(await again.get("user:ann"), (), 12, 60.0)
     np.testing.assert_allclose(stepped.query, whole.query, atol=1e-4)
     np.testing.assert_allclose(stepped.state, whole.state, atol=1e-4)
     assert stepped.log_z == pytest.approx(whole.log_z, abs=1e-4)

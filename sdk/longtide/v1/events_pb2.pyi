@@ -100,11 +100,13 @@ class Event(google.protobuf.message.Message):
     SESSION_ID_FIELD_NUMBER: builtins.int
     ATTRIBUTION_TOKEN_FIELD_NUMBER: builtins.int
     event_id: builtins.str
-    """Identifies the event for ever: 1 to 512 bytes of UTF-8. A second event with a known id is a duplicate and changes
-    nothing. Required.
+    """Identifies the event among those of its user, or of its session where there is no user, for ever: 1 to 512 bytes of
+    UTF-8. A second event with a known id is a duplicate and changes nothing. Required.
     """
     user_id: builtins.str
-    """Who acted: 1 to 512 bytes of UTF-8. Required."""
+    """Who acted: at most 512 bytes of UTF-8. Empty where only the session is known: then the event belongs to the
+    session, until UserService.MergeUsers says whose it is.
+    """
     item_id: builtins.str
     """What was acted on: 1 to 512 bytes of UTF-8. It may be unknown to the catalogue. Required."""
     type: Global___EventType.ValueType
@@ -116,7 +118,7 @@ class Event(google.protobuf.message.Message):
     price of a PURCHASE. Absent when there is none.
     """
     session_id: builtins.str
-    """The session in which it happened: at most 512 bytes; empty when unknown."""
+    """The session in which it happened: at most 512 bytes. Required where there is no `user_id`."""
     attribution_token: builtins.str
     """The `attribution_token` of the recommendation that led here: at most 512 bytes; empty when none did."""
     @property
@@ -176,7 +178,7 @@ class WriteEventsResponse(google.protobuf.message.Message):
     written_count: builtins.int
     """How many events are new and now durable."""
     duplicate_count: builtins.int
-    """How many events had a known `event_id` and changed nothing."""
+    """How many events changed nothing: their `event_id` was known, or they happened before their user's data were deleted."""
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EventError]:
         """The events that were refused, by ascending index. Retrying them unchanged cannot succeed."""

@@ -64,12 +64,17 @@ class RecommendRequest(google.protobuf.message.Message):
     MIN_SIMILARITY_FIELD_NUMBER: builtins.int
     SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
     REQUEST_TIME_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """Who asks: 1 to 512 bytes of UTF-8. Required."""
+    """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
     """How many items: 1 to 1,000, default 10. The answer is shorter when the catalogue has fewer that may appear."""
     min_similarity: builtins.float
     """A neighbor counts only when the cosine similarity to the user is at least this: -1 to 1, default from the snapshot."""
+    session_id: builtins.str
+    """The session that asks where there is no `user_id`: at most 512 bytes. Its events are those written with this
+    `session_id` and without a `user_id`. Ignored where there is a `user_id`.
+    """
     @property
     def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Items that must not appear: at most 10,000 ids of 1 to 512 bytes."""
@@ -96,9 +101,10 @@ class RecommendRequest(google.protobuf.message.Message):
         min_similarity: builtins.float | None = ...,
         session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        session_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
@@ -277,8 +283,11 @@ class RecommendResult(google.protobuf.message.Message):
     USER_ID_FIELD_NUMBER: builtins.int
     RESPONSE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Whom the result is for, as sent."""
+    session_id: builtins.str
+    """Which anonymous session the result is for, as sent."""
     @property
     def response(self) -> Global___RecommendResponse:
         """The answer."""
@@ -293,9 +302,10 @@ class RecommendResult(google.protobuf.message.Message):
         user_id: builtins.str = ...,
         response: Global___RecommendResponse | None = ...,
         error: Global___RequestError | None = ...,
+        session_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "session_id", b"session_id", "user_id", b"user_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["response", "error"] | None: ...
 
 Global___RecommendResult: typing_extensions.TypeAlias = RecommendResult
@@ -336,8 +346,11 @@ class RankRequest(google.protobuf.message.Message):
     ITEM_IDS_FIELD_NUMBER: builtins.int
     SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
     REQUEST_TIME_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """Who asks: 1 to 512 bytes of UTF-8. Required."""
+    """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
+    session_id: builtins.str
+    """As in RecommendRequest."""
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The items to order: 1 to 10,000 ids of 1 to 512 bytes, none twice."""
@@ -357,9 +370,10 @@ class RankRequest(google.protobuf.message.Message):
         item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        session_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "request_time", b"request_time", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
 
 Global___RankRequest: typing_extensions.TypeAlias = RankRequest
 
@@ -430,21 +444,25 @@ class ListSimilarUsersRequest(google.protobuf.message.Message):
     USER_ID_FIELD_NUMBER: builtins.int
     LIMIT_FIELD_NUMBER: builtins.int
     MIN_SIMILARITY_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """Who is compared: 1 to 512 bytes of UTF-8. Required."""
+    """Who is compared: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
     """How many users: 1 to 1,000, default 10. The answer is shorter when fewer are similar enough."""
     min_similarity: builtins.float
     """The least cosine similarity: -1 to 1, default from the snapshot."""
+    session_id: builtins.str
+    """As in RecommendRequest."""
     def __init__(
         self,
         *,
         user_id: builtins.str = ...,
         limit: builtins.int | None = ...,
         min_similarity: builtins.float | None = ...,
+        session_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "session_id", b"session_id", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload

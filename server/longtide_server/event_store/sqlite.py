@@ -10,91 +10,104 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import structlog
 
-from longtide_server.errors import Overloaded, Unavailable
-from longtide_server.event_store import Written
+from longtide_server.errors import LongtideError, Overloaded, Unavailable
+from longtide_server.event_store import Deleted, History, Place, Version, Written, sqlite_log
 from longtide_server.events import Event
 
 MAX_WAITING_EVENTS = 200_000
 MAX_EVENTS_PER_COMMIT = 50_000
+PIECE_EVENTS = 10_000
 READERS = 2
-BUSY_TIMEOUT_S = 5.0
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-  position INTEGER PRIMARY KEY,   -- order of arrival
-  event_id TEXT NOT NULL UNIQUE,
-  user_id TEXT NOT NULL,
-  item_id TEXT NOT NULL,
-  type INTEGER NOT NULL,
-  custom_type TEXT NOT NULL,
-  time_s REAL NOT NULL,
-  value REAL,
-  session_id TEXT NOT NULL,
-  attribution_token TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, time_s, position);
-"""
-COLUMNS = "event_id, user_id, item_id, type, custom_type, time_s, value, session_id, attribution_token"
-INSERT = f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
-HISTORY = f"SELECT {COLUMNS} FROM events WHERE user_id = ? ORDER BY time_s, position"
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    events: Sequence[Event]
-    written: Future[Written]
+class _Job(Generic[T]):
+    """A change of the log, and where its result goes."""
+
+    do: Callable[[sqlite3.Connection], T]
+    done: Future[T]
+    events: int = 0
+    """How many events it adds."""
 
 
 class SqliteEventStore:
     """An EventStore in the file `path`, which is made when it is not there."""
 
+    shared = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waiting: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._waiting_events = 0
         self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _connect(path)
-            self._connection.executescript(SCHEMA)
+            self._connection = sqlite_log.connect(path)
+            sqlite_log.prepare(self._connection, path)
         except (OSError, sqlite3.Error) as exc:
             raise Unavailable(f"the event store {path} cannot be opened: {exc}") from exc
         self._local = threading.local()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="event-store-read")
-        self._writer = threading.Thread(target=self._write_batches, name="event-store-write", daemon=True)
+        self._writer = threading.Thread(target=self._work, name="event-store-write", daemon=True)
         self._writer.start()
 
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore."""
-        if self._closed:
-            raise Unavailable("the event store is closing")
         if self._waiting_events + len(events) > MAX_WAITING_EVENTS:
             raise Overloaded(f"{self._waiting_events} events are waiting to be written")
-        batch = _Batch(events, Future())
-        self._waiting_events += len(events)
-        self._waiting.put(batch)
-        written = asyncio.wrap_future(batch.written)
-        written.add_done_callback(lambda _: self._forget(len(events)))
-        # Shielded: a caller that gives up must not undo a commit that is under way for others.
-        return await asyncio.shield(written)
+        return await self._change(lambda connection: sqlite_log.append(connection, events), len(events))
 
-    def _forget(self, count: int) -> None:
-        self._waiting_events -= count
-
-    async def history(self, user_id: str) -> list[Event]:
+    async def history(self, owner: str, since: Version | None = None) -> History:
         """See EventStore."""
-        if self._closed:
-            raise Unavailable("the event store is closing")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_history, user_id)
+        return await self._read(lambda connection: sqlite_log.read_history(connection, owner, since))
+
+    async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
+        """See EventStore."""
+        return await self._read(lambda connection: sqlite_log.read_page(connection, owner, size, before))
+
+    async def merge(self, source: str, target: str) -> int:
+        """See EventStore."""
+        return await self._change(lambda connection: sqlite_log.merge(connection, source, target))
+
+    async def delete(self, owner: str, now_s: float) -> Deleted:
+        """See EventStore. Nothing is left of the events in the files, unless somebody reads them at this moment."""
+        deleted = await self._change(lambda connection: sqlite_log.delete(connection, owner, now_s))
+        await self._on_reader(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        return deleted
+
+    async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
+        """See EventStore. A piece is a transaction, so that writers have their turn between the pieces."""
+        after = 0
+        while True:
+            expire = partial(sqlite_log.expire, kept_from_s=kept_from_s, after=after, size=PIECE_EVENTS)
+            last, gone = await self._change(expire)
+            if last == after:
+                return
+            after = last
+            yield gone
+
+    async def everything(self) -> AsyncIterator[Sequence[tuple[str, Event]]]:
+        """See EventStore."""
+        after = 0
+        while True:
+            after, piece = await self._read(partial(sqlite_log.read_piece, after=after, size=PIECE_EVENTS))
+            if not piece:
+                return
+            yield piece
 
     async def close(self) -> None:
         """See EventStore."""
@@ -108,74 +121,110 @@ class SqliteEventStore:
         self._readers.shutdown(wait=True)
         self._connection.close()
 
-    def _read_history(self, user_id: str) -> list[Event]:
-        try:
-            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = _connect(self._path)
-            rows = connection.execute(HISTORY, (user_id,)).fetchall()
-        except sqlite3.Error as exc:
-            raise Unavailable(f"the event store cannot be read: {exc}") from exc
-        return [_event(row) for row in rows]
+    async def _change(self, do: Callable[[sqlite3.Connection], T], events: int = 0) -> T:
+        """Have the writer do something; return when it is durable."""
+        self._check_open()
+        job = _Job(do, Future(), events)
+        self._waiting_events += events
+        self._waiting.put(job)
+        done = asyncio.wrap_future(job.done)
+        done.add_done_callback(lambda _: self._forget(events))
+        # Shielded: a caller that gives up must not undo a commit that is under way for others.
+        return await asyncio.shield(done)
 
-    def _write_batches(self) -> None:
+    def _forget(self, count: int) -> None:
+        self._waiting_events -= count
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Read at one moment of the log."""
+
+        def reading(connection: sqlite3.Connection) -> T:
+            with _transaction(connection, "BEGIN"):
+                return read(connection)
+
+        return await self._on_reader(reading)
+
+    async def _on_reader(self, do: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+
+        def doing() -> T:
+            try:
+                connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+                if connection is None:
+                    connection = self._local.connection = sqlite_log.connect(self._path)
+                return do(connection)
+            except sqlite3.Error as exc:
+                raise Unavailable(f"the event store cannot be read: {exc}") from exc
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, doing)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the event store is closing")
+
+    def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
-            batches, closing = self._take_waiting(first)
-            self._commit(batches)
+            jobs, closing = self._take_waiting(first)
+            self._commit(jobs)
             if closing:
                 return
 
-    def _take_waiting(self, first: _Batch) -> tuple[list[_Batch], bool]:
+    def _take_waiting(self, first: _Job[Any]) -> tuple[list[_Job[Any]], bool]:
         """Everything that waits right now, bounded; and whether the store is to close after it."""
-        batches, count = [first], len(first.events)
+        jobs, count = [first], first.events
         while count < MAX_EVENTS_PER_COMMIT:
             try:
-                batch = self._waiting.get_nowait()
+                job = self._waiting.get_nowait()
             except queue.Empty:
                 break
-            if batch is None:
-                return batches, True
-            batches.append(batch)
-            count += len(batch.events)
-        return batches, False
+            if job is None:
+                return jobs, True
+            jobs.append(job)
+            count += job.events
+        return jobs, False
 
-    def _commit(self, batches: list[_Batch]) -> None:
-        results = []
+    def _commit(self, jobs: list[_Job[Any]]) -> None:
+        """Do the jobs in one transaction; what fails for its own reasons fails alone, and takes nothing along."""
+        results: list[tuple[_Job[Any], object]] = []
         try:
-            with self._connection:
-                for batch in batches:
-                    new = self._connection.executemany(INSERT, map(_row, batch.events)).rowcount
-                    results.append(Written(new, len(batch.events) - new))
-        except (sqlite3.Error, UnicodeEncodeError) as exc:
-            log.error("events_not_written", batches=len(batches), error=str(exc))
-            for batch in batches:
-                batch.written.set_exception(Unavailable(f"the event store cannot write: {exc}"))
-            return
-        for batch, written in zip(batches, results, strict=True):
-            batch.written.set_result(written)
+            with _transaction(self._connection, "BEGIN IMMEDIATE"):
+                for job in jobs:
+                    self._connection.execute("SAVEPOINT job")
+                    try:
+                        results.append((job, job.do(self._connection)))
+                    except LongtideError as exc:
+                        self._connection.execute("ROLLBACK TO job")
+                        results.append((job, exc))
+                    except UnicodeEncodeError as exc:
+                        self._connection.execute("ROLLBACK TO job")
+                        results.append((job, Unavailable(f"the event store cannot write: {exc}")))
+                    self._connection.execute("RELEASE job")
+        except sqlite3.Error as exc:
+            log.error("events_not_written", jobs=len(jobs), error=str(exc))
+            _fail(jobs, Unavailable(f"the event store cannot write: {exc}"))
+        except Exception as exc:
+            log.exception("events_not_written", jobs=len(jobs))
+            _fail(jobs, exc)
+        else:
+            for job, result in results:
+                if isinstance(result, LongtideError):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # an acknowledged event survives a power cut
-    return connection
+def _fail(jobs: Sequence[_Job[Any]], exc: Exception) -> None:
+    for job in jobs:
+        job.done.set_exception(exc)
 
 
-def _row(event: Event) -> tuple[str, str, str, int, str, float, float | None, str, str]:
-    return (
-        event.event_id,
-        event.user_id,
-        event.item_id,
-        int(event.type),
-        event.custom_type,
-        event.time_s,
-        event.value,
-        event.session_id,
-        event.attribution_token,
-    )
-
-
-def _event(row: tuple[str, str, str, int, str, float, float | None, str, str]) -> Event:
-    event_id, user_id, item_id, kind, custom_type, time_s, value, session_id, token = row
-    return Event(event_id, user_id, item_id, kind, time_s, value, custom_type, session_id, token)
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has rolled back by itself after some errors, a full disk for one
+            connection.execute("ROLLBACK")
+        raise

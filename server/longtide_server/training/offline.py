@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from longtide_server.candidates import Candidates
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Unavailable
-from longtide_server.event_store import Written
-from longtide_server.events import Event
+from longtide_server.event_store import History, Version, Written
+from longtide_server.events import Event, owner_key, user_of
 from longtide_server.recommender import Answer, Query, Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.training.dataset import Sequences
@@ -23,14 +23,19 @@ AT_ONCE = 256
 
 
 class LogHistories:
-    """A log as an EventStore that only reads."""
+    """The histories of a log, which only reads."""
+
+    shared = False
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
         self._user = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
 
-    async def history(self, user_id: str) -> list[Event]:
-        """See EventStore."""
+    async def history(self, owner: str, since: Version | None = None) -> History:
+        """See Histories."""
+        return History(owner, Version(1), self._events(user_of(owner)))
+
+    def _events(self, user_id: str) -> list[Event]:
         user = self._user.get(user_id)
         if user is None:
             return []
@@ -52,9 +57,6 @@ class LogHistories:
     async def write(self, events: Sequence[Event]) -> Written:
         """A log cannot be written to."""
         raise Unavailable("a log is read only")
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 class OfflineRecommender:
@@ -90,7 +92,7 @@ class OfflineRecommender:
         """The query vector (V, D) of users now, in their order; zeros for a user without events."""
         found = np.zeros((len(user_ids), self._recommender.snapshot.manifest.encoder.dim), np.float32)
         for at in range(0, len(user_ids), AT_ONCE):
-            states = [await self._states.get(user_id) for user_id in user_ids[at : at + AT_ONCE]]
+            states = [await self._states.get(owner_key(user_id, "")) for user_id in user_ids[at : at + AT_ONCE]]
             calls = (self._states.encoded(state, (), 1, CALL_TIMEOUT_S) for state in states)
             for row, encoded in enumerate(await asyncio.gather(*calls), at):
                 if encoded is not None:

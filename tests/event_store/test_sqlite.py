@@ -1,19 +1,18 @@
-"""The durable log: what is counted, kept, shared and refused."""
+"""What is SQLite's own: durability, one writer for many callers, locks and full disks, and what is overwritten."""
 
 import asyncio
 import sqlite3
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from longtide_server.errors import Overloaded, Unavailable
-from longtide_server.event_store import Written
+from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store import sqlite as sqlite_store
+from longtide_server.event_store import sqlite_log
 from longtide_server.event_store.sqlite import SqliteEventStore
-from longtide_server.events import Event, EventType
+from longtide_server.events import Event
 
 WRITER = Path(__file__).parent / "writer.py"
 SOON_S = 5.0
@@ -51,18 +50,18 @@ class Traced:
     """What the stores that are opened from now on execute, and when their writer has begun."""
 
     def __init__(self, monkeypatch):
-        self.statements, self._begun, connect = [], threading.Event(), sqlite_store._connect
+        self.statements, self._begun, connect = [], threading.Event(), sqlite_log.connect
 
         def traced(path):
             connection = connect(path)
             connection.set_trace_callback(self._executes)
             return connection
 
-        monkeypatch.setattr(sqlite_store, "_connect", traced)
+        monkeypatch.setattr(sqlite_log, "connect", traced)
 
     def _executes(self, statement):
         self.statements.append(statement)
-        if statement.startswith("INSERT"):
+        if statement == "BEGIN IMMEDIATE" and threading.current_thread() is not threading.main_thread():
             self._begun.set()
 
     async def begun(self):
@@ -74,57 +73,13 @@ def traced(monkeypatch):
     return Traced(monkeypatch)
 
 
-async def ids(store, user_id="ann"):
-    return [event.event_id for event in await store.history(user_id)]
+async def ids(store):
+    return [event.event_id for event in (await store.history("user:ann")).events]
 
 
-async def test_new_events_and_duplicates_are_counted(store, event):
-    assert await store.write([event("e1"), event("e2")]) == Written(new=2, duplicates=0)
-    assert await store.write([event("e2"), event("e3"), event("e1")]) == Written(new=1, duplicates=2)
-    assert await ids(store) == ["e1", "e2", "e3"]
-
-
-async def test_a_duplicate_may_be_in_the_same_batch(store, event):
-    assert await store.write([event("e1"), event("e1"), event("e1")]) == Written(new=1, duplicates=2)
-    assert await ids(store) == ["e1"]
-
-
-async def test_a_known_id_changes_nothing_whatever_comes_with_it(store, event):
-    await store.write([event("e1", "a", 1.0, "ann")])
-    assert await store.write([event("e1", "b", 2.0, "bob")]) == Written(new=0, duplicates=1)
-    assert await store.history("ann") == [event("e1", "a", 1.0, "ann")]
-    assert await store.history("bob") == []
-
-
-async def test_every_field_comes_back(store):
-    full = Event("e1", "ann\0🌊", "a", EventType.CUSTOM, 1.25, -0.5, "bookmarked", "s1", "t1")
-    plain = Event("e2", "ann\0🌊", "a", EventType.VIEW, 2.0)
-    zero = replace(plain, event_id="e3", value=0.0)
-    await store.write([full, plain, zero])
-    assert await store.history("ann\0🌊") == [full, plain, zero]
-    assert await store.history("ann") == []
-
-
-async def test_a_history_is_by_time_and_then_by_arrival(store, event):
-    await store.write([event("late", time_s=3.0), event("one of two", time_s=2.0)])
-    await store.write([event("another of two", time_s=2.0), event("early", time_s=1.0)])
-    assert await ids(store) == ["early", "one of two", "another of two", "late"]
-
-
-async def test_nobody_sees_the_history_of_another(store, event):
-    await store.write([event("e1", user_id="ann"), event("e2", user_id="bob")])
-    assert await ids(store, "ann") == ["e1"]
-    assert await ids(store, "bob") == ["e2"]
-    assert await ids(store, "cara") == []
-
-
-async def test_a_history_survives_a_restart(store, path, event):
-    await store.write([event("e1")])
-    await store.close()
-    again = SqliteEventStore(path)
-    assert await ids(again) == ["e1"]
-    assert await again.write([event("e1"), event("e2")]) == Written(new=1, duplicates=1)
-    await again.close()
+async def counts(write):
+    written = await write
+    return written.new, written.duplicates
 
 
 async def test_a_batch_is_written_whole_or_not_at_all(store, event):
@@ -132,7 +87,7 @@ async def test_a_batch_is_written_whole_or_not_at_all(store, event):
     with pytest.raises(Unavailable, match="cannot write"):
         await store.write([event("e1"), event("e2"), unwritable, event("e4")])
     assert await ids(store) == []
-    assert await store.write([event("e1")]) == Written(new=1, duplicates=0)
+    assert await counts(store.write([event("e1")])) == (1, 0)
 
 
 async def test_callers_who_write_at_the_same_time_share_a_commit(traced, path, lock, event):
@@ -143,15 +98,15 @@ async def test_callers_who_write_at_the_same_time_share_a_commit(traced, path, l
     others = [asyncio.ensure_future(store.write([event(f"e{n}"), event("first")])) for n in range(20)]
     await asyncio.sleep(0)
     unlock()
-    assert await first == Written(new=1, duplicates=0)
-    assert await asyncio.gather(*others) == [Written(new=1, duplicates=1)] * 20
+    assert await counts(first) == (1, 0)
+    assert [await counts(one) for one in others] == [(1, 1)] * 20
     assert traced.statements.count("COMMIT") == 2
     await store.close()
 
 
 async def test_an_acknowledged_event_survives_a_power_cut(path, monkeypatch):
-    opened, connect = [], sqlite_store._connect
-    monkeypatch.setattr(sqlite_store, "_connect", lambda path: opened.append(connect(path)) or opened[-1])
+    opened, connect = [], sqlite_log.connect
+    monkeypatch.setattr(sqlite_log, "connect", lambda path: opened.append(connect(path)) or opened[-1])
     store = SqliteEventStore(path)
     [writer] = opened
     assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -172,21 +127,21 @@ async def test_an_acknowledged_event_survives_a_killed_server(path):
     kept = set(await ids(store))
     assert len(acknowledged) >= 100
     assert set(acknowledged) <= kept
-    assert await store.write([Event("after", "ann", "a", 1, 0.0)]) == Written(new=1, duplicates=0)
+    assert await counts(store.write([Event("after", "ann", "a", 1, 0.0)])) == (1, 0)
     # A batch is whole even when the process died in the middle of it.
     assert len(kept) % 3 == 0
     await store.close()
 
 
 async def test_a_locked_file_is_unavailable_and_writes_again_later(path, lock, event, monkeypatch):
-    monkeypatch.setattr(sqlite_store, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(sqlite_log, "BUSY_TIMEOUT_S", 0.05)
     store = SqliteEventStore(path)
     unlock = lock()
     with pytest.raises(Unavailable, match="locked"):
         await store.write([event("e1")])
     unlock()
     assert await ids(store) == []
-    assert await store.write([event("e1")]) == Written(new=1, duplicates=0)
+    assert await counts(store.write([event("e1")])) == (1, 0)
     await store.close()
 
 
@@ -196,7 +151,7 @@ async def test_a_short_lock_is_waited_out(traced, path, lock, event):
     write = asyncio.ensure_future(store.write([event("e1")]))
     await traced.begun()
     unlock()
-    assert await write == Written(new=1, duplicates=0)
+    assert await counts(write) == (1, 0)
     await store.close()
 
 
@@ -218,8 +173,8 @@ async def test_only_so_many_events_may_wait(traced, path, lock, event, monkeypat
     with pytest.raises(Overloaded, match="3 events are waiting"):
         await store.write([event("too many")])
     unlock()
-    assert await asyncio.gather(*accepted) == [Written(new=1, duplicates=0)] * 3
-    assert await store.write([event("too many")]) == Written(new=1, duplicates=0)
+    assert [await counts(one) for one in accepted] == [(1, 0)] * 3
+    assert await counts(store.write([event("too many")])) == (1, 0)
     await store.close()
 
 
@@ -246,7 +201,7 @@ async def test_closing_finishes_what_was_accepted(traced, path, lock, event):
     await asyncio.sleep(0)
     unlock()
     await closing
-    assert await asyncio.gather(*writes) == [Written(new=1, duplicates=0)] * 5
+    assert [await counts(one) for one in writes] == [(1, 0)] * 5
     again = SqliteEventStore(path)
     assert await ids(again) == ["e0", "e1", "e2", "e3", "e4"]
     await again.close()
@@ -258,7 +213,57 @@ async def test_a_closed_store_refuses(store, event):
     with pytest.raises(Unavailable, match="closing"):
         await store.write([event("e1")])
     with pytest.raises(Unavailable):
-        await store.history("ann")
+        await store.history("user:ann")
+
+
+async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(store, path, event):
+    await store.write([event("e1")])
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
+    with pytest.raises(Unavailable, match="full"):
+        await store.write([event(f"{n}", "x" * 500) for n in range(100)])
+    assert await ids(store) == ["e1"]
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 1_000}")
+    assert await counts(store.write([event(f"{n}", "x" * 500) for n in range(100)])) == (100, 0)
+
+
+async def test_what_one_caller_did_wrong_is_not_anothers_loss(traced, path, lock, event):
+    store = SqliteEventStore(path)
+    unlock = lock()
+    first = asyncio.ensure_future(store.write([event("first")]))
+    await traced.begun()
+    unwritable = asyncio.ensure_future(store.write([event("e1"), event("e2", user_id="\ud800")]))
+    good = asyncio.ensure_future(store.write([event("e3")]))
+    await asyncio.sleep(0)
+    unlock()
+    await first
+    with pytest.raises(Unavailable, match="cannot write"):
+        await unwritable
+    assert await counts(good) == (1, 0)
+    assert await ids(store) == ["first", "e3"]
+    await store.close()
+
+
+async def test_nothing_of_a_deleted_event_is_left_in_the_files(store, path, event):
+    await store.write([event(f"secret-{n}", "a-secret-item", user_id="ann") for n in range(200)])
+    await store.write([event("kept", "another-item", user_id="bob")])
+
+    def written():
+        return b"".join(file.read_bytes() for file in path.parent.iterdir())
+
+    assert b"a-secret-item" in written()
+    await store.delete("user:ann", 10.0)
+    assert b"secret" not in written()
+    assert b"another-item" in written()
+
+
+async def test_a_file_of_another_format_is_named(path):
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE events (position INTEGER PRIMARY KEY)")
+    connection.close()
+    with pytest.raises(InvalidInput, match=r"events\.db is of format 0; this release reads format 2"):
+        SqliteEventStore(path)
 
 
 def a_directory(path):

@@ -1,0 +1,286 @@
+"""The event log as tables of SQLite: every statement, as functions on a connection, each inside a transaction.
+
+An owner is a row, and its events point to it. The order of arrival is the order of the table's row ids, of which a
+merged history keeps its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longtide_server.errors import Conflict, InvalidInput
+from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
+from longtide_server.events import Event, user_of
+
+FORMAT = 2
+BUSY_TIMEOUT_S = 5.0
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS owners (
+  number INTEGER PRIMARY KEY,
+  owner TEXT NOT NULL UNIQUE,
+  rewrites INTEGER NOT NULL DEFAULT 0,
+  position INTEGER NOT NULL DEFAULT 0,    -- of the last event
+  merged_into INTEGER,                    -- another owner, who has all the events
+  deleted_s REAL NOT NULL DEFAULT -1      -- events that happened until then are not taken
+);
+CREATE INDEX IF NOT EXISTS owners_by_merge ON owners (merged_into) WHERE merged_into IS NOT NULL;
+CREATE TABLE IF NOT EXISTS events (
+  position INTEGER PRIMARY KEY,           -- order of arrival
+  owner INTEGER NOT NULL,
+  event_id TEXT NOT NULL,
+  item_id TEXT NOT NULL,
+  type INTEGER NOT NULL,
+  custom_type TEXT NOT NULL,
+  time_s REAL NOT NULL,
+  value REAL,
+  session_id TEXT NOT NULL,
+  attribution_token TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (owner, event_id);
+CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, position, time_s);
+"""
+COLUMNS = "event_id, item_id, type, custom_type, time_s, value, session_id, attribution_token"
+INSERT = (
+    f"INSERT INTO events (owner, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, event_id) DO NOTHING"
+)
+OWNER = "number, owner, rewrites, position, merged_into, deleted_s"
+
+Row = tuple[str, str, int, str, float, float | None, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A row of the table of owners."""
+
+    number: int
+    owner: str
+    rewrites: int
+    position: int
+    merged_into: int | None
+    deleted_s: float
+
+    @property
+    def version(self) -> Version:
+        """Of the owner's history."""
+        return Version(self.rewrites, self.position)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection without transactions of its own."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # an acknowledged event survives a power cut
+    connection.execute("PRAGMA secure_delete = ON")  # a deleted event is overwritten, not only forgotten
+    return connection
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make the tables where there are none. InvalidInput when the file is of another format."""
+    [found] = connection.execute("PRAGMA user_version").fetchone()
+    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and found != FORMAT:
+        raise InvalidInput(f"the event store {path} is of format {found}; this release reads format {FORMAT}")
+    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+
+
+def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
+    """Insert what is new."""
+    owners: dict[str, Owner] = {}
+    taken: list[tuple[Owner, Event]] = []
+    for event in events:
+        key = event.owner
+        owner = owners.get(key)
+        if owner is None:
+            owner = owners[key] = _find_or_make(connection, key)
+        if event.time_s > owner.deleted_s:
+            taken.append((owner, event))
+    [last] = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
+    new = connection.executemany(INSERT, (_row(owner.number, event) for owner, event in taken)).rowcount
+    if new < len(taken):
+        taken = _those_inserted(connection, last, taken)
+    return Written(len(taken), len(events) - len(taken), _advance(connection, taken, last))
+
+
+def read_history(connection: sqlite3.Connection, key: str, since: Version | None) -> History:
+    """See EventStore.history."""
+    owner = _find(connection, key)
+    if owner is None:
+        return History(key, Version(), ())
+    whole = since is None or owner.owner != key or since.rewrites != owner.rewrites
+    after = 0 if whole or since is None else since.position
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM events WHERE owner = ? AND position > ? ORDER BY position", (owner.number, after)
+    )
+    events = [_event(owner.owner, row) for row in rows]
+    if whole:
+        events.sort(key=lambda event: event.time_s)
+    return History(owner.owner, owner.version, events, whole)
+
+
+def read_page(connection: sqlite3.Connection, key: str, size: int, before: Place | None) -> list[tuple[Place, Event]]:
+    """See EventStore.page. Only the index is read of what is not on the page."""
+    owner = _find(connection, key)
+    if owner is None:
+        return []
+    places = map(
+        Place._make, connection.execute("SELECT time_s, position FROM events WHERE owner = ?", (owner.number,))
+    )
+    newest = heapq.nlargest(size, (place for place in places if before is None or place < before))
+    row_of = f"SELECT {COLUMNS} FROM events WHERE position = ?"
+    return [(place, _event(owner.owner, connection.execute(row_of, (place.position,)).fetchone())) for place in newest]
+
+
+def read_piece(connection: sqlite3.Connection, after: int, size: int) -> tuple[int, list[tuple[str, Event]]]:
+    """The events that follow a position, with their owners, and the position of the last."""
+    rows = connection.execute(
+        f"SELECT events.position, owner_row.owner, {COLUMNS} FROM events "
+        "JOIN owners AS owner_row ON owner_row.number = events.owner "
+        "WHERE events.position > ? ORDER BY events.position LIMIT ?",
+        (after, size),
+    ).fetchall()
+    return (rows[-1][0] if rows else after), [(row[1], _event(row[1], row[2:])) for row in rows]
+
+
+def merge(connection: sqlite3.Connection, source_key: str, target_key: str) -> int:
+    """See EventStore.merge."""
+    target = _find_or_make(connection, target_key)
+    source = _exactly(connection, source_key)
+    if source is not None and source.merged_into == target.number:
+        return 0
+    if source is None:
+        source = _find_or_make(connection, source_key)
+    if source.merged_into is not None:
+        raise Conflict("the source was merged into another user before")
+    if source.number == target.number:
+        raise Conflict("a user cannot be merged into the one who was merged into them")
+    kept_out = "DELETE FROM events WHERE owner = ? AND time_s <= ?"
+    connection.execute(kept_out, (source.number, target.deleted_s))
+    move = "UPDATE OR IGNORE events SET owner = ? WHERE owner = ?"
+    moved = connection.execute(move, (target.number, source.number)).rowcount
+    connection.execute("DELETE FROM events WHERE owner = ?", (source.number,))
+    _rewritten(connection, [source.number, target.number])
+    connection.execute(
+        "UPDATE owners SET merged_into = ? WHERE number = ? OR merged_into = ?",
+        (target.number, source.number, source.number),
+    )
+    return moved
+
+
+def delete(connection: sqlite3.Connection, key: str, now_s: float) -> Deleted:
+    """See EventStore.delete."""
+    owner = _find_or_make(connection, key)
+    [last_s] = connection.execute("SELECT max(time_s) FROM events WHERE owner = ?", (owner.number,)).fetchone()
+    until_s = max(owner.deleted_s, now_s, last_s or 0.0)
+    deleted = connection.execute("DELETE FROM events WHERE owner = ?", (owner.number,)).rowcount
+    _rewritten(connection, [owner.number])
+    connection.execute(
+        "UPDATE owners SET deleted_s = ?, merged_into = NULL WHERE number = ? OR merged_into = ?",
+        (until_s, owner.number, owner.number),
+    )
+    return Deleted(deleted, until_s)
+
+
+def expire(
+    connection: sqlite3.Connection, kept_from_s: Mapping[int, float], after: int, size: int
+) -> tuple[int, Mapping[str, int]]:
+    """Expire among the next events after a position; the position of the last of them, and how many went, by owner.
+
+    The position is `after` when there are no more.
+    """
+    span = "SELECT position FROM events WHERE position > ? ORDER BY position LIMIT ?"
+    [last] = connection.execute(f"SELECT coalesce(max(position), ?) FROM ({span})", (after, after, size)).fetchone()
+    gone: dict[int, int] = {}
+    for kind, from_s in kept_from_s.items():
+        rows = connection.execute(
+            "DELETE FROM events WHERE position > ? AND position <= ? AND type = ? AND time_s < ? RETURNING owner",
+            (after, last, kind, from_s),
+        )
+        for (number,) in rows:
+            gone[number] = gone.get(number, 0) + 1
+    _rewritten(connection, gone)
+    named = "SELECT owner FROM owners WHERE number = ?"
+    return last, {connection.execute(named, (number,)).fetchone()[0]: count for number, count in gone.items()}
+
+
+def _exactly(connection: sqlite3.Connection, key: str) -> Owner | None:
+    row = connection.execute(f"SELECT {OWNER} FROM owners WHERE owner = ?", (key,)).fetchone()
+    return None if row is None else Owner(*row)
+
+
+def _find(connection: sqlite3.Connection, key: str) -> Owner | None:
+    """The owner of that name, or the one it was merged into."""
+    owner = _exactly(connection, key)
+    if owner is None or owner.merged_into is None:
+        return owner
+    return Owner(*connection.execute(f"SELECT {OWNER} FROM owners WHERE number = ?", (owner.merged_into,)).fetchone())
+
+
+def _find_or_make(connection: sqlite3.Connection, key: str) -> Owner:
+    owner = _find(connection, key)
+    if owner is not None:
+        return owner
+    number = connection.execute("INSERT INTO owners (owner) VALUES (?)", (key,)).lastrowid
+    assert number is not None
+    return Owner(number, key, 0, 0, None, -1.0)
+
+
+def _rewritten(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    """Histories that are not what they were, longer by more than what was appended."""
+    connection.executemany(
+        "UPDATE owners SET rewrites = rewrites + 1, position = "
+        "(SELECT coalesce(max(position), 0) FROM events WHERE events.owner = owners.number) WHERE number = ?",
+        [(number,) for number in numbers],
+    )
+
+
+def _those_inserted(
+    connection: sqlite3.Connection, after: int, events: Sequence[tuple[Owner, Event]]
+) -> list[tuple[Owner, Event]]:
+    """Which of the events are in the rows after a position; of several with one id it is the first."""
+    inserted = set(connection.execute("SELECT owner, event_id FROM events WHERE position > ?", (after,)))
+    found = []
+    for owner, event in events:
+        key = (owner.number, event.event_id)
+        if key in inserted:
+            inserted.remove(key)
+            found.append((owner, event))
+    return found
+
+
+def _advance(connection: sqlite3.Connection, events: Sequence[tuple[Owner, Event]], after: int) -> dict[str, Appended]:
+    """Move the histories on to the events that took the positions after one; what each history got."""
+    added: dict[Owner, list[Event]] = {}
+    last: dict[Owner, int] = {}
+    for position, (owner, event) in enumerate(events, after + 1):
+        added.setdefault(owner, []).append(event)
+        last[owner] = position
+    moved = [(position, owner.number) for owner, position in last.items()]
+    connection.executemany("UPDATE owners SET position = ? WHERE number = ?", moved)
+    return {
+        owner.owner: Appended(owner.version, Version(owner.rewrites, last[owner]), found)
+        for owner, found in added.items()
+    }
+
+
+def _row(number: int, event: Event) -> tuple[int, str, str, int, str, float, float | None, str, str]:
+    return (
+        number,
+        event.event_id,
+        event.item_id,
+        int(event.type),
+        event.custom_type,
+        event.time_s,
+        event.value,
+        event.session_id,
+        event.attribution_token,
+    )
+
+
+def _event(owner: str, row: Row) -> Event:
+    event_id, item_id, kind, custom_type, time_s, value, session_id, token = row
+    return Event(event_id, user_of(owner), item_id, kind, time_s, value, custom_type, session_id, token)

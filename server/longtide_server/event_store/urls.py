@@ -1,0 +1,56 @@
+"""From the URL of an event store to the store."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from longtide_server.errors import InvalidInput
+from longtide_server.event_store import EventStore
+from longtide_server.event_store.redis import Client, RedisEventStore
+from longtide_server.event_store.sqlite import SqliteEventStore
+
+TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 64
+
+
+def check_store_url(url: str) -> None:
+    """InvalidInput when no store has such a URL."""
+    scheme, parts = url.partition("://")[0], urlsplit(url)
+    if scheme == "sqlite":
+        if not parts.path.strip("/") or parts.netloc:
+            raise InvalidInput.of("store", f"{url} names no file; a file is sqlite:///relative or sqlite:////absolute")
+    elif scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
+        raise InvalidInput.of(
+            "store", f"{url} is not sqlite:///PATH, redis://HOST:PORT, rediss://... or redis+cluster://..."
+        )
+
+
+async def open_store(url: str) -> EventStore:
+    """The store behind a URL; Unavailable when it cannot be opened or reached.
+
+    `sqlite:///PATH` (three slashes for a relative path, four for an absolute one), `redis://`, `rediss://` and, for a
+    cluster, `redis+cluster://` and `rediss+cluster://` and one of its nodes, as redis-py reads them.
+    """
+    check_store_url(url)
+    if url.startswith("sqlite:///"):
+        return await asyncio.to_thread(SqliteEventStore, Path(unquote(url.removeprefix("sqlite:///"))))
+    # Loaded only where it is used: a server over SQLite does without.
+    from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+
+    limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+    client: Client
+    if "+cluster://" in url:
+        client = RedisCluster.from_url(url.replace("+cluster", ""), max_connections=MAX_CONNECTIONS, **limits)
+    else:
+        client = Redis.from_pool(
+            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=TIMEOUT_S, **limits)
+        )
+    store = RedisEventStore(client)
+    try:
+        await store.check()
+    except BaseException:
+        await store.close()
+        raise
+    return store

@@ -1,0 +1,73 @@
+"""Starts real Redis servers for tests: one, or a cluster of three masters. They end with the test run."""
+
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+START_S = 20.0
+
+
+def needed():
+    """Skips the test where there is no redis-server."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
+@contextmanager
+def redis_server(folder, *options, port=None):
+    """A server that keeps what it acknowledges in `folder`; yields its port and its process."""
+    needed()
+    port = port or free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    durable = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *durable, *options]
+    with (folder / "redis.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: cli(port, "ping") == "PONG")
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def redis_cluster(folder):
+    """Three masters that share the slots; yields the port of one."""
+    needed()
+    with ExitStack() as stack:
+        ports = []
+        for node in range(3):
+            # The bus's port is the other one plus 10,000 unless it is said.
+            bus = str(free_port())
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-port", bus)
+            ports.append(stack.enter_context(redis_server(folder / str(node), *options))[0])
+        nodes = [f"127.0.0.1:{port}" for port in ports]
+        made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-replicas", "0", "--cluster-yes"]
+        subprocess.run(made, check=True, capture_output=True, timeout=60)
+        wait_for(lambda: all("cluster_state:ok" in cli(port, "cluster", "info") for port in ports))
+        yield ports
+
+
+def cli(port, *command):
+    """What redis-cli prints."""
+    found = subprocess.run(
+        ["redis-cli", "-p", str(port), *command], check=False, capture_output=True, text=True, timeout=10
+    )
+    return found.stdout.strip()
+
+
+def wait_for(done):
+    give_up_s = time.monotonic() + START_S
+    while not done():
+        assert time.monotonic() < give_up_s, "Redis did not get ready"
+        time.sleep(0.05)
