@@ -17,13 +17,15 @@ from longtide._channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_op
 from longtide._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
+    LongtideError,
+    ResourceExhaustedError,
     UnavailableError,
     error_from_rpc,
     stream_error_from_rpc,
 )
 from longtide._health import POLL_S, attempt_s, not_ready, require_serving
 from longtide._ledger import Ledger, Tally
-from longtide._reconnect import Reconnect
+from longtide._reconnect import Reconnect, worth_a_retry
 from longtide._rows import Rows
 from longtide._stream import Stream
 from longtide._types import DeletedData, Event, WriteResult
@@ -104,9 +106,10 @@ class Client:
 
         Events go in batches of `batch_size` (1 to 10,000); one waits until its batch is full or `events` ends. At
         most 64 batches, or 16 MB, are on their way without an acknowledgement. `timeout` is for each acknowledgement,
-        not for the whole stream. When the server becomes UNAVAILABLE, the stream connects again and sends the
-        unacknowledged batches again, until `reconnect_timeout` seconds pass without any acknowledgement. No event is
-        lost or written twice, but events of a batch whose acknowledgement was lost count as duplicates.
+        not for the whole stream. When the server becomes UNAVAILABLE, or asks for a pause because it has too much to
+        do, the stream connects again and sends the unacknowledged batches again, until `reconnect_timeout` seconds
+        pass without any acknowledgement. No event is lost or written twice, but events of a batch whose
+        acknowledgement was lost count as duplicates.
 
         Refused events are reported at the end, as by `write_events`; only the first 1,000 in detail, all in the count.
         """
@@ -282,8 +285,8 @@ class Client:
 
     def _stream_batches(
         self, source: Iterator[Batch[events_pb2.Event]], ledger: Ledger, timeout_s: float
-    ) -> UnavailableError | None:
-        """Streams until everything is acknowledged, or until the server is lost: then returns why."""
+    ) -> LongtideError | None:
+        """Streams until everything is acknowledged, or until the server is lost or has too much to do: returns why."""
         with Stream(self._events.StreamEvents, self._metadata) as stream:
             for request in ledger.unacknowledged():
                 stream.send(request)
@@ -297,8 +300,10 @@ class Client:
                     # Only around the answer: an UnavailableError of the caller's own iterable is not ours to hide.
                     try:
                         answer = stream.receive(timeout_s)
-                    except UnavailableError as exc:
-                        return exc
+                    except (UnavailableError, ResourceExhaustedError) as exc:
+                        if worth_a_retry(exc):
+                            return exc
+                        raise
                     ledger.acknowledge(answer)
 
     def _recommend_rows(

@@ -28,6 +28,7 @@ from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, Loca
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store.urls import open_store
 from longtide_server.recommender import Recommender
+from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.torchserve.archive import build_archive
@@ -71,7 +72,11 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
         stack.push_async_callback(encoder.close)
         states = UserStates(snapshot, store, encoder, config.cached_users, config.encoder_timeout_s)
-        events_pb2_grpc.add_EventServiceServicer_to_server(EventService(states.write, wall_clock_s), server)
+        if config.retention:
+            expiring = asyncio.create_task(keep_expiring(store, config.retention, states.forget, wall_clock_s))
+            stack.push_async_callback(_cancelled, expiring)
+        events = EventService(states.write, wall_clock_s, config.retention)
+        events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
             RecommendationService(Recommender(snapshot, states), config.default_timeout_s, wall_clock_s), server
         )
@@ -144,6 +149,11 @@ async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitSta
     stack.push_async_callback(torchserve.stop)
     await torchserve.start()
     return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:

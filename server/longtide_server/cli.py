@@ -325,6 +325,13 @@ def evaluate(
     help="Event store: sqlite:///PATH, redis://..., rediss://... or redis+cluster://...; by default events.db in the "
     "data directory.",
 )
+@click.option(
+    "--retain",
+    type=Pairs(),
+    default="",
+    metavar="TYPE=AGE,...",
+    help="How long events are kept, for example view=90d,purchase=3y (h, d, y); for ever where it is not said.",
+)
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
 @click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
 @click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
@@ -333,13 +340,16 @@ def evaluate(
     help="Loopback ports: gRPC inference and management, HTTP inference and management; 0 picks one.",
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
-def serve(snapshot: Path, data_dir: Path, log_format: str, **settings: Any) -> None:  # noqa: ANN401
+def serve(
+    snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
     """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
     from longtide_server.app import running
     from longtide_server.event_store.urls import check_store_url
+    from longtide_server.retention import read_retention
 
     configure_logging(log_format)
-    config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, **settings)
+    config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, retention=read_retention(retain), **settings)
     check_store_url(config.store_url)
 
     async def run() -> None:

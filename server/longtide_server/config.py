@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from longtide_server.events import EventType
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class ServerConfig:
     """Where TorchServe's files and its logs live, and the event log unless `store` says otherwise."""
     store: str = ""
     """URL of the event store, as `event_store.urls` reads it; empty for SQLite in the data directory."""
+    retention: Mapping[EventType, float] = field(default_factory=dict)
+    """Seconds that events of a type are kept; for ever where a type is missing."""
     listen: str = "127.0.0.1:50051"
     """HOST:PORT of the gRPC server; port 0 picks a free one."""
     encoder: Literal["torchserve", "local"] = "torchserve"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import MappingProxyType
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server import requests
@@ -12,17 +14,25 @@ from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.recommender import Answer, Query, Recommender, SimilarUser
+from longtide_server.retention import Retention, too_old
 from longtide_server.status import Context, answered, remaining_s, status_of
 
+BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
 ROWS_AT_ONCE = 32  # of a stream's message: together they hold the event loop for some tens of milliseconds
 
 
 class EventService(events_pb2_grpc.EventServiceServicer):
     """Takes in events: durable first, then felt, then answered."""
 
-    def __init__(self, write: Callable[[Sequence[Event]], Awaitable[Written]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        write: Callable[[Sequence[Event]], Awaitable[Written]],
+        clock: Callable[[], float],
+        retention: Retention = MappingProxyType({}),
+    ) -> None:
         self._write_good = write
         self._clock = clock
+        self._retention = retention
 
     async def WriteEvents(
         self,
@@ -52,33 +62,46 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         context: Context,
     ) -> AsyncIterator[events_pb2.StreamEventsResponse]:
         """See the contract."""
-        last = 0
-        async for request in request_iterator:
+        last, writing = 0, deque[asyncio.Task[events_pb2.StreamEventsResponse]]()
+        reading: asyncio.Future[events_pb2.StreamEventsRequest | None] | None = _next(request_iterator)
+        try:
+            while reading is not None or writing:
+                # With enough on its way nothing more is read: gRPC's flow control holds the client back.
+                may_read = reading if len(writing) < BATCHES_AT_ONCE else None
+                awaited = [future for future in (may_read, *list(writing)[:1]) if future is not None]
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                if may_read is not None and may_read.done():
+                    request = may_read.result()
+                    reading = None if request is None else _next(request_iterator)
+                    if request is not None:
+                        writing.append(asyncio.create_task(self._write_batch(request, last)))
+                        writing[-1].add_done_callback(_heard)
+                        last = request.sequence_number
+                if writing and writing[0].done():
+                    yield await answered(context, lambda: _acknowledged(writing))
+        finally:
+            if reading is not None:
+                reading.cancel()
 
-            async def answer(
-                request: events_pb2.StreamEventsRequest = request, last: int = last
-            ) -> events_pb2.StreamEventsResponse:
-                if request.sequence_number <= last:
-                    raise InvalidInput.of("sequence_number", f"is {request.sequence_number}, after {last}")
-                requests.check_batch(request.events)
-                written, errors = await self._write(request.events)
-                number = request.sequence_number
-                return events_pb2.StreamEventsResponse(
-                    acknowledged_sequence_number=number,
-                    written_count=written.new,
-                    duplicate_count=written.duplicates,
-                    errors=[events_pb2.StreamEventError(sequence_number=number, error=error) for error in errors],
-                )
-
-            yield await answered(context, answer)
-            last = request.sequence_number
+    async def _write_batch(self, request: events_pb2.StreamEventsRequest, last: int) -> events_pb2.StreamEventsResponse:
+        number = request.sequence_number
+        if number <= last:
+            raise InvalidInput.of("sequence_number", f"is {number}, after {last}")
+        requests.check_batch(request.events)
+        written, errors = await self._write(request.events)
+        return events_pb2.StreamEventsResponse(
+            acknowledged_sequence_number=number,
+            written_count=written.new,
+            duplicate_count=written.duplicates,
+            errors=[events_pb2.StreamEventError(sequence_number=number, error=error) for error in errors],
+        )
 
     async def _write(self, messages: Sequence[events_pb2.Event]) -> tuple[Written, list[events_pb2.EventError]]:
         now_s = self._clock()
         good, errors = [], []
         for index, message in enumerate(messages):
             event = requests.read_event(message)
-            wrong = violation(event, now_s)
+            wrong = violation(event, now_s) or too_old(event, self._retention, now_s)
             if wrong is None:
                 good.append(event)
             else:
@@ -90,6 +113,33 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         if not good:
             return Written(0, 0), errors
         return await self._write_good(good), errors
+
+
+def _next(
+    requests: AsyncIterator[events_pb2.StreamEventsRequest],
+) -> asyncio.Future[events_pb2.StreamEventsRequest | None]:
+    """The next message of a stream, or None at its end."""
+    return asyncio.ensure_future(anext(requests, None))
+
+
+async def _acknowledged(
+    writing: deque[asyncio.Task[events_pb2.StreamEventsResponse]],
+) -> events_pb2.StreamEventsResponse:
+    """One answer for the first batch and those after it that are durable already."""
+    response = await writing.popleft()
+    while writing and writing[0].done() and writing[0].exception() is None:
+        following = await writing.popleft()
+        response.acknowledged_sequence_number = following.acknowledged_sequence_number
+        response.written_count += following.written_count
+        response.duplicate_count += following.duplicate_count
+        response.errors.extend(following.errors)
+    return response
+
+
+def _heard(task: asyncio.Task[events_pb2.StreamEventsResponse]) -> None:
+    """A batch that fails after its stream has ended is nobody's error; asyncio would report it as one."""
+    if not task.cancelled():
+        task.exception()
 
 
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):

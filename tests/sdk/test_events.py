@@ -6,7 +6,8 @@ import time
 
 import grpc
 import pytest
-from google.rpc import code_pb2
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2
 
 from longtide import (
     AsyncClient,
@@ -128,6 +129,15 @@ def test_a_stream_survives_a_restart_of_the_server(client, server):
     result = client.stream_events(source(), batch_size=10)
     assert len(server.stored) == 100
     assert result.written_count + result.duplicate_count == 100
+
+
+def test_a_stream_waits_as_long_as_a_busy_server_asks(client, server, rich_status):
+    details = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=200_000_000))
+    server.failures.append(rich_status(code_pb2.RESOURCE_EXHAUSTED, "too much is waiting", details))
+    begun = time.monotonic()
+    result = client.stream_events([Event("ada", f"book-{n}") for n in range(10)], batch_size=4)
+    assert result.written_count == 10
+    assert time.monotonic() - begun >= 0.2
 
 
 @pytest.mark.parametrize("last_words", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, None])

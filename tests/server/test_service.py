@@ -4,7 +4,7 @@ import asyncio
 import math
 import sqlite3
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import grpc
 import pytest
@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.events import EventType
 from longtide_server.service import EventService, RecommendationService, remaining_s
 from longtide_server.user_state import UserStates
 
@@ -23,10 +24,10 @@ SOON_S = 5.0
 
 
 @asynccontextmanager
-async def serving(world, default_timeout_s=SOON_S):
+async def serving(world, default_timeout_s=SOON_S, retention=MappingProxyType({})):
     """Both services of a world, and plain stubs in front of them."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)])
-    events = EventService(world.states.write, lambda: NOW_S)
+    events = EventService(world.states.write, lambda: NOW_S, retention)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     recommendations = RecommendationService(world.recommender, default_timeout_s, lambda: NOW_S)
     recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
@@ -209,6 +210,63 @@ async def test_a_streamed_batch_without_a_good_event_is_acknowledged(stubs):
     assert (answer.acknowledged_sequence_number, answer.written_count, len(answer.errors)) == (1, 0, 1)
     await stream.write(numbered(2, message("e2")))
     assert (await stream.read()).acknowledged_sequence_number == 2
+
+
+async def test_batches_are_read_while_others_are_written_and_acknowledged_in_order(stubs, world):
+    world.store.answering_allowed.clear()
+    stream = stubs.events.StreamEvents(timeout=SOON_S)
+    for number in range(1, 4):
+        await stream.write(numbered(number, message(f"e{number}"), message("e1")))
+    for _ in range(3):
+        await world.store.write_done.acquire()
+    world.store.answering_allowed.set()
+    await stream.done_writing()
+    answers = [answer async for answer in stream]
+    numbers = [answer.acknowledged_sequence_number for answer in answers]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 3
+    assert sum(answer.written_count for answer in answers) == 3
+    assert sum(answer.duplicate_count for answer in answers) == 3
+    assert list(world.store.events) == ["e1", "e2", "e3"]
+
+
+async def test_a_flood_is_held_back_while_nothing_can_be_written(stubs, world):
+    """What is not read by the server stays with gRPC, whose flow control makes the client wait."""
+    world.store.answering_allowed.clear()
+    large = [message(f"e{n}", session_id="x" * 500) for n in range(1_000)]
+    sent = 0
+
+    async def flood():
+        nonlocal sent
+        for number in range(1, 101):
+            await stream.write(numbered(number, *large))
+            sent += 1
+
+    stream = stubs.events.StreamEvents(timeout=2 * SOON_S)
+    flooding = asyncio.ensure_future(flood())
+    for _ in range(8):
+        await world.store.write_done.acquire()
+    await asyncio.sleep(0.3)
+    assert world.store.write_done.locked()  # no ninth batch was read
+    assert sent < 20
+    world.store.answering_allowed.set()
+    while (answer := await stream.read()).acknowledged_sequence_number < 100:
+        pass
+    await flooding
+    assert answer.acknowledged_sequence_number == 100
+
+
+async def test_what_follows_a_failed_batch_is_not_acknowledged(stubs, world):
+    world.store.answering_allowed.clear()
+    stream = stubs.events.StreamEvents(timeout=SOON_S)
+    await stream.write(numbered(1, message("e1")))
+    await stream.write(numbered(2))
+    await stream.write(numbered(3, message("e3")))
+    for _ in range(2):
+        await world.store.write_done.acquire()
+    world.store.answering_allowed.set()
+    assert (await stream.read()).acknowledged_sequence_number == 1
+    assert is_bad_request(await refused(stream.read()), "events")
 
 
 @pytest.mark.parametrize("number", [-1, 0, 1, 2])
@@ -528,3 +586,11 @@ async def test_a_write_whose_caller_gave_up_is_felt_when_it_is_durable(make_worl
         assert (await world.states.get("user:ann")).items == [1]
     other.close()
     await world.store.close()
+
+
+async def test_what_is_older_than_events_are_kept_is_refused_alone(world):
+    async with serving(world, retention={EventType.VIEW: 10.0}) as stubs:
+        sent = [message("old", NOW_S - 11), message("new", NOW_S - 10), message("other", 0, type=4)]
+        answer = await stubs.events.WriteEvents(events_pb2.WriteEventsRequest(events=sent))
+        assert (answer.written_count, [error.event_id for error in answer.errors]) == (2, ["old"])
+        assert answer.errors[0].field == "event_time"

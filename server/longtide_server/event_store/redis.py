@@ -11,8 +11,11 @@ server that may be killed, and no eviction. What it is told otherwise is warned 
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -20,7 +23,7 @@ import msgspec
 import structlog
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
-from longtide_server.errors import Conflict, Overloaded, Unavailable
+from longtide_server.errors import Conflict, LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
 from longtide_server.event_store.redis_scripts import CLEAR, DELETE, EXPIRE, MARK, WRITE, Script
 from longtide_server.events import Event, user_of
@@ -28,6 +31,8 @@ from longtide_server.events import Event, user_of
 PREFIX = "longtide:"
 MAX_WAITING_EVENTS = 200_000
 PIECE_EVENTS = 5_000
+EXPIRING_S = 3_000
+MAX_EVENTS_PER_PIPELINE = 10_000
 MAX_NAMES = 10
 """How long a chain of merges may be."""
 FAILURES = (RedisError, RedisClusterException, OSError)
@@ -69,6 +74,21 @@ class Client(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """The events of a call."""
+
+    count: int
+    events: Mapping[str, Sequence[Event]]
+    """By owner."""
+    written: asyncio.Future[Written]
+    appended: dict[str, Appended] = field(default_factory=dict)
+
+    def result(self) -> Written:
+        new = sum(len(one.events) for one in self.appended.values())
+        return Written(new, self.count - new, self.appended)
+
+
 class RedisEventStore:
     """An EventStore behind a client of redis-py."""
 
@@ -76,7 +96,10 @@ class RedisEventStore:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._waiting: deque[_Batch] = deque()
         self._waiting_events = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def check(self) -> None:
         """Warn of settings that may lose events; Unavailable when the store cannot be reached."""
@@ -97,13 +120,17 @@ class RedisEventStore:
 
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore. Each owner's events are written whole or not at all."""
+        if self._closed:
+            raise Unavailable("the event store is closing")
         if self._waiting_events + len(events) > MAX_WAITING_EVENTS:
             raise Overloaded(f"{self._waiting_events} events are waiting to be written")
-        self._waiting_events += len(events)
-        try:
-            return await self._write(events)
-        finally:
-            self._waiting_events -= len(events)
+        batch = _Batch(len(events), _by_owner(events), asyncio.get_running_loop().create_future())
+        self._waiting.append(batch)
+        self._waiting_events += batch.count
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_waiting())
+        # Shielded: a caller that gives up must not undo what is under way for others.
+        return await asyncio.shield(batch.written)
 
     async def history(self, owner: str, since: Version | None = None) -> History:
         """See EventStore.
@@ -154,7 +181,9 @@ class RedisEventStore:
         return await self._delete(name, now_s)
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
-        """See EventStore. An owner's events go in pieces."""
+        """See EventStore. An owner's events go in pieces; of several servers, one does it in an hour for all."""
+        if not await self._run("SET", f"{PREFIX}expiring", "1", "NX", "EX", EXPIRING_S):
+            return
         async for owner in self._owners():
             async for piece in self._pieces(owner, 0, None):
                 old = [
@@ -174,29 +203,53 @@ class RedisEventStore:
 
     async def close(self) -> None:
         """See EventStore."""
+        self._closed = True
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
         await self._client.aclose()
 
-    async def _write(self, events: Sequence[Event]) -> Written:
-        waiting: dict[str, list[Event]] = {}
-        for event in events:
-            waiting.setdefault(event.owner, []).append(event)
-        appended: dict[str, Appended] = {}
-        for _ in range(MAX_NAMES):
-            moved: dict[str, list[Event]] = {}
-            for (owner, sent), answer in zip(waiting.items(), await self._write_all(waiting), strict=True):
-                if len(answer) == 1:
-                    moved.setdefault(_text(answer[0]), []).extend(sent)
-                elif answer[3]:
-                    appended[owner] = _appended(sent, answer, appended.get(owner))
-            if not moved:
-                break
-            waiting = moved
-        new = sum(len(one.events) for one in appended.values())
-        return Written(new, len(events) - new, appended)
+    async def _write_waiting(self) -> None:
+        """Write what waits, one pipeline after the other, so that the order of arrival is that of the calls."""
+        while self._waiting:
+            batches, count = [self._waiting.popleft()], 0
+            while self._waiting and (count := count + batches[-1].count) < MAX_EVENTS_PER_PIPELINE:
+                batches.append(self._waiting.popleft())
+            try:
+                await self._write_batches(batches)
+            except LongtideError as exc:
+                log.error("events_not_written", batches=len(batches), error=str(exc))
+                failure: Exception | None = exc
+            except Exception as exc:
+                log.exception("events_not_written", batches=len(batches))
+                failure = exc
+            else:
+                failure = None
+            for batch in batches:
+                self._waiting_events -= batch.count
+                if failure is None:
+                    batch.written.set_result(batch.result())
+                else:
+                    batch.written.set_exception(failure)
+                    batch.written.exception()  # its caller may have given up
 
-    async def _write_all(self, waiting: Mapping[str, Sequence[Event]]) -> list[list[Any]]:
-        """The answers of WRITE for every owner, all sent together."""
-        commands = [(owner, _arguments(events)) for owner, events in waiting.items()]
+    async def _write_batches(self, batches: Sequence[_Batch]) -> None:
+        waiting = [(batch, owner, events) for batch in batches for owner, events in batch.events.items()]
+        for _ in range(MAX_NAMES):
+            answers = await self._write_all([(owner, events) for _, owner, events in waiting])
+            moved: list[tuple[_Batch, str, Sequence[Event]]] = []
+            for (batch, owner, events), answer in zip(waiting, answers, strict=True):
+                if len(answer) == 1:
+                    moved.append((batch, _text(answer[0]), events))
+                elif answer[3]:
+                    batch.appended[owner] = _appended(events, answer, batch.appended.get(owner))
+            waiting = moved
+            if not waiting:
+                return
+        raise Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
+
+    async def _write_all(self, waiting: Sequence[tuple[str, Sequence[Event]]]) -> list[list[Any]]:
+        """The answers of WRITE for each owner and events, all sent together."""
+        commands = [(owner, _arguments(events)) for owner, events in waiting]
         answers = await self._pipelined([_command(WRITE, owner, arguments) for owner, arguments in commands])
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         again = [_command(WRITE, *commands[place], known=False) for place in unknown]
@@ -280,6 +333,13 @@ def _key(owner: str, what: str) -> str:
 def _command(script: Script, owner: str, arguments: Sequence[object], *, known: bool = True) -> list[object]:
     call = ("EVALSHA", script.digest) if known else ("EVAL", script.text)
     return [*call, 3, _key(owner, "meta"), _key(owner, "ids"), _key(owner, "log"), *arguments]
+
+
+def _by_owner(events: Sequence[Event]) -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = {}
+    for event in events:
+        found.setdefault(event.owner, []).append(event)
+    return found
 
 
 def _arguments(events: Sequence[Event]) -> list[object]:
