@@ -689,6 +689,83 @@ def test_an_id_is_shown_as_it_is(user):
     assert user in rendered(similar_users_table("Like ada", [SimilarUser(user, 0.5, ())], {}))
 
 
+# Into a store, out of it, and training from it
+
+
+def store_url(tmp_path):
+    return f"sqlite:///{tmp_path / 'events.db'}"
+
+
+def test_a_log_is_imported_once_exported_and_trained_from(log, trained, tmp_path):
+    store = store_url(tmp_path)
+    assert "40 events written, 0 known already" in run("import", log, "--store", store).stdout
+    assert json.loads(run("import", log, "--store", store, "--json").stdout) == {
+        "written": 0,
+        "duplicates": 40,
+        "bad": 0,
+    }
+    assert "40 events in" in run("export", "--store", store, "--out", tmp_path / "out.parquet").stdout
+    settings = [
+        run("train", *source, "--out", tmp_path / "out", "--show-settings").stdout
+        for source in ([log], [tmp_path / "out.parquet"], ["--store", store])
+    ]
+    assert settings[0] == settings[1] == settings[2] != ""
+    done = run("train", "--store", store, "--out", tmp_path / "snapshot", "--json", *QUICK)
+    assert done.exit_code == 0, done.output
+    manifest, expected = (json.loads(run("info", one, "--json").stdout) for one in (tmp_path / "snapshot", trained))
+    assert manifest["metrics"] == expected["metrics"]
+    assert run("evaluate", "--store", store, "--json", *QUICK).exit_code == 0
+
+
+def test_an_import_lists_what_it_could_not_take(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "ann,a,1\nann,,2\n")
+    done = run("import", tmp_path / "log.csv", "--store", store_url(tmp_path), "--bad-rows", tmp_path / "bad.csv")
+    assert done.exit_code == 0
+    assert "1 events written" in done.stdout
+    assert "1 rows could not be taken" in done.stderr
+    assert (tmp_path / "bad.csv").read_text().splitlines()[1] == "3,item_id,must not be empty"
+
+
+@pytest.mark.parametrize("where", [[], ["--target", "127.0.0.1:1", "--store", "sqlite:///x.db"]])
+def test_an_import_goes_to_one_place(log, where):
+    assert refusal(run("import", log, *where)) == (
+        "name a running server (--target) or an event store (--store), and not both"
+    )
+
+
+def test_training_reads_one_log(log, tmp_path):
+    for source in ([], [log, "--store", "sqlite:///x.db"]):
+        assert refusal(run("train", *source, "--out", tmp_path)) == (
+            "name a LOG or an event store (--store), and not both"
+        )
+
+
+@pytest.mark.parametrize("command", [["train", "--out", "out"], ["export", "--out", "out.parquet"]])
+def test_a_store_that_is_not_there_is_named(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(run(*command, "--store", "sqlite:///no.db")) == "store: there is no event store no.db"
+    assert refusal(run(*command, "--store", "mysql://h")).startswith("store: mysql://h is not sqlite:///PATH")
+
+
+@pytest.mark.parametrize("out", ["out.csv", "no/out.parquet"])
+def test_export_says_so_when_it_cannot_write(tmp_path, out):
+    done = run("export", "--store", store_url(tmp_path), "--out", tmp_path / out)
+    assert refusal(done) == f"--out: {tmp_path / out} is not a .parquet file in a folder that exists"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--retain", "view=90"), "retain: '90' is not an age, for example 36h, 90d or 2y"),
+        (("--retain", "seen=90d"), "retain: 'seen' is not an event type; use one of view, click"),
+        (("--store", "postgres://h/db"), "store: postgres://h/db is not sqlite:///PATH, redis://HOST:PORT"),
+    ],
+)
+def test_serve_names_an_option_that_is_wrong(trained, tmp_path, options, complaint):
+    done = run("serve", "--snapshot", trained, "--data-dir", tmp_path / "data", *options)
+    assert refusal(done).startswith(complaint)
+
+
 # Replaying a log in the quickstart
 
 

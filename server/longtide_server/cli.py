@@ -103,6 +103,9 @@ def _log_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_store_option = click.option("--store", default="", metavar="URL", help="Read this event store instead of a LOG.")
+
+
 _text_option = click.option(
     "--text-model",
     metavar="NAME_OR_PATH",
@@ -132,21 +135,23 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("log", required=False, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
+@_store_option
 @_log_options
 @_training_options
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option("--wandb", metavar="PROJECT", help="Weights & Biases project to log to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
-    log: Path, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
+    log: Path | None, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
     tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
     LOG is CSV, CSV.gz, Parquet or JSONL with the columns user_id, item_id, timestamp and optionally event_type, value,
-    rating, session_id. Under `torchrun`, its processes train together, one a GPU where there are GPUs.
+    rating, session_id. With --store, what was written to a server is the log. Under `torchrun`, its processes train
+    together, one a GPU where there are GPUs.
     """
     from longtide_server.training.loop import Run
     from longtide_server.training.pipeline import prepare_training, publish_trained
@@ -247,7 +252,8 @@ def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path |
 
 
 @cli.command()
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@_store_option
 @click.option(
     "--split",
     type=click.Choice(["leave-one-out", "temporal"]),
@@ -262,7 +268,7 @@ def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path |
 @_training_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def evaluate(
-    log: Path,
+    log: Path | None,
     split: Any,  # noqa: ANN401
     plot: Path | None,
     overrides: tuple[str, ...],
@@ -301,7 +307,7 @@ def evaluate(
     with TrainingDisplay(messages) as display:
         text = item_vectors(holdout.history.item_ids, infos, text_model, display)
         found = run(holdout, infos, settings, display, text)
-    title = f"{log.name}, {split}"
+    title = f"{log.name if log else 'the event store'}, {split}"
     if as_json:
         click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))
     else:
@@ -358,6 +364,84 @@ def serve(
             await asyncio.Event().wait()
 
     asyncio.run(until_stopped(run()))
+
+
+@cli.command("import")
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--target", default="", metavar="HOST:PORT", help="A running server to write to.")
+@click.option("--store", default="", metavar="URL", help="An event store to write to while no server does.")
+@click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,...")
+@click.option(
+    "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-rows.csv"), show_default=True,
+    help="Where the rows that cannot be taken go, with the reasons.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def import_(
+    log: Path, target: str, store: str, columns: Mapping[str, str], bad_rows: Path, as_json: bool
+) -> None:  # fmt: skip
+    """Write the events of LOG into a running server or into an event store.
+
+    LOG is CSV, JSONL (both also zipped) or Parquet, as for `longtide train`, of any length, and may also have event_id,
+    session_id, custom_type and attribution_token. Importing it again, after it was cut off for example, writes what is
+    missing and nothing twice.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from longtide import AsyncClient
+    from longtide_server.event_store.urls import open_store
+    from longtide_server.training.importing import BadRowsFile, Imported, import_log, into_server, into_store
+
+    if bool(target) == bool(store):
+        raise errors.InvalidInput("name a running server (--target) or an event store (--store), and not both")
+    bar = Progress(
+        TextColumn("Importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[events]:,} events"),
+        TimeRemainingColumn(), console=messages, transient=True,
+    )  # fmt: skip
+    task = bar.add_task("", total=1.0, events=0)
+
+    def report(done: Imported) -> None:
+        bar.update(task, completed=done.read_share, events=done.written + done.duplicates)
+
+    async def run(file: BadRowsFile) -> Imported:
+        if target:
+            async with AsyncClient(target, timeout=60.0) as client:
+                return await import_log(log, columns, into_server(client), file, report)
+        opened = await open_store(store)
+        try:
+            return await import_log(log, columns, into_store(opened), file, report)
+        finally:
+            await opened.close()
+
+    with BadRowsFile(bad_rows) as file, bar:
+        done = asyncio.run(run(file))
+    if as_json:
+        click.echo(json.dumps({"written": done.written, "duplicates": done.duplicates, "bad": done.bad}))
+        return
+    console.print(f"{done.written:,} events written, {done.duplicates:,} known already")
+    if done.bad:
+        messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False)
+
+
+@cli.command()
+@click.option("--store", required=True, metavar="URL", help="The event store; a server may be writing to it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
+def export(store: str, out: Path) -> None:
+    """Write every event of a store into a Parquet file that `longtide train` and `longtide import` read."""
+    from longtide_server.event_store.urls import open_store
+    from longtide_server.training.stored import export as run
+
+    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():
+        raise errors.InvalidInput.of("--out", f"{out} is not a .parquet file in a folder that exists")
+
+    async def exported() -> int:
+        opened = await open_store(store, writes=False)
+        try:
+            with messages.status("Exporting") as status:
+                return await run(opened, out, lambda count: status.update(f"Exporting: {count:,} events"))
+        finally:
+            await opened.close()
+
+    console.print(f"{asyncio.run(exported()):,} events in {out}")
 
 
 @cli.command()
@@ -449,30 +533,48 @@ async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _read_log(
-    log: Path,
+    log: Path | None,
     columns: Mapping[str, str],
     items: Path | None,
     item_columns: Mapping[str, str],
     skip_bad_rows: bool,
+    store: str = "",
 ) -> tuple[Any, Mapping[str, Any], bool]:
     """Sequences, item infos, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.items import read_items
     from longtide_server.training.log import read_log, times_are_real
 
-    found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
-    if skipped.count:
-        messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
-        for row in skipped.details[:20]:
-            messages.print(f"  {row}", markup=False)
+    if (log is None) == (not store):
+        raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
+    if log is None:
+        found = asyncio.run(_stored_log(store))
+    else:
+        found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
+        if skipped.count:
+            messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
+            for row in skipped.details[:20]:
+                messages.print(f"  {row}", markup=False)
     if found.repeated_rows:
-        messages.print(f"{log}: {found.repeated_rows} rows repeat an event and count once", markup=False)
+        messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
     infos = read_items(items, item_columns) if items else {}
     return to_sequences(found), infos, times_are_real(found)
 
 
+async def _stored_log(url: str) -> Any:  # noqa: ANN401
+    from longtide_server.event_store.urls import open_store
+    from longtide_server.training.stored import read_store
+
+    store = await open_store(url, writes=False)
+    try:
+        with messages.status("Reading the event store") as status:
+            return await read_store(store, lambda count: status.update(f"Reading the event store: {count:,} events"))
+    finally:
+        await store.close()
+
+
 def _read_for_training(
-    log: Path, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
+    log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
 ) -> tuple[Any, Mapping[str, Any], Any]:  # fmt: skip
     from longtide_server.training.settings import settings_for, with_overrides
 
@@ -482,7 +584,9 @@ def _read_for_training(
             raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
     sequences, infos, real = _read_log(log, **rest)
     if not (sequences.lengths >= 2).any():
-        raise errors.LogError(f"{log}: no user has two events; there is nothing to learn what follows what from")
+        raise errors.LogError(
+            f"{log or 'the event store'}: no user has two events; there is nothing to learn what follows what from"
+        )
     settings = settings_for(sequences, times_are_real=real, seed=seed)
     return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})
 

@@ -216,3 +216,20 @@ async def test_torchserve_and_the_local_encoder_give_the_same_numbers(client, to
         np.testing.assert_allclose(one.log_probability, other.log_probability, atol=1e-5)
         assert one.items.tolist() == other.items.tolist()
         assert one.log_z == pytest.approx(other.log_z, abs=1e-5)
+
+
+# Imported and anonymous
+
+
+def test_a_log_is_imported_into_a_running_server(client, server_address, command, tmp_path):
+    log = tmp_path / "more.csv"
+    log.write_text("user_id,session_id,item_id,timestamp\nimported,,item-a,1700000000\n,visit-1,item-c,1700000000\n")
+    for found in ((2, 0), (0, 2)):
+        told = json.loads(command("import", log, "--target", server_address, "--json", "--bad-rows", tmp_path / "bad.csv"))
+        assert (told["written"], told["duplicates"], told["bad"]) == (*found, 0)
+    assert client.recommend("imported", 12)[0].item_id == "item-b"
+    assert client.recommend(session_id="visit-1", limit=12)[0].item_id == "item-d"
+    client.merge_users("imported", session_id="visit-1")
+    assert [event.item_id for event in client.list_user_events("imported")] == ["item-c", "item-a"]
+    assert client.delete_user_data("imported").deleted_count == 2
+    assert len(client.recommend("imported", 12)) == 12

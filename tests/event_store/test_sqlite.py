@@ -257,6 +257,27 @@ async def test_nothing_of_a_deleted_event_is_left_in_the_files(store, path, even
     assert b"another-item" in written()
 
 
+async def test_a_file_has_one_writer_and_any_readers(store, path, event):
+    await store.write([event("e1")])
+    with pytest.raises(InvalidInput, match=r"events\.db is in use by another process"):
+        SqliteEventStore(path)
+    reader = SqliteEventStore(path, writes=False)
+    assert await ids(reader) == ["e1"]
+    with pytest.raises(Unavailable, match="read only"):
+        await reader.write([event("e2")])
+    await reader.close()
+    await store.close()
+    again = SqliteEventStore(path)
+    assert await ids(again) == ["e1"]
+    await again.close()
+
+
+def test_a_file_that_is_only_read_must_be_there(path):
+    with pytest.raises(InvalidInput, match=r"there is no event store .*events\.db"):
+        SqliteEventStore(path, writes=False)
+    assert not path.parent.exists()
+
+
 async def test_a_file_of_another_format_is_named(path):
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:

@@ -514,3 +514,18 @@ def test_public_logs_are_read_whole(name, columns, size, real):
     log = read(DATA / name, columns)
     assert (len(log), len(log.user_ids), len(log.item_ids)) == size
     assert times_are_real(log) is real
+
+
+# Anonymous sessions
+
+
+def test_a_row_without_a_user_is_its_sessions(write):
+    log = read(write("user_id,session_id,item_id,timestamp\nann,s1,a,1\n,s1,b,2\n,7,c,3\nann,,d,4\n"))
+    assert log.user_ids == ("ann", "session:s1", "session:7")
+    assert log.user.tolist() == [0, 1, 2, 0]
+
+
+def test_a_row_without_a_user_and_a_session_is_bad(write):
+    assert complaint(write("user_id,session_id,item_id,timestamp\nann,s1,a,1\n,,b,2\n")) == (
+        "row 3, column user_id: must not be empty"
+    )

@@ -7,6 +7,7 @@ One thread writes. It takes everything that is waiting into one transaction, so 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import queue
 import sqlite3
 import threading
@@ -16,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import structlog
 
-from longtide_server.errors import LongtideError, Overloaded, Unavailable
+from longtide_server.errors import InvalidInput, LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Deleted, History, Place, Version, Written, sqlite_log
 from longtide_server.events import Event
 
@@ -49,13 +50,18 @@ class SqliteEventStore:
 
     shared = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """Hold the file, unless it is only read. InvalidInput when another process holds it."""
         self._path = path
+        self._writes = writes
         self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._waiting_events = 0
         self._closed = False
         try:
+            if not writes and not path.is_file():
+                raise InvalidInput.of("store", f"there is no event store {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _held(path) if writes else None
             self._connection = sqlite_log.connect(path)
             sqlite_log.prepare(self._connection, path)
         except (OSError, sqlite3.Error) as exc:
@@ -120,10 +126,14 @@ class SqliteEventStore:
         self._writer.join()
         self._readers.shutdown(wait=True)
         self._connection.close()
+        if self._lock is not None:
+            self._lock.close()
 
     async def _change(self, do: Callable[[sqlite3.Connection], T], events: int = 0) -> T:
         """Have the writer do something; return when it is durable."""
         self._check_open()
+        if not self._writes:
+            raise Unavailable("the event store was opened to be read only")
         job = _Job(do, Future(), events)
         self._waiting_events += events
         self._waiting.put(job)
@@ -211,6 +221,17 @@ class SqliteEventStore:
                     job.done.set_exception(result)
                 else:
                     job.done.set_result(result)
+
+
+def _held(path: Path) -> BinaryIO:
+    """Hold the file for this process: what another one wrote would not be felt by the states that are kept here."""
+    lock = path.with_name(f"{path.name}.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        lock.close()
+        raise InvalidInput.of("store", f"{path} is in use by another process") from exc
+    return lock
 
 
 def _fail(jobs: Sequence[_Job[Any]], exc: Exception) -> None:

@@ -27,15 +27,16 @@ def check_store_url(url: str) -> None:
         )
 
 
-async def open_store(url: str) -> EventStore:
-    """The store behind a URL; Unavailable when it cannot be opened or reached.
+async def open_store(url: str, *, writes: bool = True) -> EventStore:
+    """The store behind a URL; Unavailable when it cannot be opened or reached, InvalidInput when it is in use.
 
     `sqlite:///PATH` (three slashes for a relative path, four for an absolute one), `redis://`, `rediss://` and, for a
-    cluster, `redis+cluster://` and `rediss+cluster://` and one of its nodes, as redis-py reads them.
+    cluster, `redis+cluster://` and `rediss+cluster://` and one of its nodes, as redis-py reads them. A file that is not
+    written to may be read while a server writes to it.
     """
     check_store_url(url)
     if url.startswith("sqlite:///"):
-        return await asyncio.to_thread(SqliteEventStore, Path(unquote(url.removeprefix("sqlite:///"))))
+        return await asyncio.to_thread(SqliteEventStore, Path(unquote(url.removeprefix("sqlite:///"))), writes=writes)
     # Loaded only where it is used: a server over SQLite does without.
     from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 

@@ -1,7 +1,9 @@
 """Reads a behaviour log, one row an event, into columns of numbers; the rules are those of `events.violation`.
 
-Columns: `user_id`, `item_id` and `timestamp`; optionally `event_type`, `value`, `rating` and `session_id` (accepted,
-not used). Rows stay in the file's order, which is the order of events with equal times.
+Columns: `user_id`, `item_id` and `timestamp`; optionally `event_type`, `value`, `rating` and `session_id`. Rows stay in
+the file's order, which is the order of events with equal times.
+
+- `user_id` may be empty in a row that has a `session_id`: the row is of that anonymous session, and of no user.
 
 - `timestamp`: a number, or ISO 8601 text (UTC unless it names an offset), or a Parquet time or date; every row as the
   first readable one is. Numbers are seconds since 1970, unless the column's upper median is above 1e11 (then they are
@@ -24,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, EventType
-from longtide_server.training.tables import BadRows, Column, Faults, Scalar, Table, read_ids, read_table, shown
+from longtide_server.training.tables import BadRows, Column, Faults, Scalar, Table, id_text, read_ids, read_table, shown
 
-_NEEDED = ("user_id", "item_id", "timestamp")
-_OPTIONAL = ("event_type", "value", "rating", "session_id")
+NEEDED = ("user_id", "item_id", "timestamp")
+OPTIONAL = ("event_type", "value", "rating", "session_id")
 _UNITS_ABOVE = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 """(a number above this is of a unit, that many of which are a second)"""
 _FIRST_REAL_TIME_S = 631_152_000.0
@@ -81,29 +83,73 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool
     `columns` maps our names to the file's where they differ. The first bad row is a LogError, unless `skip_bad_rows`;
     then only a file without a good row is.
     """
-    table = read_table(path, _NEEDED, _OPTIONAL, columns)
+    table = read_table(path, NEEDED, OPTIONAL, columns)
     faults = Faults(table)
-    user_ids, user = read_ids(table.columns["user_id"], faults)
-    item_ids, item = read_ids(table.columns["item_id"], faults)
-    time_s = _times(table.columns["timestamp"], faults, time.time())
-    event_type = _event_types(table, faults)
-    value = _event_values(table, event_type, faults)
+    cells = read_cells(table, faults, time.time())
     keep, bad_rows = faults.settle(skip_bad_rows=skip_bad_rows)
-    good = np.flatnonzero(keep)
-    kept = good[_first_of_each(user[good], item[good], time_s[good], event_type[good], value[good])]
-    users, user = _in_order_of_appearance(user_ids, user[kept])
-    items, item = _in_order_of_appearance(item_ids, item[kept])
-    log = Log(
+    return log_of(cells, np.flatnonzero(keep)), bad_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """N rows of a log as they were read, the bad ones among them."""
+
+    owner_ids: list[str]
+    """Users, and anonymous sessions as `session:ID`."""
+    owner: NDArray[np.int32]
+    """(N,) index into owner_ids."""
+    item_ids: list[str]
+    item: NDArray[np.int32]
+    """(N,) index into item_ids."""
+    time_s: NDArray[np.float64]
+    event_type: NDArray[np.uint8]
+    value: NDArray[np.float32]
+
+
+def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | None = None) -> Cells:
+    """What the rows of a table say; what is wrong with them goes to `faults`."""
+    owner_ids, owner = read_ids(_owners(table), faults)
+    item_ids, item = read_ids(table.columns["item_id"], faults)
+    time_s = _times(table.columns["timestamp"], faults, now_s, times)
+    event_type = _event_types(table, faults)
+    return Cells(owner_ids, owner, item_ids, item, time_s, event_type, _event_values(table, event_type, faults))
+
+
+def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
+    """The log of the rows that are good, each event once."""
+    first = _first_of_each(
+        cells.owner[good], cells.item[good], cells.time_s[good], cells.event_type[good], cells.value[good]
+    )
+    kept = good[first]
+    users, user = _in_order_of_appearance(cells.owner_ids, cells.owner[kept])
+    items, item = _in_order_of_appearance(cells.item_ids, cells.item[kept])
+    return Log(
         user_ids=users,
         item_ids=items,
         user=user,
         item=item,
-        time_s=time_s[kept],
-        event_type=event_type[kept],
-        value=value[kept],
+        time_s=cells.time_s[kept],
+        event_type=cells.event_type[kept],
+        value=cells.value[kept],
         repeated_rows=len(good) - len(kept),
     )
-    return log, bad_rows
+
+
+def _owners(table: Table) -> Column:
+    """Whose each row is: the user, or where none is named the session."""
+    users, sessions = table.columns["user_id"], table.columns.get("session_id")
+    if sessions is None:
+        return users
+    no_user = np.array([_absent(value) for value in users.values], dtype=np.bool_)
+    a_session = np.array([not _absent(value) for value in sessions.values], dtype=np.bool_)
+    anonymous = no_user[users.codes] & a_session[sessions.codes]
+    names = [f"session:{id_text(value)}" for value in sessions.values]
+    codes = np.where(anonymous, len(users.values) + sessions.codes, users.codes)
+    return Column(users.name, [*users.values, *names], codes.astype(np.int32))
+
+
+def _absent(value: Scalar | None) -> bool:
+    return value is None or value == "" or value != value
 
 
 def read_request_times(path: Path) -> dict[str, float]:
@@ -114,7 +160,7 @@ def read_request_times(path: Path) -> dict[str, float]:
     table = read_table(path, ("user_id", "timestamp"), (), {})
     faults = Faults(table)
     user_ids, user = read_ids(table.columns["user_id"], faults)
-    time_s = _times(table.columns["timestamp"], faults, _LAST_TIME_S)
+    time_s = _times(table.columns["timestamp"], faults, _LAST_TIME_S, None)
     faults.settle(skip_bad_rows=False)
     return {user_ids[n]: at for n, at in zip(user.tolist(), time_s.tolist(), strict=True)}
 
@@ -136,20 +182,41 @@ def times_are_real(log: Log) -> bool:
     return len(gaps_s) == 0 or bool((gaps_s != 1.0).any())
 
 
-def _times(column: Column, faults: Faults, now_s: float) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class TimeFormat:
+    """How a column writes its times."""
+
+    as_numbers: bool
+    """Numbers, or else ISO 8601 text."""
+    units_per_s: float = 1.0
+
+    @classmethod
+    def of(cls, column: Column) -> TimeFormat:
+        """The format that the column's first readable time and its upper median say."""
+        numbers, dates = _numbers_and_dates(column)
+        # The values are in order of first appearance: the first that reads as either decides what all must be.
+        readable = np.flatnonzero(~np.isnan(numbers) | ~np.isnan(dates))
+        as_numbers = len(readable) > 0 and not np.isnan(numbers[readable[0]])
+        return cls(as_numbers, _units_per_second(numbers[column.codes]) if as_numbers else 1.0)
+
+
+def _times(column: Column, faults: Faults, now_s: float, times: TimeFormat | None) -> NDArray[np.float64]:
     """(N,) seconds since 1970; a row's is NaN where it is bad."""
-    numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
-    # What is a number is no date: 20260131 would be both.
-    pairs = zip(column.values, np.isnan(numbers).tolist(), strict=True)
-    dates = np.array([_iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
-    # The values are in order of first appearance: the first that reads as either decides what all must be.
-    readable = np.flatnonzero(~np.isnan(numbers) | ~np.isnan(dates))
-    as_numbers = len(readable) > 0 and not np.isnan(numbers[readable[0]])
-    time_s = numbers / _units_per_second(numbers[column.codes]) if as_numbers else dates
-    expected = "a number, as the column's first time is" if as_numbers else "a time such as 2026-01-31T12:00:00Z"
+    numbers, dates = _numbers_and_dates(column)
+    times = TimeFormat.of(column) if times is None else times
+    time_s = numbers / times.units_per_s if times.as_numbers else dates
+    expected = "a number, as the column's first time is" if times.as_numbers else "a time such as 2026-01-31T12:00:00Z"
     reasons = [_time_fault(v, s, expected, now_s) for v, s in zip(column.values, time_s.tolist(), strict=True)]
     faults.mark_values(column, reasons)
     return time_s[column.codes]
+
+
+def _numbers_and_dates(column: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each value as a number and as seconds since 1970 of a date; NaN where it is none."""
+    numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
+    # What is a number is no date: 20260131 would be both.
+    pairs = zip(column.values, np.isnan(numbers).tolist(), strict=True)
+    return numbers, np.array([_iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
 
 
 def _units_per_second(numbers: NDArray[np.float64]) -> float:

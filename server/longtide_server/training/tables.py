@@ -62,7 +62,7 @@ class BadRows:
 
     count: int = 0
     details: tuple[BadRow, ...] = ()
-    """The first of them, at most MAX_BAD_ROW_DETAILS, in the file's order."""
+    """The first of them, at most as many as were asked for, in the file's order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +86,8 @@ class Table:
     """(N,) the row number of each row."""
     lost: Sequence[BadRow]
     """Rows that could not be taken apart; they are none of the N."""
+    read_share: float = 1.0
+    """How much of the file has been read with it: 0 to 1."""
 
 
 class Faults:
@@ -94,9 +96,10 @@ class Faults:
     Starts with the rows that could not be taken apart and those whose text is not UTF-8.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, max_details: int = MAX_BAD_ROW_DETAILS) -> None:
         self._path, self._rows, self._lost = table.path, table.rows, len(table.lost)
-        self._details = list(table.lost[:MAX_BAD_ROW_DETAILS])
+        self._max_details = max_details
+        self._details = list(table.lost[:max_details])
         self._bad = np.zeros(len(table.rows), dtype=np.bool_)
         for column in table.columns.values():
             self.mark_values(column, _text_faults(column))
@@ -104,7 +107,7 @@ class Faults:
     def mark(self, column: str, bad: NDArray[np.bool_], reason: Callable[[int], str]) -> None:
         """Rows where `bad` (N,) holds are bad; `reason` says why, by position. A row's first check wins."""
         fresh = np.flatnonzero(bad & ~self._bad)
-        self._details += [BadRow(int(self._rows[n]), column, reason(int(n))) for n in fresh[:MAX_BAD_ROW_DETAILS]]
+        self._details += [BadRow(int(self._rows[n]), column, reason(int(n))) for n in fresh[: self._max_details]]
         self._bad |= bad
 
     def mark_values(self, column: Column, reasons: Sequence[str | None]) -> None:
@@ -115,13 +118,19 @@ class Faults:
 
     def settle(self, *, skip_bad_rows: bool) -> tuple[NDArray[np.bool_], BadRows]:
         """Which of the N rows are good, and the others. A LogError unless all are good, or some are and we may skip."""
-        count = int(self._bad.sum()) + self._lost
-        details = tuple(sorted(self._details, key=lambda bad: bad.row)[:MAX_BAD_ROW_DETAILS])
-        if count and not skip_bad_rows:
-            raise LogError(f"{self._path}: {details[0]}")
+        good, bad = self.found()
+        if bad.count and not skip_bad_rows:
+            raise LogError(f"{self._path}: {bad.details[0]}")
         if self._bad.all():
-            raise LogError(f"{self._path}: every row is bad ({count} of {count}); the first is {details[0]}")
-        return ~self._bad, BadRows(count, details)
+            raise LogError(
+                f"{self._path}: every row is bad ({bad.count} of {bad.count}); the first is {bad.details[0]}"
+            )
+        return good, bad
+
+    def found(self) -> tuple[NDArray[np.bool_], BadRows]:
+        """Which of the N rows are good, and the others, whatever that means for the file."""
+        details = tuple(sorted(self._details, key=lambda bad: bad.row)[: self._max_details])
+        return ~self._bad, BadRows(int(self._bad.sum()) + self._lost, details)
 
 
 def read_table(
@@ -138,23 +147,46 @@ def read_table(
     hold lists of strings (JSON, Parquet), which are read as one text joined by `|`. Gzip is recognised by content,
     the format by the name's ending. A LogError where the file, its header or its columns are wrong.
     """
+    [table] = _tables(path, needed, optional, columns, frozenset(lists), None)
+    if len(table.rows) == 0:
+        lost = table.lost
+        raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
+    return table
+
+
+def read_pieces(
+    path: Path, needed: Sequence[str], optional: Sequence[str], columns: Mapping[str, str], piece_rows: int
+) -> Iterator[Table]:
+    """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order."""
+    return _tables(path, needed, optional, columns, frozenset(), piece_rows)
+
+
+def _tables(
+    path: Path,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    columns: Mapping[str, str],
+    lists: frozenset[str],
+    piece_rows: int | None,
+) -> Iterator[Table]:
     _require_known(columns, (*needed, *optional))
     _require_file(path)
     wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
     joined = frozenset(wanted[name] for name in lists)
-    found, cells, rows, lost = _reader(path)(path, list(dict.fromkeys(wanted.values())), joined)
-    if len(rows) == 0:
-        raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
-    _require_columns(path, wanted, found, needed, columns)
-    present = {name: cells[file_name] for name, file_name in wanted.items() if file_name in found}
-    return Table(path, present, rows, lost)
+    for found, cells, rows, lost, share in _reader(path)(
+        path, list(dict.fromkeys(wanted.values())), joined, piece_rows
+    ):
+        if len(rows) > 0:
+            _require_columns(path, wanted, found, needed, columns)
+        present = {name: cells[file_name] for name, file_name in wanted.items() if file_name in found}
+        yield Table(path, present, rows, lost, share)
 
 
 def read_ids(column: Column, faults: Faults) -> tuple[list[str], NDArray[np.int32]]:
     """A column's distinct ids and (N,) their codes: whole numbers become digits, text stays as it is."""
     faults.mark_values(column, [_id_fault(value) for value in column.values])
     index: defaultdict[str, int] = _index()
-    merged = np.array([index[_id_text(value)] for value in column.values], dtype=np.int32)
+    merged = np.array([index[id_text(value)] for value in column.values], dtype=np.int32)
     return list(index), merged[column.codes]
 
 
@@ -164,7 +196,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:40]}…{text[-10:]}"
 
 
-def _id_text(value: Scalar | None) -> str:
+def id_text(value: Scalar | None) -> str:
+    """An id as text: a whole number becomes digits, nothing the empty text."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
@@ -175,7 +208,7 @@ def _id_fault(value: Scalar | None) -> str | None:
         return "is missing"
     if isinstance(value, float) and not value.is_integer():
         return f"{value!r} is not an id: a number must be whole"
-    fault = id_violation("", _id_text(value))
+    fault = id_violation("", id_text(value))
     return fault.reason if fault else None
 
 
@@ -224,11 +257,12 @@ def _require_distinct(path: Path, names: Sequence[str]) -> None:
             raise LogError(f"{path}: has {count} columns named {name}; a name must occur once")
 
 
-Read = tuple[list[str], dict[str, Column], NDArray[np.int64], list[BadRow]]
-"""The names found in a file; the wanted columns of it; (N,) row numbers; the rows that could not be taken apart."""
+Read = tuple[list[str], dict[str, Column], NDArray[np.int64], list[BadRow], float]
+"""The names found in a file; the wanted columns of a piece of it; (N,) row numbers; the rows that could not be taken
+apart; how much of the file has been read."""
 
 
-def _reader(path: Path) -> Callable[[Path, list[str], frozenset[str]], Read]:
+def _reader(path: Path) -> Callable[[Path, list[str], frozenset[str], int | None], Iterator[Read]]:
     ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl, "parquet": _read_parquet}
     if ending not in readers:
@@ -239,31 +273,40 @@ def _reader(path: Path) -> Callable[[Path, list[str], frozenset[str]], Read]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unzipped where they are zipped; what goes wrong in reading them is a LogError."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """The bytes of a file, unzipped where they are zipped, and what tells how much of it is read.
+
+    What goes wrong in reading them is a LogError.
+    """
     try:
         with path.open("rb") as raw:
+            size = max(path.stat().st_size, 1)
+
+            def share() -> float:
+                return min(raw.tell() / size, 1.0)
+
             if raw.peek(2)[:2] == _GZIP_MAGIC:
                 with gzip.open(raw) as unzipped:
-                    yield unzipped  # type: ignore[misc]  # GzipFile is a BinaryIO in all but name
+                    yield unzipped, share  # type: ignore[misc]  # GzipFile is a BinaryIO in all but name
             else:
-                yield raw
+                yield raw, share
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
         raise LogError(f"{path}: its gzip data is cut short or damaged ({exc})") from exc
     except OSError as exc:
         raise LogError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
-def _read_csv(path: Path, wanted: list[str], _joined: frozenset[str]) -> Read:
+def _read_csv(path: Path, wanted: list[str], _joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
     lost: list[BadRow] = []
-    with _opened(path) as stream:
+    with _opened(path) as (stream, share):
         # surrogateescape: bytes that are not UTF-8 spoil their own cell, not the file.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text, strict=True)
         header = _csv_header(path, reader)
         places = [(name, header.index(name)) for name in wanted if name in header]
-        cells, rows = _encode(_csv_records(reader, len(header), lost), places)
-    return header, cells, rows, lost
+        records = _csv_records(reader, len(header), lost)
+        for cells, rows, bad in _encoded(records, places, lost, piece_rows):
+            yield header, cells, rows, bad, share()
 
 
 def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
@@ -302,13 +345,14 @@ def _csv_fault(exc: csv.Error) -> str:
     return f"is not well-formed CSV: {exc}"
 
 
-def _read_jsonl(path: Path, wanted: list[str], joined: frozenset[str]) -> Read:
+def _read_jsonl(path: Path, wanted: list[str], joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
     lost: list[BadRow] = []
     found: dict[str, None] = {}
-    with _opened(path) as stream:
+    with _opened(path) as (stream, share):
         records = _json_records(stream, wanted, joined, found, lost)
-        cells, rows = _encode(records, [(name, place) for place, name in enumerate(wanted)])
-    return list(found), cells, rows, lost
+        places = [(name, place) for place, name in enumerate(wanted)]
+        for cells, rows, bad in _encoded(records, places, lost, piece_rows):
+            yield list(found), cells, rows, bad, share()
 
 
 def _json_records(
@@ -355,6 +399,22 @@ def _joined_text(cell: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
     return cell
 
 
+def _encoded(
+    records: Iterator[Record], places: Sequence[tuple[str, int]], lost: list[BadRow], piece_rows: int | None
+) -> Iterator[tuple[dict[str, Column], NDArray[np.int64], list[BadRow]]]:
+    """Pieces of columns, each with the rows that were lost meanwhile; at least one, be it empty."""
+    first = True
+    while True:
+        cells, rows = _encode(islice(records, piece_rows), places)
+        bad, lost[:] = list(lost), []
+        if not first and len(rows) == 0 and not bad:
+            return
+        yield cells, rows, bad
+        if piece_rows is None:
+            return
+        first = False
+
+
 def _encode(
     records: Iterator[Record], places: Sequence[tuple[str, int]]
 ) -> tuple[dict[str, Column], NDArray[np.int64]]:
@@ -382,19 +442,27 @@ def _index() -> defaultdict[Any, int]:
     return index
 
 
-def _read_parquet(path: Path, wanted: list[str], joined: frozenset[str]) -> Read:
+def _read_parquet(path: Path, wanted: list[str], joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
     try:
         with pq.ParquetFile(path) as file:
             found: list[str] = file.schema_arrow.names
             _require_distinct(path, found)
-            table = file.read(columns=[name for name in wanted if name in found])
-            cells = {name: _parquet_column(path, name, table.column(name), joined) for name in table.column_names}
-            rows = np.arange(1, file.metadata.num_rows + 1, dtype=np.int64)
+            names = [name for name in wanted if name in found]
+            done, total = 0, file.metadata.num_rows
+            for table in [file.read(columns=names)] if piece_rows is None else _parquet_pieces(file, names, piece_rows):
+                cells = {name: _parquet_column(path, name, table.column(name), joined) for name in table.column_names}
+                rows = np.arange(done + 1, done + table.num_rows + 1, dtype=np.int64)
+                done += table.num_rows
+                yield found, cells, rows, [], done / max(total, 1)
     except LogError:
         raise
     except (pa.ArrowException, OSError, EOFError, ValueError) as exc:
         raise LogError(f"{path}: cannot be read as Parquet: {str(exc).splitlines()[0] if str(exc) else exc!r}") from exc
-    return found, cells, rows, []
+
+
+def _parquet_pieces(file: Any, names: list[str], piece_rows: int) -> Iterator[Any]:  # noqa: ANN401
+    for batch in file.iter_batches(batch_size=piece_rows, columns=names):
+        yield pa.Table.from_batches([batch])
 
 
 def _parquet_column(path: Path, name: str, column: Any, joined: frozenset[str]) -> Column:  # noqa: ANN401
