@@ -19,7 +19,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from longtide import Neighbor, Recommendation, Recommendations, SimilarUser, Source, SourceShare, __version__
-from longtide_server.cli import cli, until_stopped
+from longtide_server.attribution import make_token
+from longtide_server.cli import cli
+from longtide_server.cli.base import until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
@@ -641,7 +643,7 @@ def test_where_only_the_sdk_is_installed_the_command_says_what_to_install(log, t
 
 
 def test_logs_that_go_to_a_file_have_no_colours():
-    script = "from longtide_server.cli import configure_logging; import structlog; configure_logging('console'); "
+    script = "from longtide_server.cli.base import configure_logging; import structlog; configure_logging('console'); "
     done = process(sys.executable, "-c", script + "structlog.get_logger().info('serving', address='here')")
     assert "serving" in done.stderr
     assert "\x1b" not in done.stderr
@@ -724,6 +726,25 @@ def test_an_import_lists_what_it_could_not_take(tmp_path):
     assert "1 events written" in done.stdout
     assert "1 rows could not be taken" in done.stderr
     assert (tmp_path / "bad.csv").read_text().splitlines()[1] == "3,item_id,must not be empty"
+
+
+def test_a_report_says_what_came_of_what_was_recommended(tmp_path):
+    token = make_token(1_767_268_800, "s1", "home", [("a", 1), ("b", 2)])
+    rows = f"ann,a,1767268801,click,{token}\nann,b,1767268802,purchase,{token}\nbob,c,1767268803,click,else\n"
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,event_type,attribution_token\n" + rows)
+    run("import", tmp_path / "log.csv", "--store", store_url(tmp_path))
+    found = json.loads(run("report", "--store", store_url(tmp_path), "--json").stdout)
+    assert found["unknown_tokens"] == 1
+    assert [(line["day"], line["surface"], line["source"], line["clicked"]) for line in found["lines"]] == [
+        ("2026-01-01", "home", "encoder", 1),
+        ("2026-01-01", "home", "neighbors", 1),
+    ]
+    shown = run("report", "--store", store_url(tmp_path), "--by", "surface").stdout
+    assert "home" in shown
+    assert "encoder" not in shown
+    for option, value in (("--by", "weekday"), ("--conversions", "sold")):
+        complaint = refusal(run("report", "--store", store_url(tmp_path), option, value))
+        assert complaint.startswith(f"{option}: {value!r} is none of ")
 
 
 @pytest.mark.parametrize("where", [[], ["--target", "127.0.0.1:1", "--store", "sqlite:///x.db"]])

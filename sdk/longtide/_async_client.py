@@ -138,6 +138,7 @@ class AsyncClient:
         session_items: Iterable[str] = (),
         *,
         session_id: str = "",
+        surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Recommendations:
@@ -146,10 +147,10 @@ class AsyncClient:
         `limit` is 1 to 1,000. `min_similarity` (-1 to 1) is how similar a user must be to count, by default what the
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
         `request_time` is when the user sees the answer, by default now. Where there is no user, `session_id` names the
-        anonymous session that asks.
+        anonymous session that asks. `surface` says where the answer will be shown, for `longtide report`.
         """
         request = _convert.recommend_request(
-            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id
+            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id, surface
         )
         return _convert.recommendations(user_id, await self._call(self._recommendations.Recommend, request, timeout))
 
@@ -159,6 +160,7 @@ class AsyncClient:
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Recommendations, None]:
@@ -173,7 +175,7 @@ class AsyncClient:
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        request = _convert.row_request(limit, min_similarity, request_time)
+        request = _convert.row_request(limit, min_similarity, request_time, surface)
         return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     async def rank(

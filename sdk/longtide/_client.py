@@ -130,6 +130,7 @@ class Client:
         session_items: Iterable[str] = (),
         *,
         session_id: str = "",
+        surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Recommendations:
@@ -138,10 +139,10 @@ class Client:
         `limit` is 1 to 1,000. `min_similarity` (-1 to 1) is how similar a user must be to count, by default what the
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
         `request_time` is when the user sees the answer, by default now. Where there is no user, `session_id` names the
-        anonymous session that asks.
+        anonymous session that asks. `surface` says where the answer will be shown, for `longtide report`.
         """
         request = _convert.recommend_request(
-            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id
+            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id, surface
         )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
@@ -151,6 +152,7 @@ class Client:
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Generator[Recommendations, None, None]:
@@ -164,7 +166,7 @@ class Client:
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        request = _convert.row_request(limit, min_similarity, request_time)
+        request = _convert.row_request(limit, min_similarity, request_time, surface)
         return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     def rank(

@@ -58,11 +58,13 @@ def recommend_request(
     session_items: Iterable[str],
     request_time: datetime | float | None,
     session_id: str = "",
+    surface: str = "",
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
         user_id=text("user_id", user_id),
         session_id=text("session_id", session_id),
+        surface=text("surface", surface),
         limit=limit,
         exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
         min_similarity=min_similarity,
@@ -71,9 +73,11 @@ def recommend_request(
     )
 
 
-def row_request(limit: int, min_similarity: float | None, request_time: datetime | float | None) -> RowRequest:
+def row_request(
+    limit: int, min_similarity: float | None, request_time: datetime | float | None, surface: str
+) -> RowRequest:
     """Asks for items for one user after another."""
-    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, (), request_time)
+    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, (), request_time, "", surface)
 
 
 def rank_request(

@@ -27,6 +27,7 @@ from longtide_server.config import ServerConfig
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store.urls import open_store
+from longtide_server.feedback import Feedback
 from longtide_server.recommender import Recommender
 from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
@@ -77,8 +78,12 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             stack.push_async_callback(_cancelled, expiring)
         events = EventService(states.write, wall_clock_s, config.retention)
         events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
+        feedback = Feedback(store, snapshot.snapshot_id, wall_clock_s)
+        stack.push_async_callback(feedback.flush)
+        stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
+        recommender = Recommender(snapshot, states, feedback.shown)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationService(Recommender(snapshot, states), config.default_timeout_s, wall_clock_s), server
+            RecommendationService(recommender, config.default_timeout_s, wall_clock_s), server
         )
         users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, states.forget, wall_clock_s), server)
         status = health.aio.HealthServicer()

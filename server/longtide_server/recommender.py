@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,6 +58,8 @@ class Query:
     """When the user sees the answer, seconds since 1970; None when that is not known."""
     session_id: str = ""
     """Who asks where there is no user."""
+    surface: str = ""
+    """Where the answer is shown, in the caller's words."""
 
     @property
     def owner(self) -> str:
@@ -126,9 +127,16 @@ class Evidence:
 class Recommender:
     """Answers requests from one snapshot and the states of its users."""
 
-    def __init__(self, snapshot: Snapshot, states: UserStates) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        states: UserStates,
+        shown: Callable[[str, Sequence[Recommendation]], str] = lambda surface, recommendations: "",
+    ) -> None:
+        """`shown` is told of every answer, where it is shown and what it holds, and gives its attribution token."""
         self.snapshot = snapshot
         self.states = states
+        self._shown = shown
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
     async def recommend(self, query: Query, timeout_s: float) -> Answer:
@@ -136,12 +144,9 @@ class Recommender:
         evidence, user, session = await self._evidence(query, timeout_s)
         candidates = self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
         ranked = self._rank(candidates, evidence, query.limit)
-        return Answer(
-            tuple(self._recommendation(ranked, row, evidence) for row in range(len(ranked.items))),
-            self.snapshot.snapshot_id,
-            uuid.uuid4().hex,
-            evidence.degraded_reason,
-        )
+        found = tuple(self._recommendation(ranked, row, evidence) for row in range(len(ranked.items)))
+        token = self._shown(query.surface, found)
+        return Answer(found, self.snapshot.snapshot_id, token, evidence.degraded_reason)
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""

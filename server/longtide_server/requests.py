@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
+from longtide_server.attribution import MAX_SURFACE_BYTES
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
@@ -53,6 +54,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
             _limit_violation(message.limit) if message.HasField("limit") else None,
             _similarity_violation(least),
             _time_violation(message),
+            _surface_violation(message.surface),
             *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
         ]
@@ -65,6 +67,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         min_similarity=least,
         request_time_s=_request_time_s(message, request_time_s),
         session_id=message.session_id,
+        surface=message.surface,
     )
 
 
@@ -148,6 +151,13 @@ def _limit_violation(limit: int) -> FieldViolation | None:
     if 1 <= limit <= MAX_LIMIT:
         return None
     return FieldViolation("limit", f"is {limit}; 1 to {MAX_LIMIT} are allowed")
+
+
+def _surface_violation(surface: str) -> FieldViolation | None:
+    size = len(surface.encode())
+    if size <= MAX_SURFACE_BYTES:
+        return None
+    return FieldViolation("surface", f"is {size} bytes long; at most {MAX_SURFACE_BYTES} are allowed")
 
 
 def _time_violation(

@@ -225,7 +225,9 @@ def test_a_log_is_imported_into_a_running_server(client, server_address, command
     log = tmp_path / "more.csv"
     log.write_text("user_id,session_id,item_id,timestamp\nimported,,item-a,1700000000\n,visit-1,item-c,1700000000\n")
     for found in ((2, 0), (0, 2)):
-        told = json.loads(command("import", log, "--target", server_address, "--json", "--bad-rows", tmp_path / "bad.csv"))
+        told = json.loads(
+            command("import", log, "--target", server_address, "--json", "--bad-rows", tmp_path / "bad.csv")
+        )
         assert (told["written"], told["duplicates"], told["bad"]) == (*found, 0)
     assert client.recommend("imported", 12)[0].item_id == "item-b"
     assert client.recommend(session_id="visit-1", limit=12)[0].item_id == "item-d"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict
 from longtide_server.event_store import Deleted, Version
 from longtide_server.events import Event, EventType
@@ -327,3 +328,12 @@ async def test_everything_comes_once_with_its_owner(store, event):
     found = [pair async for piece in store.everything() for pair in piece]
     assert sorted(found, key=lambda pair: sent.index(pair[1])) == [(one.owner, one) for one in sent]
     assert [one.event_id for owner, one in found if owner == "user:u3"] == [f"e{n}" for n in range(3, 50, 7)]
+
+
+async def test_what_was_shown_adds_up(store):
+    home, cart = Shown("2026-01-01", "s1", "home", 1), Shown("2026-01-01", "s1", '🛒|"', 2)
+    assert await store.shown() == {}
+    await store.add_shown({home: 3, cart: 1})
+    await store.add_shown({home: 4})
+    assert await store.shown() == {home: 7, cart: 1}
+    assert [piece async for piece in store.everything()] == []

@@ -236,7 +236,7 @@ def make_world(make_snapshot):
             encoder=encoder,
             coalescing=coalescing,
             states=states,
-            recommender=Recommender(snapshot, states),
+            recommender=Recommender(snapshot, states, lambda surface, recommendations: "token"),
             write=write,
             did=did,
         )

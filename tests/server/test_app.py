@@ -14,6 +14,9 @@ from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recomme
 from longtide_server.app import running
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
+from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.events import EventType
+from longtide_server.feedback import Line, report, summed
 
 SERVICES = ["longtide.v1.EventService", "longtide.v1.RecommendationService", "longtide.v1.UserService"]
 
@@ -98,6 +101,19 @@ async def test_a_session_becomes_a_users(config):
             assert {f"item-{n}" for n in range(12)} - {item.item_id for item in answer} == {"item-3", "item-5"}
         assert {event.item_id async for event in client.list_user_events("ann")} == {"item-3", "item-5"}
         assert len(await client.export_user_data(session_id="s")) == 2
+
+
+async def test_what_comes_of_recommendations_is_reported(config, tmp_path):
+    async with running(config()) as address, AsyncClient(address) as client:
+        answer = await client.recommend("ann", 5, surface="home")
+        sent = [Event("ann", answer[0].item_id, "click", attribution_token=answer.attribution_token)]
+        await client.write_events(sent)
+        async for _ in client.recommend_many(["ann", "bob"], 5, surface="mail"):
+            pass
+    store = SqliteEventStore(tmp_path / "data" / "events.db", writes=False)
+    found = summed((await report(store, {EventType.PURCHASE})).lines, ["snapshot_id", "surface"])
+    await store.close()
+    assert found == {(answer.snapshot_id, "home"): Line(5, 1, 0), (answer.snapshot_id, "mail"): Line(10, 0, 0)}
 
 
 @pytest.mark.parametrize("store", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])

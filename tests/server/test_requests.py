@@ -101,6 +101,12 @@ def test_a_session_can_ask_where_there_is_no_user():
     assert violations(read_query, recommend(user_id="", session_id="x" * 513)) == [wrong]
 
 
+def test_a_surface_is_short():
+    assert read_query(recommend(surface="x" * 64)).surface == "x" * 64
+    wrong = FieldViolation("surface", "is 65 bytes long; at most 64 are allowed")
+    assert violations(read_query, recommend(surface="x" * 65)) == [wrong]
+
+
 def test_an_owner_is_a_user_or_a_session():
     assert requests.read_owner("owner", users_pb2.Owner(user_id="ann")) == "user:ann"
     assert requests.read_owner("owner", users_pb2.Owner(session_id="ann")) == "session:ann"

@@ -65,6 +65,7 @@ class RecommendRequest(google.protobuf.message.Message):
     SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
     REQUEST_TIME_FIELD_NUMBER: builtins.int
     SESSION_ID_FIELD_NUMBER: builtins.int
+    SURFACE_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
@@ -74,6 +75,10 @@ class RecommendRequest(google.protobuf.message.Message):
     session_id: builtins.str
     """The session that asks where there is no `user_id`: at most 512 bytes. Its events are those written with this
     `session_id` and without a `user_id`. Ignored where there is a `user_id`.
+    """
+    surface: builtins.str
+    """Where the answer will be shown, in your words, for example `home` or `cart`: at most 64 bytes. Counted by
+    `longtide report`.
     """
     @property
     def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -102,9 +107,10 @@ class RecommendRequest(google.protobuf.message.Message):
         session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         session_id: builtins.str = ...,
+        surface: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
@@ -126,7 +132,7 @@ class RecommendResponse(google.protobuf.message.Message):
     snapshot_id: builtins.str
     """The snapshot that every part of this answer comes from."""
     attribution_token: builtins.str
-    """Send it back on the events that this answer leads to."""
+    """Send it back on the events that this answer leads to, so that what came of it can be counted."""
     degraded: builtins.bool
     """True when a source could not be asked (the encoder was down or late); the others still answered."""
     degraded_reason: builtins.str

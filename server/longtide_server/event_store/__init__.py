@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from longtide_server.attribution import Shown
 from longtide_server.events import Event
 
 
@@ -121,6 +122,14 @@ class EventStore(Histories, Protocol):
 
     def everything(self) -> AsyncIterator[Sequence[tuple[str, Event]]]:
         """Every event with its owner, in pieces; each history in the order of arrival."""
+        ...
+
+    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+        """Add to the counts of recommended items."""
+        ...
+
+    async def shown(self) -> Mapping[Shown, int]:
+        """How many items were recommended."""
         ...
 
     async def close(self) -> None:

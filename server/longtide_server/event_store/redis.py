@@ -23,6 +23,7 @@ import msgspec
 import structlog
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
+from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
 from longtide_server.event_store.redis_scripts import CLEAR, DELETE, EXPIRE, MARK, WRITE, Script
@@ -200,6 +201,19 @@ class RedisEventStore:
         async for owner in self._owners():
             async for piece in self._pieces(owner, 0, None):
                 yield [(owner, event) for _, event in piece]
+
+    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+        """See EventStore."""
+        key = f"{PREFIX}shown"
+        packed = [(msgspec.json.encode(shown), count) for shown, count in counts.items()]
+        for answer in await self._pipelined([("HINCRBY", key, name, count) for name, count in packed]):
+            if isinstance(answer, Exception):
+                raise Unavailable(f"the event store cannot write: {answer}") from answer
+
+    async def shown(self) -> Mapping[Shown, int]:
+        """See EventStore."""
+        found = await self._run("HGETALL", f"{PREFIX}shown")
+        return {msgspec.json.decode(name, type=Shown): int(count) for name, count in found.items()}
 
     async def close(self) -> None:
         """See EventStore."""

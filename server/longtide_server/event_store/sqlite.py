@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import structlog
 
+from longtide_server.attribution import Shown
 from longtide_server.errors import InvalidInput, LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Deleted, History, Place, Version, Written, sqlite_log
 from longtide_server.events import Event
@@ -114,6 +115,14 @@ class SqliteEventStore:
             if not piece:
                 return
             yield piece
+
+    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+        """See EventStore."""
+        await self._change(lambda connection: sqlite_log.add_shown(connection, counts))
+
+    async def shown(self) -> Mapping[Shown, int]:
+        """See EventStore."""
+        return await self._read(sqlite_log.read_shown)
 
     async def close(self) -> None:
         """See EventStore."""

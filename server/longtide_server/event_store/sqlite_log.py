@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, InvalidInput
 from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
 from longtide_server.events import Event, user_of
@@ -41,6 +42,14 @@ CREATE TABLE IF NOT EXISTS events (
   session_id TEXT NOT NULL,
   attribution_token TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS shown (        -- how many items were recommended
+  day TEXT NOT NULL,
+  snapshot_id TEXT NOT NULL,
+  surface TEXT NOT NULL,
+  source INTEGER NOT NULL,
+  items INTEGER NOT NULL,
+  PRIMARY KEY (day, snapshot_id, surface, source)
+) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (owner, event_id);
 CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, position, time_s);
 """
@@ -205,6 +214,19 @@ def expire(
     _rewritten(connection, gone)
     named = "SELECT owner FROM owners WHERE number = ?"
     return last, {connection.execute(named, (number,)).fetchone()[0]: count for number, count in gone.items()}
+
+
+def add_shown(connection: sqlite3.Connection, counts: Mapping[Shown, int]) -> None:
+    """See EventStore.add_shown."""
+    connection.executemany(
+        "INSERT INTO shown VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET items = items + excluded.items",
+        [(*key, count) for key, count in counts.items()],
+    )
+
+
+def read_shown(connection: sqlite3.Connection) -> dict[Shown, int]:
+    """See EventStore.shown."""
+    return {Shown(*row[:4]): row[4] for row in connection.execute("SELECT * FROM shown")}
 
 
 def _exactly(connection: sqlite3.Connection, key: str) -> Owner | None:

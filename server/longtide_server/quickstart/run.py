@@ -17,7 +17,7 @@ from rich.progress import track
 from longtide import AsyncClient, Event
 from longtide_server.app import check_listen, running
 from longtide_server.catalog import ItemInfo
-from longtide_server.cli import messages, until_stopped
+from longtide_server.cli.base import messages, until_stopped
 from longtide_server.config import ServerConfig
 from longtide_server.events import EventType
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table

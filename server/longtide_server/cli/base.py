@@ -1,0 +1,157 @@
+"""What every command shares: the group, its consoles, its parameter types, logging, and how a command stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from rich.console import Console
+
+from longtide import LongtideError, __version__
+from longtide_server import errors
+
+console = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+class Pairs(click.ParamType):  # type: ignore[type-arg]  # older releases of click cannot be subscripted
+    """`ours=theirs,...` as a mapping."""
+
+    name = "ours=theirs,..."
+
+    def convert(
+        self, value: str | dict[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        """Read the pairs; click reports what is wrong with them."""
+        if isinstance(value, dict):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair]
+        for name, equals, other in pairs:
+            if not (name and equals and other):
+                self.fail(f"{value!r} is not of the form user_id=userId,item_id=movieId", param, ctx)
+        return {name.strip(): other.strip() for name, _, other in pairs}
+
+
+class Ports(click.ParamType):  # type: ignore[type-arg]
+    """Four port numbers."""
+
+    name = "ports"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read the ports; click reports what is wrong with them."""
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if len(parts) != 4 or not all(part.isdigit() and int(part) <= 65_535 for part in parts):
+            self.fail(f"{value!r} is not four ports, for example 7070,7071,8080,8081", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+class Commands(click.Group):
+    """A group that reports what was wrong in a sentence: exit status 2 for wrong input, 1 for a failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except errors.InvalidInput as exc:
+            _fail(str(exc), 2)
+        except (errors.LongtideError, LongtideError) as exc:
+            _fail(str(exc), 1)
+
+
+def _fail(message: str, status: int) -> None:
+    messages.print(f"longtide: {message}", markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="longtide")
+def cli() -> None:
+    """Longtide: a real-time recommender with long- and short-term interest, over gRPC."""
+
+
+def log_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a log and its items file are read."""
+    for option in reversed(
+        (
+            click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."),
+            click.option("--items", type=click.Path(path_type=Path), help="Items file: item_id, title, categories."),
+            click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
+            click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+store_option = click.option("--store", default="", metavar="URL", help="Read this event store instead of a LOG.")
+
+
+text_option = click.option(
+    "--text-model",
+    metavar="NAME_OR_PATH",
+    help="Language model that reads the items' texts, or `none`; by default the one of longtide[text].",
+)
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How it is trained."""
+    for option in reversed(
+        (
+            click.option(
+                "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Makes runs repeatable."
+            ),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
+            click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
+            text_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def configure_logging(form: str, level: int = logging.INFO) -> None:
+    """Structured logs on standard error: lines for people, or JSON for machines."""
+    lines = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer: Any = structlog.processors.JSONRenderer() if form == "json" else lines
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work until it is done, or until Ctrl-C or a TERM signal cancels it; what it holds is let go in order."""
+    task = asyncio.create_task(work)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:  # a second Ctrl-C must not break into the stopping
+            stopped = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise

@@ -1,0 +1,71 @@
+"""Reads a log, from a file or from an event store, for the commands that learn from one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longtide_server import errors
+from longtide_server.cli.base import messages
+
+
+def read_log_file(
+    log: Path | None,
+    columns: Mapping[str, str],
+    items: Path | None,
+    item_columns: Mapping[str, str],
+    skip_bad_rows: bool,
+    store: str = "",
+) -> tuple[Any, Mapping[str, Any], bool]:
+    """Sequences, item infos, and whether the log's times are times."""
+    from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.items import read_items
+    from longtide_server.training.log import read_log, times_are_real
+
+    if (log is None) == (not store):
+        raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
+    if log is None:
+        found = asyncio.run(_stored_log(store))
+    else:
+        found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
+        if skipped.count:
+            messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
+            for row in skipped.details[:20]:
+                messages.print(f"  {row}", markup=False)
+    if found.repeated_rows:
+        messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
+    infos = read_items(items, item_columns) if items else {}
+    return to_sequences(found), infos, times_are_real(found)
+
+
+async def _stored_log(url: str) -> Any:  # noqa: ANN401
+    from longtide_server.event_store.urls import open_store
+    from longtide_server.training.stored import read_store
+
+    store = await open_store(url, writes=False)
+    try:
+        with messages.status("Reading the event store") as status:
+            return await read_store(store, lambda count: status.update(f"Reading the event store: {count:,} events"))
+    finally:
+        await store.close()
+
+
+def read_for_training(
+    log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
+) -> tuple[Any, Mapping[str, Any], Any]:  # fmt: skip
+    """Sequences, item infos, and the settings that the log and the options give."""
+    from longtide_server.training.settings import settings_for, with_overrides
+
+    pairs = [override.partition("=") for override in overrides]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
+    sequences, infos, real = read_log_file(log, **rest)
+    if not (sequences.lengths >= 2).any():
+        raise errors.LogError(
+            f"{log or 'the event store'}: no user has two events; there is nothing to learn what follows what from"
+        )
+    settings = settings_for(sequences, times_are_real=real, seed=seed)
+    return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})

@@ -1,0 +1,112 @@
+"""The commands around a server: start it, ask it, show the whole path."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longtide import Client
+from longtide_server.cli.base import (
+    Pairs,
+    Ports,
+    cli,
+    configure_logging,
+    console,
+    log_options,
+    messages,
+    text_option,
+    until_stopped,
+)
+from longtide_server.cli.logs import read_for_training
+from longtide_server.config import ServerConfig
+
+
+@cli.command()
+@click.option("--snapshot", required=True, type=click.Path(path_type=Path), help="Snapshot directory.")
+@click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="Event log, TorchServe, its logs.")
+@click.option(
+    "--store",
+    default="",
+    metavar="URL",
+    help="Event store: sqlite:///PATH, redis://..., rediss://... or redis+cluster://...; by default events.db in the "
+    "data directory.",
+)
+@click.option(
+    "--retain",
+    type=Pairs(),
+    default="",
+    metavar="TYPE=AGE,...",
+    help="How long events are kept, for example view=90d,purchase=3y (h, d, y); for ever where it is not said.",
+)
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
+@click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
+@click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
+@click.option(
+    "--torchserve-ports", type=Ports(), default="0,0,0,0", metavar="G,M,H,I",
+    help="Loopback ports: gRPC inference and management, HTTP inference and management; 0 picks one.",
+)  # fmt: skip
+@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
+def serve(
+    snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
+    """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
+    from longtide_server.app import running
+    from longtide_server.event_store.urls import check_store_url
+    from longtide_server.retention import read_retention
+
+    configure_logging(log_format)
+    config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, retention=read_retention(retain), **settings)
+    check_store_url(config.store_url)
+
+    async def run() -> None:
+        async with running(config) as address:
+            click.echo(f"Serving on {address} (Ctrl-C stops)")
+            await asyncio.Event().wait()
+
+    asyncio.run(until_stopped(run()))
+
+
+@cli.command()
+@click.argument("user_id", metavar="USER")
+@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
+    """Ask a running server for recommendations to USER."""
+    with Client(target) as client:
+        answer = client.recommend(user_id, limit)
+    if as_json:
+        click.echo(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
+        return
+    from longtide_server.quickstart.show import recommendations_table
+
+    console.print(recommendations_table(f"For {user_id}", answer))
+    if answer.degraded:
+        messages.print(f"degraded: {answer.degraded_reason}", markup=False)
+
+
+@cli.command()
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@log_options
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
+@click.option(
+    "--work-dir", type=click.Path(path_type=Path), default=Path(".longtide/quickstart"), show_default=True,
+    help="Where the snapshot, the event log and TorchServe's files go.",
+)  # fmt: skip
+@text_option
+def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | None, **rest: Any) -> None:  # noqa: ANN401
+    """Train, publish, serve and show recommendations: on LOG, or on the MovieLens log that comes with Longtide."""
+    from longtide_server.quickstart.run import BUNDLED, run
+
+    configure_logging("console", logging.WARNING)
+    if log is None:
+        log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
+    sequences, infos, settings = read_for_training(log, (), seed=0, **rest)
+    run(sequences, infos, settings, text_model, work_dir, listen, console)

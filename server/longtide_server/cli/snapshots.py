@@ -1,0 +1,265 @@
+"""The commands around a snapshot: train it, predict with it, measure, say what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from longtide_server import errors
+from longtide_server.cli.base import cli, console, log_options, messages, store_option, training_options
+from longtide_server.cli.logs import read_for_training, read_log_file
+from longtide_server.snapshot import read_manifest, resolve
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
+    from longtide_server.training.loop import Progress
+    from longtide_server.training.pipeline import Step
+    from longtide_server.training.settings import Settings
+    from longtide_server.training.texts import TextNotice, TextProgress
+
+    Told = Progress | Step | TextProgress | TextNotice
+
+
+@cli.command()
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
+@store_option
+@log_options
+@training_options
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
+@click.option("--wandb", metavar="PROJECT", help="Weights & Biases project to log to.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(
+    log: Path | None, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
+    tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
+) -> None:  # fmt: skip
+    """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
+
+    LOG is CSV, CSV.gz, Parquet or JSONL with the columns user_id, item_id, timestamp and optionally event_type, value,
+    rating, session_id. With --store, what was written to a server is the log. Under `torchrun`, its processes train
+    together, one a GPU where there are GPUs.
+    """
+    from longtide_server.training.loop import Run
+    from longtide_server.training.pipeline import prepare_training, publish_trained
+    from longtide_server.training.pipeline import train as run_training
+    from longtide_server.training.settings import setting_names
+    from longtide_server.training.texts import item_vectors
+    from longtide_server.training.workers import workers
+
+    sequences, infos, settings = read_for_training(log, overrides, **rest)
+    if show_settings:
+        click.echo("\n".join(setting_names(settings)))
+        return
+    with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
+        with team.leader_first():
+            text = item_vectors(sequences.item_ids, infos, text_model, report)
+        run = Run(team, prepare_training(sequences, settings, out, text))
+        trained = run_training(sequences, settings, report, run, text)
+        if team.leads:
+            folder = publish_trained(trained, sequences, infos, settings, out, report, run)
+    if team.leads:
+        _print_snapshot(folder, as_json)
+
+
+@contextmanager
+def _shown(settings: Settings, tensorboard: Path | None, wandb: str | None) -> Iterator[Callable[[Told], None]]:
+    """A report to the screen and to the trackers that were asked for."""
+    from longtide_server.training.display import TrainingDisplay
+    from longtide_server.training.tracking import TensorBoardTracker, Tracker, WandbTracker
+
+    with ExitStack() as stack:
+        trackers: list[Tracker] = []
+        if tensorboard is not None:
+            trackers.append(TensorBoardTracker(tensorboard))
+            stack.callback(trackers[-1].close)
+        if wandb is not None:
+            trackers.append(WandbTracker(wandb, asdict(settings)))
+            stack.callback(trackers[-1].close)
+        display = stack.enter_context(TrainingDisplay(messages))
+
+        def report(told: Told) -> None:
+            display(told)
+            for tracker in trackers:
+                tracker(told)
+
+        yield report
+
+
+def _unheard(_: Told) -> None:
+    """The report of a process that another one reports for."""
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--k", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write.")
+@click.option(
+    "--request-times",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="When users will see their lists, a user_id and a timestamp each; without, that is not known.",
+)
+@log_options
+def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path | None, **rest: Any) -> None:  # noqa: ANN401
+    """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
+
+    Retrieval, fusion and filters are the server's own.
+    """
+    from rich.progress import track
+
+    from longtide_server.recommender import Query
+    from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.log import read_request_times
+    from longtide_server.training.offline import OfflineRecommender
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise errors.InvalidInput.of("--out", f"{out} is not a file in a folder that exists")
+    times = {} if request_times is None else read_request_times(request_times)
+    sequences, _, _ = read_log_file(log, **rest)
+    snapshot = load_snapshot(directory)
+    queries = [Query(user_id, k, request_time_s=times.get(user_id)) for user_id in sequences.user_ids]
+
+    async def write() -> None:
+        offline = OfflineRecommender(snapshot, sequences)
+        partial = out.with_name(f"{out.name}.partial")
+        try:
+            users = iter(track(sequences.user_ids, "Recommending", console=messages, transient=True))
+            with partial.open("w", encoding="utf-8") as file:
+                async for answer in offline.answers(queries):
+                    line = {"user_id": next(users), "items": [item.item_id for item in answer.recommendations]}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+            await offline.close()
+
+    asyncio.run(write())
+
+
+@cli.command()
+@click.argument("log", required=False, type=click.Path(path_type=Path))
+@store_option
+@click.option(
+    "--split",
+    type=click.Choice(["leave-one-out", "temporal"]),
+    default="leave-one-out",
+    show_default=True,
+    help="Hold back everyone's last event, or everything after a moment.",
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw NDCG@10 against length of history."
+)
+@log_options
+@training_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def evaluate(
+    log: Path | None,
+    split: Any,  # noqa: ANN401
+    plot: Path | None,
+    overrides: tuple[str, ...],
+    show_settings: bool,
+    text_model: str | None,
+    as_json: bool,
+    **rest: Any,  # noqa: ANN401
+) -> None:
+    """Measure on LOG: hold back targets, train on the rest, compare with popularity and item transitions.
+
+    Full ranking over the items of the history, those that the user had removed. Of equal scores, the item with more
+    events in the history comes first, and of equally many, the smaller id. A target that is not in the history is a
+    miss; a user without a history counts, and gets what is popular.
+
+    Slices: users by events in their history (cold 0, short 1 to 9, medium 10 to 49, long 50 or more), and by the
+    target's popularity in the history (head: the most popular 20 % of the items, tail: the least popular half, mid:
+    between them, new: not in it).
+
+    Popularity bias: how many events the first 10 recommended items have on average, over how many the items have that
+    the same users consumed.
+    """
+    from longtide_server.training.display import TrainingDisplay
+    from longtide_server.training.evaluate import evaluate as run
+    from longtide_server.training.evaluate import hold_out
+    from longtide_server.training.settings import setting_names
+    from longtide_server.training.show import behavior_table, overall_table, slices_table
+    from longtide_server.training.texts import item_vectors
+
+    if plot:
+        _check_plot(plot)
+    sequences, infos, settings = read_for_training(log, overrides, **rest)
+    if show_settings:
+        click.echo("\n".join(setting_names(settings)))
+        return
+    holdout = hold_out(sequences, split)
+    with TrainingDisplay(messages) as display:
+        text = item_vectors(holdout.history.item_ids, infos, text_model, display)
+        found = run(holdout, infos, settings, display, text)
+    title = f"{log.name if log else 'the event store'}, {split}"
+    if as_json:
+        click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))
+    else:
+        console.print(overall_table(f"{title}, {found.users:,} users", found))
+        console.print(slices_table(found))
+        if found.behavior is not None:
+            console.print(behavior_table(found.behavior))
+    if plot:
+        from longtide_server.training.plot import save_history_length_plot
+
+        save_history_length_plot(found.slices.history_length_doubling, title, plot)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def info(directory: Path, as_json: bool) -> None:
+    """Say what the snapshot in DIR is, and whether its files are whole."""
+    from longtide_server.snapshot import check_files
+
+    folder = resolve(directory)
+    check_files(folder, read_manifest(folder))
+    _print_snapshot(folder, as_json)
+
+
+def _check_plot(path: Path) -> None:
+    """InvalidInput when no plot can be written there, so that it is known before the training."""
+    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+        raise errors.InvalidInput.of("--plot", f"{path} is not a .png file in a folder that exists")
+    try:
+        import longtide_server.training.plot  # noqa: F401
+    except ModuleNotFoundError as exc:
+        reason = "matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
+        raise errors.InvalidInput.of("--plot", reason) from exc
+
+
+def _print_snapshot(folder: Path, as_json: bool) -> None:
+    manifest = read_manifest(folder)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        return
+    table = Table(show_header=False, title=f"Snapshot {manifest.snapshot_id}")
+    size = sum(facts.bytes for facts in manifest.files.values())
+    near = manifest.neighbors
+    for name, value in (
+        ("folder", str(folder)),
+        ("published", manifest.created_time),
+        ("log", f"{manifest.user_count:,} users, {manifest.item_count:,} items, {manifest.event_count:,} events"),
+        ("encoder", f"{manifest.encoder.dim} dimensions, {manifest.encoder.state_size} floats of state a user"),
+        ("neighbours", f"{near.trees} trees, search_k {near.search_k}, recall@50 {near.recall:.3f}"),
+        ("fusion", ", ".join(f"{name} {weight:g}" for name, weight in asdict(manifest.fusion).items())),
+        *((f"validation, {name}", _metrics(metrics)) for name, metrics in manifest.metrics.items()),
+        ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"),
+    ):
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
