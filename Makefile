@@ -15,7 +15,7 @@ SNAPSHOT = .longtide/snapshot
 STORE = .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation clean
+.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-events clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ BENCH = .longtide/bench
 bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accuracy figures (hours; goes on where it was; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.accuracy --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
 	  --rectools .venv-rectools/bin/python $(if $(JSON),--json "$(JSON)")
+
+bench-events: setup  ## Measure ingest, read-your-writes, long histories, import and kills (half an hour; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.events --data $(LOGS) $(if $(JSON),--json "$(JSON)")
 
 bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours)
 	$(BIN)/python -m tests.bench.ablation $(LOGS)/amazon-beauty/interactions.csv.gz

@@ -15,7 +15,6 @@ import csv
 import gzip
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,10 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from tests.bench.figures import Figure, publish
 
 HERE = Path(__file__).parent
 LONGTIDE = (sys.executable, "-m", "longtide_server")
@@ -54,18 +55,6 @@ LOGS = (
 )
 PEAK_GIB = 6.0
 EVENTS_A_CALL = 1000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure for machines."""
-
-    name: str
-    value: float
-    bar: float | None
-    holds: bool | None
-    unit: str
-    note: str
 
 
 class Bench:
@@ -415,14 +404,7 @@ def main() -> None:
     bench = Bench(asked.data, asked.scorer, asked.work)
     train_everything(bench, asked.seeds, asked.rectools, asked.jobs)
     found = list(figures(bench, asked.seeds, asked.rectools))
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
-    print("| figure | value | bar | |\n|---|---|---|---|")
-    for one in found:
-        held = "" if one.holds is None else "holds" if one.holds else "**misses**"
-        bar = "" if one.bar is None else f"{one.bar:g}"
-        print(f"| {one.name} | {one.value:g} {one.unit} | {bar} | {held} {one.note} |")
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
+    publish(found, asked.json)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The server's life: it remembers, it ends when told and whole, and it outlives its TorchServe."""
 
 import signal
+import sqlite3
 
 import psutil
 import pytest
+from tests.killing import killed_again_and_again
 
 from longtide import Client, Event, EventType
 
@@ -81,3 +83,13 @@ def test_a_signal_during_the_start_ends_it_too(start, until, alive):
     processes = server.tree()
     assert server.stop(signal.SIGTERM) == 0, server.errors
     assert alive(processes) == []
+
+
+def test_a_stream_outlives_the_death_of_its_server_and_nothing_is_lost_or_doubled(world, tmp_path):
+    """`make bench-events` does it a hundred times."""
+    survived = killed_again_and_again(world.snapshot, tmp_path / "data", kills=4, seed=1)
+    with sqlite3.connect(tmp_path / "data" / "events.db") as connection:
+        kept = [name for (name,) in connection.execute("SELECT event_id FROM events ORDER BY position")]
+    assert len(survived.sent) > 400
+    assert kept == survived.sent
+    assert survived.result.written_count + survived.result.duplicate_count == len(survived.sent)

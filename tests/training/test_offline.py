@@ -82,16 +82,16 @@ def ids(answer) -> list[str]:
 
 async def test_a_history_is_the_users_events_in_time_order():
     log = replace(sequences("ab", "c"), types=np.array([2, 4, 1]), values=np.array([NAN, 9.5, NAN], np.float32))
-    events = await LogHistories(log).history("from-a")
-    assert [(event.user_id, event.item_id, event.type, event.time_s, event.value) for event in events] == [
+    history = await LogHistories(log).history("user:from-a")
+    assert [(event.user_id, event.item_id, event.type, event.time_s, event.value) for event in history.events] == [
         ("from-a", "a", 2, 0.0, None),
         ("from-a", "b", 4, 1.0, 9.5),
     ]
-    assert len({event.event_id for event in events}) == 2
+    assert len({event.event_id for event in history.events}) == 2
 
 
 async def test_someone_unknown_has_no_history():
-    assert await LogHistories(LOG).history("nobody") == []
+    assert (await LogHistories(LOG).history("user:nobody")).events == []
 
 
 async def test_a_log_is_not_written_to():
