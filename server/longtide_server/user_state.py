@@ -1,7 +1,8 @@
 """What the server remembers of each user between requests: history, seen items and encoder state, per snapshot.
 
 A user's whole past is a fixed-size encoder state, so a new event costs one step whatever came before. An event that
-arrives late, in time before others, makes the state of that user be computed again. The log is the truth; everything
+arrives late, in time before others, makes the steps after it be taken again, from one of the states that are kept on
+the way. The log is the truth; everything
 here is a bounded cache of it, whose every entry knows the version of the history that it shows. What this server writes
 is added as it is written; where others write to the same log too, it is asked for news before an entry is used.
 """
@@ -27,6 +28,10 @@ from longtide_server.snapshot import Snapshot
 TOP_N_MARGIN = 200
 MAX_TOP_N = 1_500
 MAX_STEP_EVENTS = 8_192
+KEPT_STATES = 3
+KEPT_FROM_EVENTS = 64  # fewer are encoded anew faster than they are worth
+KEPT_NEAR_EVENTS = 16
+KEPT_FAR_EVENTS = 128
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
 
@@ -43,8 +48,10 @@ class UserState:
     values: list[float] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     encoded: Encoded | None = None
-    """The user after the first `encoded_count` events."""
+    """The user after the first `encoded_count` events; none before the first, and after a late event."""
     encoded_count: int = 0
+    kept: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
+    """Numbers of events and the states (S,) after them, at most KEPT_STATES, for going on from when one comes late."""
     advancing: asyncio.Task[None] | None = None
     """The encoding that is under way, shared by everybody who waits for it."""
     generation: int = 0
@@ -63,7 +70,29 @@ class UserState:
         if at < len(self.times) - 1:
             self.generation += 1
             if at < self.encoded_count:
-                self.encoded, self.encoded_count = None, 0
+                self.kept = [(count, state) for count, state in self.kept if count <= at]
+                self.encoded, self.encoded_count = None, self.kept[-1][0] if self.kept else 0
+
+    def state(self) -> NDArray[np.float32] | None:
+        """(S,) the state after the first `encoded_count` events; none where there are none."""
+        if self.encoded is not None:
+            return self.encoded.state
+        return self.kept[-1][1] if self.encoded_count else None
+
+    def advance(self, encoded: Encoded, count: int) -> None:
+        """Go on to what was encoded of the first `count` events; the state before may be kept."""
+        before = self.state()
+        if before is not None and self.encoded_count >= KEPT_FROM_EVENTS:
+            self._keep(self.encoded_count, before)
+        self.encoded, self.encoded_count = encoded, count
+
+    def _keep(self, count: int, state: NDArray[np.float32]) -> None:
+        if self.kept and count < self.kept[-1][0] + KEPT_NEAR_EVENTS:
+            return
+        self.kept.append((count, state))
+        if len(self.kept) > KEPT_STATES:
+            # Two near the end, for events that come a little late, and one far from it.
+            del self.kept[1 if self.kept[1][0] < self.kept[0][0] + KEPT_FAR_EVENTS else 0]
 
     def recent(self, count: int, session: Sequence[int]) -> NDArray[np.int64]:
         """The last items in time order, those of the session after the written ones."""
@@ -175,8 +204,8 @@ class UserStates:
         while len(user.items) > user.encoded_count:
             await self._advanced(user, top_n, end_s - time.monotonic())
         if session:
-            state = self._zeros if user.encoded is None else user.encoded.state
-            count = len(user.items)
+            state, count = user.state(), len(user.items)
+            state = self._zeros if state is None else state
             steps = steps_between(user, count, count, session, state, top_n)
             return await self._encoder.encode(steps, end_s - time.monotonic())
         return user.encoded
@@ -192,12 +221,15 @@ class UserStates:
         user.advancing.result()
 
     async def _advance(self, user: UserState, top_n: int) -> None:
-        count, generation = min(len(user.items), user.encoded_count + MAX_STEP_EVENTS), user.generation
-        state = self._zeros if user.encoded is None else user.encoded.state
-        steps = steps_between(user, user.encoded_count, count, (), state, top_n)
+        start, generation = user.encoded_count, user.generation
+        end = min(len(user.items), start + MAX_STEP_EVENTS)
+        if end - start > KEPT_FAR_EVENTS:
+            end -= KEPT_NEAR_EVENTS  # so that a state is kept shortly before the end
+        state = user.state()
+        steps = steps_between(user, start, end, (), self._zeros if state is None else state, top_n)
         encoded = await self._encoder.encode(steps, self._step_timeout_s)
-        if user.generation == generation and count >= user.encoded_count:
-            user.encoded, user.encoded_count = encoded, count
+        if user.generation == generation and end >= user.encoded_count:
+            user.advance(encoded, end)
 
     async def _read(self, owner: str) -> UserState:
         """Bring an entry up to what the log says now."""

@@ -228,7 +228,7 @@ def small_snapshot(data: Path, work: Path) -> Path:
     """Something to serve: what events cost does not hang on how well it was trained."""
     log = data / "movielens-latest-small" / "ratings.csv.gz"
     columns = ("--columns", "user_id=userId,item_id=movieId")
-    quick = ("--set", "train.epochs=1")
+    quick = ("--set", "train.epochs=1", "--set", "train.fine_tune_epochs=1", "--text-model", "none")
     output(*LONGTIDE, "train", log, "--out", work / "snapshot", *columns, *quick)
     return work / "snapshot"
 

@@ -99,6 +99,49 @@ async def test_a_late_event_among_those_not_yet_encoded_costs_nothing_more(world
     assert world.encoder.rows == [[[1]], [[2, 3]]]
 
 
+async def grown(world, event, count):
+    """The history e0, e1, ... of so many events, felt one by one."""
+    for n in range(count):
+        await world.write(event(f"e{n}", "abcde"[n % 5], float(n)))
+        await encoded(world)
+    world.encoder.calls.clear()
+
+
+@pytest.mark.parametrize("late_by", [1, 5, 14])
+async def test_after_an_event_that_comes_a_little_late_only_the_last_steps_are_taken_again(world, event, late_by):
+    await grown(world, event, 300)
+    await world.write(event("late", "e", 299.5 - late_by))
+    again = await encoded(world)
+    assert late_by < world.encoder.events <= late_by + 2 * user_state.KEPT_NEAR_EVENTS
+    whole = await fresh(world).encoded(await fresh(world).get("user:ann"), (), 3, SOON_S)
+    assert again.state.tolist() == whole.state.tolist()
+
+
+async def test_a_very_late_event_costs_the_whole_history(world, event):
+    await grown(world, event, 300)
+    await world.write(event("late", "e", 0.5))
+    assert (await encoded(world)).state[0] == 301
+    assert world.encoder.events == 301
+
+
+async def test_a_state_near_the_end_is_kept_of_a_long_history_that_is_read_at_once(world, event):
+    await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(1_000)])
+    await encoded(world)
+    assert [len(row) for batch in world.encoder.rows for row in batch] == [984, 16]
+    world.encoder.calls.clear()
+    await world.write(event("late", "e", 990.5))
+    assert (await encoded(world)).state[0] == 1_001
+    assert world.encoder.events == 17
+
+
+async def test_only_so_many_states_are_kept(world, event):
+    await grown(world, event, 400)
+    kept = [count for count, _ in (await world.states.get("user:ann")).kept]
+    assert len(kept) == user_state.KEPT_STATES
+    assert user_state.KEPT_NEAR_EVENTS < 400 - kept[1] <= 2 * user_state.KEPT_NEAR_EVENTS + 1
+    assert 0 < kept[0] < kept[1] < kept[2]
+
+
 async def test_items_that_the_snapshot_does_not_know_are_left_out(world, event):
     await world.write(event("e1", "a", 1.0), event("e2", "never published", 2.0))
     user = await world.states.get("user:ann")
