@@ -9,6 +9,7 @@ compared is measured in turns, in one run; medians of the rounds.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import gzip
 import json
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from tests.bench.figures import Figure, at_least, at_most, plain, publish
 from tests.killing import killed_again_and_again
 from tests.redis_servers import cli, redis_server
 
-from longtide import Client
+from longtide import AsyncClient, Client, ResourceExhaustedError
 from longtide import Event as SentEvent
 from longtide_server.event_store import sqlite_log
 from longtide_server.event_store.redis import _arguments, _by_owner, _command
@@ -39,6 +41,7 @@ from longtide_server.events import Event
 BATCH = 500
 INGESTED = 100_000
 ROUNDS = 3
+FLOOD_CALLS = 64
 TRIES = 1_000
 LONG, SHORT = 100_000, 10
 HISTORY_TRIES = 300
@@ -59,6 +62,7 @@ def main() -> None:
     steps: list[Callable[[], Iterator[Figure]]] = [
         lambda: sqlite_ingest(snapshot, asked.work, events),
         lambda: redis_ingest(snapshot, asked.work, events),
+        lambda: flood(snapshot, asked.work, events),
         lambda: read_your_writes(snapshot, asked.work),
         lambda: long_history(snapshot, asked.work),
         lambda: importing(asked.data, asked.work),
@@ -107,6 +111,35 @@ def redis_ingest(snapshot: Path, work: Path, events: Sequence[Event]) -> Iterato
     rate, bare = statistics.median(ours), statistics.median(theirs)
     note = f"{rate:,.0f} against {bare:,.0f} events/s; appendfsync always, batches of {BATCH}"
     yield at_least("durable ingest into Redis against plain redis-py", round(rate / bare, 3), 1 / 3, "ratio", note)
+
+
+def flood(snapshot: Path, work: Path, events: Sequence[Event]) -> Iterator[Figure]:
+    """More callers with more events than the server may hold: what is not taken is refused, and nothing is lost."""
+    calls = [
+        [replace(event, event_id=f"{n}-{event.event_id}") for event in events[:10_000]] for n in range(FLOOD_CALLS)
+    ]
+
+    async def all_at_once(address: str) -> tuple[int, int]:
+        async def one(call: list[Event]) -> int:
+            try:
+                return (await client.write_events(map(sent, call))).written_count
+            except ResourceExhaustedError as exc:
+                assert exc.retry_delay_s is not None
+                return 0
+
+        async with AsyncClient(address, timeout=120.0) as client:
+            written = await asyncio.gather(*map(one, calls))
+        return sum(written), written.count(0)
+
+    with serving(snapshot, work / "flood") as (address, server):
+        before = resident_mib(server)
+        written, refused = asyncio.run(all_at_once(address))
+        growth = resident_mib(server) - before
+    with closing(sqlite3.connect(work / "flood" / "events.db")) as connection:
+        [kept] = connection.execute("SELECT count(*) FROM events").fetchone()
+    note = f"{FLOOD_CALLS} calls of 10,000 events at once; {refused} refused with RESOURCE_EXHAUSTED and a delay"
+    yield at_most("acknowledged events lost in a flood", written - kept, 0, "events", note)
+    yield plain("memory of the server that the flood took", round(growth, 1), "MiB", "")
 
 
 def streamed_per_s(address: str, events: Sequence[Event]) -> float:
