@@ -36,5 +36,5 @@ def redis_port(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cluster_ports(tmp_path_factory):
     """A real Redis cluster of three masters."""
-    with redis_cluster(tmp_path_factory.mktemp("cluster")) as ports:
-        yield ports
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield [node.port for node in nodes]

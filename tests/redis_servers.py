@@ -5,6 +5,8 @@ import socket
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -41,21 +43,38 @@ def redis_server(folder, *options, port=None):
 
 
 @contextmanager
-def redis_cluster(folder):
-    """Three masters that share the slots; yields the port of one."""
+def redis_cluster(folder, node_timeout_ms=5_000):
+    """Three masters that share the slots; yields what each was started with, and its process."""
     needed()
     with ExitStack() as stack:
-        ports = []
-        for node in range(3):
+        nodes = []
+        for number in range(3):
             # The bus's port is the other one plus 10,000 unless it is said.
-            bus = str(free_port())
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-port", bus)
-            ports.append(stack.enter_context(redis_server(folder / str(node), *options))[0])
-        nodes = [f"127.0.0.1:{port}" for port in ports]
-        made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-replicas", "0", "--cluster-yes"]
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+            node = Node(folder / str(number), (*options, "--cluster-node-timeout", str(node_timeout_ms)), free_port())
+            node.process = stack.enter_context(node.running())
+            nodes.append(node)
+        addresses = [f"127.0.0.1:{node.port}" for node in nodes]
+        made = ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "0", "--cluster-yes"]
         subprocess.run(made, check=True, capture_output=True, timeout=60)
-        wait_for(lambda: all("cluster_state:ok" in cli(port, "cluster", "info") for port in ports))
-        yield ports
+        wait_for(lambda: all("cluster_state:ok" in cli(node.port, "cluster", "info") for node in nodes))
+        yield nodes
+
+
+@dataclass
+class Node:
+    """A server of a cluster."""
+
+    folder: Path
+    options: tuple[str, ...]
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def running(self):
+        """Run it, for the first time or again."""
+        with redis_server(self.folder, *self.options, port=self.port) as (_, process):
+            yield process
 
 
 def cli(port, *command):

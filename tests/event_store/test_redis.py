@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import structlog
-from tests.redis_servers import cli, free_port, redis_server
+from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store import redis as redis_store
@@ -48,6 +48,33 @@ async def test_what_was_acknowledged_survives_a_killed_redis(tmp_path, event):
         assert len(kept) % 3 == 0
         written = await store.write([event(name) for name in acknowledged])
         assert (written.new, written.duplicates) == (0, len(acknowledged))
+        await store.close()
+
+
+async def test_a_cluster_that_loses_a_master_is_unavailable_until_it_is_back(tmp_path, event):
+    def everybody(turn):
+        return [event(f"e{turn}", user_id=f"user-{n}") for n in range(30)]
+
+    with redis_cluster(tmp_path, node_timeout_ms=1_000) as nodes:
+        store = await open_store(f"redis+cluster://127.0.0.1:{nodes[0].port}")
+        assert (await store.write(everybody(0))).new == 30
+        nodes[1].process.kill()
+        for _ in range(2):
+            async with asyncio.timeout(8.0):  # soon, also for callers without a deadline
+                with pytest.raises(Unavailable, match="the event store cannot write"):
+                    await store.write(everybody(1))
+        with nodes[1].running():
+            new = 0
+            for _ in range(100):
+                with contextlib.suppress(Unavailable):
+                    new = (await store.write(everybody(1))).new
+                    break
+                await asyncio.sleep(0.2)
+            # Whom the first tries reached, they reached once and whole.
+            assert 0 < new <= 30
+            assert (await store.write(everybody(1))).new == 0
+            for n in range(30):
+                assert len((await store.history(f"user:user-{n}")).events) == 2
         await store.close()
 
 
