@@ -754,6 +754,13 @@ def test_an_import_goes_to_one_place(log, where):
     )
 
 
+def test_the_bad_rows_do_not_replace_the_log(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "ann,a,1\n")
+    done = run("import", tmp_path / "log.csv", "--store", store_url(tmp_path), "--bad-rows", tmp_path / "log.csv")
+    assert refusal(done).endswith("log.csv is the log itself")
+    assert (tmp_path / "log.csv").exists()
+
+
 def test_training_reads_one_log(log, tmp_path):
     for source in ([], [log, "--store", "sqlite:///x.db"]):
         assert refusal(run("train", *source, "--out", tmp_path)) == (

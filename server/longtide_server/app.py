@@ -85,7 +85,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
             RecommendationService(recommender, config.default_timeout_s, wall_clock_s), server
         )
-        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, states.forget, wall_clock_s), server)
+        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, states, wall_clock_s), server)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -157,8 +157,10 @@ async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitSta
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
+    """Cancel until it is true: Python 3.11's `wait_for`, which redis-py uses, may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.5)
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:

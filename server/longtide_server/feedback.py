@@ -62,7 +62,10 @@ class Feedback:
         """Flush again and again, until it is cancelled."""
         while True:
             await asyncio.sleep(FLUSH_EVERY_S)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("feedback_not_counted")
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -44,18 +44,17 @@ def too_old(event: Event, retention: Retention, now_s: float) -> FieldViolation 
     return FieldViolation("event_time", f"is older than the {kept_s / DAY_S:g} days that {kind} events are kept")
 
 
-async def expire(store: EventStore, retention: Retention, forget: Callable[[str], None], now_s: float) -> int:
+async def expire(store: EventStore, retention: Retention, forget: Callable[[Iterable[str]], None], now_s: float) -> int:
     """Delete what is too old; how many events went."""
     gone = 0
     async for piece in store.expire({int(kind): now_s - kept_s for kind, kept_s in retention.items()}):
-        for owner, count in piece.items():
-            forget(owner)
-            gone += count
+        forget(piece)
+        gone += sum(piece.values())
     return gone
 
 
 async def keep_expiring(
-    store: EventStore, retention: Retention, forget: Callable[[str], None], clock: Callable[[], float]
+    store: EventStore, retention: Retention, forget: Callable[[Iterable[str]], None], clock: Callable[[], float]
 ) -> None:
     """Expire again and again, until it is cancelled; a store that fails is tried again the next time."""
     while True:
@@ -64,4 +63,6 @@ async def keep_expiring(
             log.info("events_expired", events=gone)
         except LongtideError as exc:
             log.warning("events_not_expired", error=str(exc))
+        except Exception:
+            log.exception("events_not_expired")
         await asyncio.sleep(EVERY_S)

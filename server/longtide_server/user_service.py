@@ -12,16 +12,17 @@ from longtide_server.errors import InvalidInput
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, id_violation, owner_key
 from longtide_server.status import Context, answered, remaining_s
+from longtide_server.user_state import UserStates
 
 EVENTS_A_MESSAGE = 1_000
 
 
 class UserService(users_pb2_grpc.UserServiceServicer):
-    """Acts on the event log, and has what memory holds of its owners forgotten."""
+    """Reads the event log, and changes it through the states that are kept of it."""
 
-    def __init__(self, store: EventStore, forget: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(self, store: EventStore, states: UserStates, clock: Callable[[], float]) -> None:
         self._store = store
-        self._forget = forget
+        self._states = states
         self._clock = clock
 
     async def ListUserEvents(
@@ -51,10 +52,8 @@ class UserService(users_pb2_grpc.UserServiceServicer):
             target = owner_key(request.user_id, "")
             if source == target:
                 raise InvalidInput.of("user_id", "is the source itself")
-            moved = await self._store.merge(source, target)
-            self._forget(source)
-            self._forget(target)
-            return users_pb2.MergeUsersResponse(moved_count=moved)
+            merged = await self._states.merge(source, target)
+            return users_pb2.MergeUsersResponse(moved_count=merged.events)
 
         return await answered(context, answer)
 
@@ -81,8 +80,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         async def answer() -> users_pb2.DeleteUserDataResponse:
             remaining_s(context)
             owner = requests.read_owner("owner", request.owner)
-            deleted = await self._store.delete(owner, self._clock())
-            self._forget(owner)
+            deleted = await self._states.delete(owner, self._clock())
             return users_pb2.DeleteUserDataResponse(
                 deleted_count=deleted.events, deleted_time=_timestamp(deleted.until_s)
             )

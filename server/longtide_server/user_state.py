@@ -13,15 +13,16 @@ import asyncio
 import bisect
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
-from longtide_server.event_store import Histories, History, Version, Written
+from longtide_server.event_store import Deleted, Histories, History, Known, Merged, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
 
@@ -32,8 +33,12 @@ KEPT_STATES = 3
 KEPT_FROM_EVENTS = 64  # fewer are encoded anew faster than they are worth
 KEPT_NEAR_EVENTS = 16
 KEPT_FAR_EVENTS = 128
+MANY_LATE_EVENTS = 64
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Merged | Deleted)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +77,11 @@ class UserState:
             if at < self.encoded_count:
                 self.kept = [(count, state) for count, state in self.kept if count <= at]
                 self.encoded, self.encoded_count = None, self.kept[-1][0] if self.kept else 0
+
+    def many_late(self, events: Sequence[Event]) -> bool:
+        """Whether so many events belong before others that to put them there would hold everybody up."""
+        last_s = self.times[-1] if self.times else 0.0
+        return sum(event.time_s < last_s for event in events) > MANY_LATE_EVENTS
 
     def state(self) -> NDArray[np.float32] | None:
         """(S,) the state after the first `encoded_count` events; none where there are none."""
@@ -140,22 +150,22 @@ class UserStates:
         self._capacity = capacity
         self._users: OrderedDict[str, UserState] = OrderedDict()
         self._reading: dict[str, asyncio.Task[UserState]] = {}
-        self._writes: set[asyncio.Task[Written]] = set()
-        self._written: dict[str, Version] = {}
-        """How far the histories have come that are being read or of which something is missing here."""
+        self._changes: set[asyncio.Task[Any]] = set()
+        self._outdated: set[str] = set()
+        """Owners whose entry lacks something that was written, or who were being read when it was."""
         self._forgotten: set[str] = set()
-        """Owners who are being read, and of whom what is read may be outdated."""
+        """Owners who are being read, and of whom what is read may be of another history."""
         self._merged: OrderedDict[str, str] = OrderedDict()
         """Other names of owners, as far as they were asked for lately."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
     async def get(self, owner: str) -> UserState:
         """The owner of a history, from memory or from the log. Unavailable when the log cannot be read."""
-        owner = self._merged.get(owner, owner)
         if self._store.shared:
             return await self._read(owner)
+        owner = self._merged.get(owner, owner)
         user = self._users.get(owner)
-        if user is not None and owner not in self._written:
+        if user is not None and owner not in self._outdated:
             self._users.move_to_end(owner)
             return user
         reading = self._reading.get(owner)
@@ -164,19 +174,33 @@ class UserStates:
             reading.add_done_callback(lambda _: self._end_reading(owner))
         return await asyncio.shield(reading)
 
-    def forget(self, owner: str) -> None:
-        """Read the owner's history anew when it is asked for: the log has changed otherwise than by being written."""
-        known_as = self._merged.pop(owner, owner)
-        for name in {owner, known_as}:
-            self._users.pop(name, None)
-            if name in self._reading:
-                self._forgotten.add(name)
-
     async def write(self, events: Sequence[Event]) -> Written:
-        """Make events durable, then let them be felt, also when the caller gives up meanwhile. See EventStore."""
-        task = asyncio.create_task(self._write(events))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        """Make events durable, then let them be felt, also when the caller gives up meanwhile. See Histories."""
+        return await self._done(self._write(events))
+
+    async def merge(self, source: str, target: str) -> Merged:
+        """Merge two histories and let it be felt, also when the caller gives up meanwhile. See Histories."""
+        return await self._done(self._rewritten(self._store.merge(source, target), source, target))
+
+    async def delete(self, owner: str, now_s: float) -> Deleted:
+        """Delete a history and let it be felt, also when the caller gives up meanwhile. See Histories."""
+        return await self._done(self._rewritten(self._store.delete(owner, now_s), owner))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Read histories anew when they are asked for: the log has changed otherwise than by being written."""
+        gone = set(names)
+        gone |= {owner for name, owner in self._merged.items() if name in gone}
+        for name in [name for name, owner in self._merged.items() if name in gone or owner in gone]:
+            del self._merged[name]
+        for name in gone:
+            self._users.pop(name, None)
+            self._outdated.discard(name)
+        self._forgotten |= gone & self._reading.keys()
+
+    async def _done(self, change: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
 
     async def _write(self, events: Sequence[Event]) -> Written:
@@ -184,14 +208,23 @@ class UserStates:
         self.apply(written)
         return written
 
+    async def _rewritten(self, change: Awaitable[R], *names: str) -> R:
+        try:
+            found = await change
+        except BaseException:
+            self.forget(names)  # how far it has come is not known
+            raise
+        self.forget({*names, *found.names})
+        return found
+
     def apply(self, written: Written) -> None:
         """Let written events be felt: call it once they are durable, before the write is answered."""
         for owner, appended in written.appended.items():
             user = self._users.get(owner)
-            if user is not None and user.version == appended.before:
+            if user is not None and user.version == appended.before and not user.many_late(appended.events):
                 self._extend(user, appended.events, appended.after)
-            elif owner in self._reading or (user is not None and user.version < appended.after):
-                self._written[owner] = max(appended.after, self._written.get(owner, Version()))
+            elif user is not None or owner in self._reading:
+                self._outdated.add(owner)
 
     async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.
@@ -234,31 +267,54 @@ class UserStates:
     async def _read(self, owner: str) -> UserState:
         """Bring an entry up to what the log says now."""
         while True:
+            name = self._merged.get(owner, owner)
             self._forgotten.discard(owner)
-            known = self._users.get(owner)
-            since = None if known is None else known.version
-            history = await self._store.history(owner, since)
+            outdated = name in self._outdated
+            self._outdated.discard(name)  # what is written from here on is not in what is read
+            known = self._users.get(name)
+            since = None if known is None else Known(name, known.version)
+            try:
+                history = await self._store.history(owner, since)
+            except BaseException:
+                if outdated and name in self._users:
+                    self._outdated.add(name)
+                raise
+            if owner in self._forgotten:
+                continue
             if history.owner != owner:
                 self._remember_name(owner, history.owner)
-                return await self.get(history.owner)
-            user = self._users.get(owner)
-            if history.whole and (user is None or user.version < history.version):
-                user = await self._built(history)
-                self._keep(owner, user)
-            elif user is not None and user.version == since and not history.whole:
-                self._extend(user, history.events, history.version)
-            if owner in self._forgotten:
-                self._users.pop(owner, None)
-            elif user is not None and user.version >= max(history.version, self._written.get(owner, history.version)):
-                self._written.pop(owner, None)
-                self._users.move_to_end(owner)
+                if not self._store.shared:
+                    return await self.get(history.owner)
+            user = await self._taken(history, since)
+            if user is not None and owner not in self._forgotten and history.owner not in self._outdated:
+                self._users.move_to_end(history.owner)
                 return user
+
+    async def _taken(self, history: History, since: Known | None) -> UserState | None:
+        """The entry with what was read; none when it has changed meanwhile and must be read again."""
+        user = self._users.get(history.owner)
+        unchanged = since is not None and user is not None and since == (history.owner, user.version)
+        if not history.whole:
+            if user is None or not unchanged:
+                return None
+            if user.many_late(history.events):
+                del self._users[history.owner]
+                return None
+            self._extend(user, history.events, history.version)
+            return user
+        if user is None or unchanged or user.version < history.version:
+            user = await self._built(history)
+            self._users[history.owner] = user
+            while len(self._users) > self._capacity:
+                dropped, _ = self._users.popitem(last=False)
+                self._outdated.discard(dropped)
+        return user
 
     def _end_reading(self, owner: str) -> None:
         del self._reading[owner]
         self._forgotten.discard(owner)
         if owner not in self._users:
-            self._written.pop(owner, None)
+            self._outdated.discard(owner)
 
     async def _built(self, history: History) -> UserState:
         """A new entry; a long one is made aside, so that others have their turn."""
@@ -273,12 +329,6 @@ class UserStates:
         for event in events:
             user.add(event, self._snapshot.catalog.number(event.item_id))
         user.version = version
-
-    def _keep(self, owner: str, user: UserState) -> None:
-        self._users[owner] = user
-        while len(self._users) > self._capacity:
-            dropped, _ = self._users.popitem(last=False)
-            self._written.pop(dropped, None)
 
     def _remember_name(self, name: str, owner: str) -> None:
         self._users.pop(name, None)

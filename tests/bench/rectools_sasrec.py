@@ -1,6 +1,6 @@
-"""The peer: RecTools' SASRec with its own default training, on the same training log. It has its own environment.
+"""The peer: RecTools' SASRec, by default with its own training, on the same training log. It has its own environment.
 
-    python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--epochs N] [--seed N]
+    python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--epochs N] [--negatives N] [--seed N]
 
 Writes twenty unseen items for every user, and prints a JSON object with the seconds that training took.
 """
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("recs", type=Path)
     parser.add_argument("--epochs", type=int, default=3, help="3 is RecTools' default")
+    parser.add_argument("--negatives", type=int, help="sampled softmax with so many; RecTools' default is the full one")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     seed_everything(asked.seed)
@@ -34,7 +35,8 @@ def main() -> None:
     log[Columns.Weight] = 1.0
     dataset = Dataset.construct(log)
 
-    model = SASRecModel(epochs=asked.epochs)
+    loss = {} if asked.negatives is None else {"loss": "sampled_softmax", "n_negatives": asked.negatives}
+    model = SASRecModel(epochs=asked.epochs, **loss)
     begun = time.monotonic()
     model.fit(dataset)
     seconds = time.monotonic() - begun

@@ -5,10 +5,12 @@ import contextlib
 import signal
 
 import pytest
+import redis.exceptions
 import structlog
 from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
+from longtide_server.event_store import Known
 from longtide_server.event_store import redis as redis_store
 from longtide_server.event_store.urls import check_store_url, open_store
 
@@ -78,6 +80,127 @@ async def test_a_cluster_that_loses_a_master_is_unavailable_until_it_is_back(tmp
         await store.close()
 
 
+@pytest.fixture
+async def store(redis_port):
+    cli(redis_port, "flushall")
+    store = await open_store(f"redis://127.0.0.1:{redis_port}")
+    yield store
+    await store.close()
+
+
+def failing_after(store, commands):
+    """Lets so many commands through, and then none."""
+    sent, left = store._client.execute_command, commands
+
+    async def execute_command(*args):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise redis.exceptions.ConnectionError("cut off")
+        return await sent(*args)
+
+    return execute_command
+
+
+@pytest.mark.parametrize("commands", range(3, 22))
+async def test_a_merge_that_was_cut_off_anywhere_is_finished_by_whoever_reads_next(
+    store, event, monkeypatch, commands, redis_port
+):
+    monkeypatch.setattr(redis_store, "PIECE_EVENTS", 4)
+    await store.write([event(f"s{n}", time_s=float(n), user_id="", session_id="s") for n in range(10)])
+    await store.write([event("g", time_s=20.0, user_id="guest"), event("a", time_s=30.0)])
+    await store.merge("user:guest", "session:s")
+    with monkeypatch.context() as patched:
+        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        with contextlib.suppress(Unavailable):
+            await store.merge("session:s", "user:ann")
+    cli(redis_port, "del", redis_store.LOCK)  # as time does
+    kept = await ids(store)
+    if kept != ["a"]:  # not even begun: then it is as if it had not been asked for
+        assert kept == [*(f"s{n}" for n in range(10)), "g", "a"]
+    await store.merge("session:s", "user:ann")
+    everything = [one.event_id for _, one in [pair async for piece in store.everything() for pair in piece]]
+    assert sorted(everything) == sorted(await ids(store)) == sorted(["a", "g", *(f"s{n}" for n in range(10))])
+    for name in ("user:guest", "session:s"):
+        assert (await store.history(name)).owner == "user:ann"
+
+
+@pytest.mark.parametrize("commands", range(2, 14))
+async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
+    store, event, monkeypatch, commands, redis_port
+):
+    sent = [event("s", user_id="", session_id="s"), event("g", user_id="guest"), event("a")]
+    await store.write([*sent, event("b", user_id="bob")])
+    await store.merge("session:s", "user:ann")
+    await store.merge("user:guest", "user:ann")
+    with monkeypatch.context() as patched:
+        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        with contextlib.suppress(Unavailable):
+            await store.delete("user:ann", 100.0)
+    cli(redis_port, "del", redis_store.LOCK)
+    await store.delete("user:ann", 100.0)
+    written = await store.write(sent)
+    assert (written.new, written.duplicates) == (0, 3)
+    assert [owner async for piece in store.everything() for owner, _ in piece] == ["user:bob"]
+
+
+async def test_a_name_that_is_not_merged_is_not_deleted_with_another(store, event):
+    await store.write([event("k", user_id="kim"), event("l", user_id="lee")])
+    await store._run(
+        "SADD", redis_store._key("user:lee", "names"), "user:kim"
+    )  # as a merge that never happened left it
+    assert (await store.delete("user:lee", 100.0)).events == 1
+    assert [one.event_id for one in (await store.history("user:kim")).events] == ["k"]
+
+
+async def test_merges_wait_for_each_other_and_not_for_ever(store, monkeypatch):
+    monkeypatch.setattr(redis_store, "LOCK_TRIES", 3)
+    async with store._alone():
+        with pytest.raises(Unavailable, match="another merge or deletion is under way"):
+            await store.merge("session:s", "user:ann")
+    assert (await store.merge("session:s", "user:ann")).events == 0
+
+
+async def test_what_one_owner_cannot_take_is_not_anothers_failure(store, event, redis_port):
+    cli(redis_port, "set", redis_store._key("user:broken", "log"), "no stream")
+    tries = (store.write([event(f"e{n}", user_id=user)]) for n, user in enumerate(["ann", "broken", "bob"]))
+    ann, broken, bob = await asyncio.gather(*tries, return_exceptions=True)
+    assert (ann.new, bob.new) == (1, 1)
+    assert isinstance(broken, Unavailable)
+    assert "WRONGTYPE" in str(broken)
+
+
+async def test_events_that_redis_has_lost_are_noticed(store, event, redis_port):
+    """As after a failover to a replica that had not got them yet: their positions are given to others."""
+
+    def lose(position, last):
+        cli(redis_port, "xdel", redis_store._key("user:ann", "log"), f"{position + 1}-0")
+        cli(redis_port, "hset", redis_store._key("user:ann", "meta"), "position", str(position), "last", last)
+
+    await store.write([event("e1"), event("lost", time_s=1.0)])
+    history = await store.history("user:ann")
+    known = Known("user:ann", history.version)
+    lose(1, "e1")
+    found = await store.history("user:ann", known)
+    assert ([one.event_id for one in found.events], found.whole) == (["e1"], True)
+    cli(redis_port, "del", redis_store._key("user:ann", "log"))  # a stream remembers its last id
+    cli(redis_port, "xadd", redis_store._key("user:ann", "log"), "1-0", "e", "x")
+    cli(redis_port, "del", redis_store._key("user:ann", "log"))
+    await store.write([event("e2", time_s=2.0)])
+    found = await store.history("user:ann", known)
+    assert ([one.event_id for one in found.events], found.whole) == (["e2"], True)
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+async def test_many_readers_at_once_wait_for_their_turn(kind, redis_port, cluster_ports, event):
+    url = f"redis://127.0.0.1:{redis_port}" if kind == "redis" else f"redis+cluster://127.0.0.1:{cluster_ports[0]}"
+    store = await open_store(url)
+    await store.write([event("e1", user_id="many")])
+    histories = await asyncio.gather(*(store.history("user:many") for _ in range(500)))
+    assert all(len(history.events) == 1 for history in histories)
+    await store.close()
+
+
 async def test_scripts_that_redis_has_forgotten_are_sent_again(redis_port, event):
     cli(redis_port, "flushall")
     store = await open_store(f"redis://127.0.0.1:{redis_port}")
@@ -141,6 +264,20 @@ async def test_safe_settings_are_not_warned_of(redis_port):
 def test_a_url_of_no_store_is_refused(url):
     with pytest.raises(InvalidInput, match="store"):
         check_store_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://[::1", "redis://h:notaport", "redis+cluster://", "redis://h?socket_timeout=x"]
+)
+async def test_a_url_that_redis_cannot_read_is_refused(url):
+    with pytest.raises(InvalidInput, match="store"):
+        await open_store(url)
+
+
+async def test_a_password_is_not_shown():
+    with pytest.raises(InvalidInput) as caught:
+        await open_store("redis://ann:secret@h:notaport")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "sqlite:////a/x.db", "rediss://h:1/2", "rediss+cluster://h"])

@@ -7,7 +7,7 @@ import pytest
 
 from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict
-from longtide_server.event_store import Deleted, Version
+from longtide_server.event_store import Known, Version
 from longtide_server.events import Event, EventType
 
 VIEW, PURCHASE = int(EventType.VIEW), int(EventType.PURCHASE)
@@ -17,9 +17,20 @@ async def ids(store, owner="user:ann"):
     return [event.event_id for event in (await store.history(owner)).events]
 
 
+async def known_now(store, owner="user:ann"):
+    """What a copy of a history is of, that is taken now."""
+    history = await store.history(owner)
+    return Known(history.owner, history.version)
+
+
 async def counts(store, *events):
     written = await store.write(list(events))
     return written.new, written.duplicates
+
+
+async def deleted(store, owner, now_s):
+    found = await store.delete(owner, now_s)
+    return found.events, found.until_s
 
 
 # Once, and in order
@@ -121,14 +132,14 @@ async def test_a_batch_of_duplicates_adds_nothing(store, event):
 
 async def test_whoever_knows_a_version_is_told_what_is_new(store, event):
     await store.write([event("e1", time_s=2.0)])
-    known = (await store.history("user:ann")).version
+    known = await known_now(store)
     nothing = await store.history("user:ann", known)
-    assert (list(nothing.events), nothing.version, nothing.whole) == ([], known, False)
+    assert (list(nothing.events), nothing.version, nothing.whole) == ([], known.version, False)
     await store.write([event("e2", time_s=1.0), event("b1", user_id="bob"), event("e3", time_s=0.5)])
     news = await store.history("user:ann", known)
     assert [one.event_id for one in news.events] == ["e2", "e3"]
     assert not news.whole
-    assert news.version == (await store.history("user:ann")).version > known
+    assert news.version == (await store.history("user:ann")).version > known.version
 
 
 # Pages
@@ -165,7 +176,7 @@ async def test_a_session_without_a_user_has_a_history_of_its_own(store, event):
 async def test_a_merge_makes_one_history_of_two(store, event):
     await store.write([event("s1", time_s=1.0, user_id="", session_id="s"), event("a2", time_s=2.0)])
     await store.write([event("s3", time_s=3.0, user_id="", session_id="s")])
-    assert await store.merge("session:s", "user:ann") == 2
+    assert (await store.merge("session:s", "user:ann")).events == 2
     history = await store.history("user:ann")
     assert [(one.event_id, one.user_id, one.session_id) for one in history.events] == [
         ("s1", "ann", "s"),
@@ -178,14 +189,14 @@ async def test_a_merge_makes_one_history_of_two(store, event):
 
 async def test_merging_again_changes_nothing(store, event):
     await store.write([event("s1", user_id="", session_id="s"), event("a1")])
-    assert [await store.merge("session:s", "user:ann") for _ in range(3)] == [1, 0, 0]
+    assert [(await store.merge("session:s", "user:ann")).events for _ in range(3)] == [1, 0, 0]
     assert await ids(store) == ["s1", "a1"] or await ids(store) == ["a1", "s1"]
 
 
 async def test_what_the_target_has_is_not_doubled_by_a_merge(store, event):
     await store.write([event("e1", "a"), event("e1", "b", user_id="", session_id="s"), event("e2", user_id="guest")])
-    assert await store.merge("session:s", "user:ann") == 0
-    assert await store.merge("user:guest", "user:ann") == 1
+    assert (await store.merge("session:s", "user:ann")).events == 0
+    assert (await store.merge("user:guest", "user:ann")).events == 1
     assert [(one.event_id, one.item_id) for one in (await store.history("user:ann")).events] == [
         ("e1", "a"),
         ("e2", "a"),
@@ -207,7 +218,7 @@ async def test_what_comes_after_a_merge_belongs_to_the_target(store, event):
 
 
 async def test_a_session_nobody_has_seen_can_be_merged_before_its_events_come(store, event):
-    assert await store.merge("session:s", "user:ann") == 0
+    assert (await store.merge("session:s", "user:ann")).events == 0
     assert await counts(store, event("s1", user_id="", session_id="s")) == (1, 0)
     assert await ids(store) == ["s1"]
 
@@ -215,9 +226,9 @@ async def test_a_session_nobody_has_seen_can_be_merged_before_its_events_come(st
 async def test_what_was_merged_into_a_guest_follows_the_guest(store, event):
     await store.write([event("s1", user_id="", session_id="s"), event("g1", user_id="guest")])
     await store.merge("session:s", "user:guest")
-    assert await store.merge("user:guest", "user:ann") == 2
-    assert await store.merge("session:s", "user:ann") == 0
-    assert await store.merge("session:s", "user:guest") == 0
+    assert (await store.merge("user:guest", "user:ann")).events == 2
+    assert (await store.merge("session:s", "user:ann")).events == 0
+    assert (await store.merge("session:s", "user:guest")).events == 0
     await store.write([event("s2", time_s=1.0, user_id="", session_id="s")])
     assert sorted(await ids(store)) == ["g1", "s1", "s2"]
 
@@ -231,6 +242,49 @@ async def test_a_history_has_one_owner(store, event):
     assert await ids(store) == ["s1"]
 
 
+async def test_a_long_chain_of_merges_is_one_history(store, event):
+    for n in range(14):
+        await store.write([event(f"e{n}", time_s=float(n), user_id=f"c{n}")])
+        if n:
+            await store.merge(f"user:c{n - 1}", f"user:c{n}")
+    assert await counts(store, event("new", time_s=99.0, user_id="c0"), event("other", user_id="bob")) == (2, 0)
+    assert await ids(store, "user:c3") == [*(f"e{n}" for n in range(14)), "new"]
+
+
+async def test_of_two_merges_against_each_other_one_happens(store, event):
+    await store.write([event("e1", user_id="a"), event("e2", user_id="b")])
+    both = (store.merge("user:a", "user:b"), store.merge("user:b", "user:a"))
+    found = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in found) == ["Conflict", "Merged"]
+    assert sorted(await ids(store, "user:a")) == sorted(await ids(store, "user:b")) == ["e1", "e2"]
+    assert await deleted(store, "user:a", 9.0) == (2, 9.0)
+
+
+async def test_merges_at_the_same_time_lose_nothing(store, event):
+    names = [f"s{n}" for n in range(12)]
+    await store.write([event(name, user_id="", session_id=name) for name in names])
+    await asyncio.gather(*(store.merge(f"session:{name}", "user:ann") for name in names * 2))
+    assert sorted(await ids(store)) == sorted(names)
+
+
+async def test_a_merge_and_a_deletion_name_everybody_whom_they_change(store, event):
+    await store.write([event("s1", user_id="", session_id="s"), event("g1", user_id="guest")])
+    await store.merge("session:s", "user:guest")
+    merged = await store.merge("user:guest", "user:ann")
+    assert merged.names == {"session:s", "user:guest", "user:ann"}
+    gone = await store.delete("session:s", 100.0)
+    assert gone.names == {"session:s", "user:guest", "user:ann"}
+
+
+async def test_what_was_deleted_before_a_merge_stays_out_after_it(store, event):
+    old = event("s1", time_s=50.0, user_id="", session_id="s")
+    await store.write([old])
+    await store.delete("session:s", 100.0)
+    await store.merge("session:s", "user:ann")
+    assert await counts(store, old, event("s2", time_s=101.0, user_id="", session_id="s")) == (1, 1)
+    assert await ids(store) == ["s2"]
+
+
 async def test_two_cannot_be_merged_into_each_other(store, event):
     await store.write([event("e1"), event("e2", user_id="guest")])
     await store.merge("user:guest", "user:ann")
@@ -241,12 +295,12 @@ async def test_two_cannot_be_merged_into_each_other(store, event):
 
 async def test_after_a_merge_a_known_version_is_outdated(store, event):
     await store.write([event("s1", user_id="", session_id="s"), event("a1")])
-    known = {owner: (await store.history(owner)).version for owner in ("user:ann", "session:s")}
+    known = {owner: await known_now(store, owner) for owner in ("user:ann", "session:s")}
     await store.merge("session:s", "user:ann")
-    for owner, version in known.items():
-        found = await store.history(owner, version)
+    for owner, before in known.items():
+        found = await store.history(owner, before)
         assert sorted(one.event_id for one in found.events)[-1:] == ["s1"]
-        assert found.version > version
+        assert (found.owner, found.version) != before
 
 
 # Deletion and retention
@@ -255,7 +309,7 @@ async def test_after_a_merge_a_known_version_is_outdated(store, event):
 async def test_deleted_is_gone_and_late_duplicates_stay_out(store, event):
     sent = [event("e1", time_s=10.0), event("e2", time_s=20.0), event("b1", user_id="bob")]
     await store.write(sent)
-    assert await store.delete("user:ann", 100.0) == Deleted(2, 100.0)
+    assert await deleted(store, "user:ann", 100.0) == (2, 100.0)
     assert await ids(store) == []
     assert await store.page("user:ann", 9) == []
     assert await ids(store, "user:bob") == ["b1"]
@@ -267,25 +321,25 @@ async def test_deleted_is_gone_and_late_duplicates_stay_out(store, event):
 
 async def test_who_comes_back_after_a_deletion_begins_anew(store, event):
     await store.write([event("e1", time_s=10.0)])
-    version = (await store.history("user:ann")).version
+    known = await known_now(store)
     await store.delete("user:ann", 100.0)
     assert await counts(store, event("e1", time_s=101.0)) == (1, 0)
-    found = await store.history("user:ann", version)
+    found = await store.history("user:ann", known)
     assert ([one.time_s for one in found.events], found.whole) == ([101.0], True)
 
 
 async def test_deleting_again_deletes_nothing_more(store, event):
     await store.write([event("e1", time_s=10.0)])
-    assert await store.delete("user:ann", 100.0) == Deleted(1, 100.0)
-    assert await store.delete("user:ann", 50.0) == Deleted(0, 100.0)
-    assert await store.delete("user:nobody", 50.0) == Deleted(0, 50.0)
+    assert await deleted(store, "user:ann", 100.0) == (1, 100.0)
+    assert await deleted(store, "user:ann", 50.0) == (0, 100.0)
+    assert await deleted(store, "user:nobody", 50.0) == (0, 50.0)
     assert await counts(store, event("e1", user_id="nobody", time_s=50.0)) == (0, 1)
 
 
 async def test_an_event_ahead_of_the_clock_is_deleted_for_good_too(store, event):
     ahead = event("e1", time_s=150.0)
     await store.write([ahead])
-    assert await store.delete("user:ann", 100.0) == Deleted(1, 150.0)
+    assert await deleted(store, "user:ann", 100.0) == (1, 150.0)
     assert await counts(store, ahead) == (0, 1)
 
 
@@ -294,7 +348,7 @@ async def test_a_deletion_reaches_every_name(store, event):
     await store.write([*sent, event("a1", time_s=3.0)])
     await store.merge("session:s", "user:guest")
     await store.merge("user:guest", "user:ann")
-    assert await store.delete("user:guest", 100.0) == Deleted(3, 100.0)
+    assert await deleted(store, "user:guest", 100.0) == (3, 100.0)
     assert await counts(store, *sent) == (0, 2)
     assert [await ids(store, owner) for owner in ("user:ann", "user:guest", "session:s")] == [[], [], []]
     # The names are nobody's any more: what they do now is their own.
@@ -307,14 +361,14 @@ async def test_events_expire_by_type_and_time(store, event):
     await store.write([event(f"v{n}", time_s=float(n)) for n in range(6)])
     await store.write([event(f"p{n}", time_s=float(n), type=PURCHASE) for n in range(6)])
     await store.write([event("b0", user_id="bob")])
-    version = (await store.history("user:ann")).version
+    known = await known_now(store)
     gone = {}
     async for piece in store.expire({VIEW: 4.0, PURCHASE: 1.0}):
         for owner, count in piece.items():
             gone[owner] = gone.get(owner, 0) + count
     assert gone == {"user:ann": 5, "user:bob": 1}
     assert await ids(store) == ["p1", "p2", "p3", "v4", "p4", "v5", "p5"]
-    assert (await store.history("user:ann", version)).whole
+    assert (await store.history("user:ann", known)).whole
     assert await ids(store, "user:bob") == []
 
 

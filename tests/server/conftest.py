@@ -76,16 +76,16 @@ class MemoryStore:
         await self.answering_allowed.wait()
         return Written(new, len(events) - new, appended)
 
-    async def history(self, owner, since=None):
+    async def history(self, owner, known=None):
         if self.failure:
             raise self.failure
         self.reads.append(owner.removeprefix("user:"))
-        if owner in self.names:
-            owner, since = self.names[owner], None
+        owner = self.names.get(owner, owner)
         version, events = self.version(owner), list(self.histories.get(owner, ()))
         self.read_begun.release()
         await self.reading_allowed.wait()
-        if since is not None and since.rewrites == version.rewrites:
+        since = known.version if known is not None and known.owner == owner else None
+        if since is not None and since.rewrites == version.rewrites and since.position <= version.position:
             return History(owner, version, events[since.position :], whole=False)
         return History(owner, version, sorted(events, key=lambda event: event.time_s))
 

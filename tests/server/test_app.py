@@ -1,6 +1,7 @@
 """The whole server as it is composed, with the encoder in its own process."""
 
 import asyncio
+import contextlib
 
 import grpc
 import pytest
@@ -11,7 +12,7 @@ from tests.redis_servers import cli
 
 from longtide import AsyncClient, Event
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
-from longtide_server.app import running
+from longtide_server.app import _cancelled, running
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -90,6 +91,23 @@ async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
         ]
         await here.delete_user_data("ann")
         assert len(await there.recommend("ann", 12)) == 12
+
+
+async def test_a_task_is_cancelled_even_if_it_swallows_that_once():
+    """As Python 3.11's wait_for does when what it waits for is done at that moment."""
+    begun = asyncio.Event()
+
+    async def stubborn():
+        with contextlib.suppress(asyncio.CancelledError):
+            begun.set()
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(stubborn())
+    await begun.wait()
+    async with asyncio.timeout(5.0):
+        await _cancelled(task)
+    assert task.cancelled()
 
 
 async def test_a_session_becomes_a_users(config):

@@ -48,7 +48,7 @@ async def test_what_has_become_too_old_goes_and_its_owner_is_read_anew(tmp_path,
     store = SqliteEventStore(tmp_path / "events.db")
     await store.write([event("old", time_s=1.0), event("new", time_s=NOW_S), event("b", time_s=NOW_S, user_id="bob")])
     forgotten = []
-    assert await expire(store, KEPT, forgotten.append, NOW_S) == 1
+    assert await expire(store, KEPT, forgotten.extend, NOW_S) == 1
     assert forgotten == ["user:ann"]
     assert [one.event_id for one in (await store.history("user:ann")).events] == ["new"]
     await store.close()

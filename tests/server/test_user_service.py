@@ -1,5 +1,6 @@
 """What a person can see, join, take along and have deleted, through a real gRPC server over a real log."""
 
+import asyncio
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import grpc
 import pytest
 
 from longtide.v1 import users_pb2, users_pb2_grpc
+from longtide_server.errors import Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.user_service import UserService
@@ -33,7 +35,7 @@ async def users(world, tmp_path):
     """The service over a log in a file, and the states that are kept of it."""
     store = SqliteEventStore(tmp_path / "events.db")
     states = UserStates(world.snapshot, store, world.coalescing, 10)
-    async with serving(UserService(store, states.forget, lambda: NOW_S)) as stub:
+    async with serving(UserService(store, states, lambda: NOW_S)) as stub:
         yield SimpleNamespace(stub=stub, store=store, states=states)
     await store.close()
 
@@ -113,6 +115,63 @@ async def test_a_deletion_is_felt_at_once_and_keeps_late_duplicates_out(users, e
     assert (await users.stub.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=ANN))).deleted_count == 0
     await users.states.write([event("e3", "c", NOW_S + 1)])
     assert (await users.states.get("user:ann")).items == [3]
+
+
+async def test_a_name_stands_alone_after_a_deletion(users, event):
+    await users.states.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
+    await users.states.merge("session:s", "user:ann")
+    assert (await users.states.get("session:s")).items == [1, 2]
+    await users.states.delete("user:ann", NOW_S)
+    await users.states.write([event("s2", "c", NOW_S + 1, "", session_id="s")])
+    assert (await users.states.get("session:s")).items == [3]
+    await users.states.write([event("e2", "d", NOW_S + 1)])
+    assert (await users.states.get("session:s")).items == [3]
+    assert (await users.states.get("user:ann")).items == [4]
+
+
+async def test_a_deletion_by_another_name_is_felt_by_that_of_the_owner(users, event):
+    await users.store.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
+    await users.store.merge("session:s", "user:ann")
+    assert (await users.states.get("user:ann")).items == [1, 2]
+    await users.states.delete("session:s", NOW_S)
+    assert (await users.states.get("user:ann")).items == []
+
+
+async def test_a_merge_into_another_name_is_felt_by_the_owner(users, event):
+    await users.states.write([event("e1", "a", 1.0), event("t1", "c", 3.0, "", session_id="t")])
+    await users.states.merge("user:guest", "user:ann")
+    assert (await users.states.get("user:ann")).items == [1]
+    await users.states.merge("session:t", "user:guest")
+    assert (await users.states.get("user:ann")).items == [1, 3]
+
+
+@pytest.mark.parametrize("call", ["merge", "delete"])
+async def test_what_a_caller_gave_up_on_is_felt_all_the_same(users, event, call):
+    await users.states.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
+    assert (await users.states.get("user:ann")).items == [1]
+    change = users.states.delete("user:ann", NOW_S) if call == "delete" else users.states.merge("session:s", "user:ann")
+    task = asyncio.create_task(change)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await users.store.write([])  # behind it in the writer's queue
+    await asyncio.sleep(0.05)
+    assert (await users.states.get("user:ann")).items == ([] if call == "delete" else [1, 2])
+
+
+async def test_a_change_that_failed_is_looked_up(users, event, monkeypatch):
+    await users.states.write([event("e1", "a", 1.0)])
+    await users.states.get("user:ann")
+    delete = users.store.delete
+
+    async def fails_after_all(owner, now_s):
+        await delete(owner, now_s)
+        raise Unavailable("the answer was lost")
+
+    monkeypatch.setattr(users.store, "delete", fails_after_all)
+    with pytest.raises(Unavailable):
+        await users.states.delete("user:ann", NOW_S)
+    assert (await users.states.get("user:ann")).items == []
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,32 @@ async def test_after_an_event_that_comes_a_little_late_only_the_last_steps_are_t
     assert again.state.tolist() == whole.state.tolist()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_many_late_events_are_put_in_place_aside(world, event, shared, monkeypatch):
+    monkeypatch.setattr(user_state, "MANY_EVENTS", 10)
+    world.store.shared = shared
+    await grown(world, event, 20)
+    late = [event(f"late{n}", "e", n / 100) for n in range(user_state.MANY_LATE_EVENTS + 1)]
+    if shared:
+        await world.store.write(late)
+    else:
+        await world.write(*late)
+    user = await world.states.get("user:ann")
+    assert user.times == sorted(user.times)
+    assert len(user.items) == 20 + len(late)
+    again = await fresh(world).get("user:ann")
+    assert (user.items, user.times) == (again.items, again.times)
+
+
+async def test_a_history_that_the_store_has_lost_the_end_of_is_read_anew(world, event):
+    world.store.shared = True
+    await world.did("ann", "abc")
+    await encoded(world)
+    del world.store.histories["user:ann"][1:]
+    assert (await world.states.get("user:ann")).items == [1]
+    assert len(world.store.reads) < 10
+
+
 async def test_a_very_late_event_costs_the_whole_history(world, event):
     await grown(world, event, 300)
     await world.write(event("late", "e", 0.5))
@@ -222,7 +248,7 @@ async def test_a_forgotten_history_is_read_anew_also_while_it_is_being_read(worl
     reading = asyncio.ensure_future(world.states.get("user:ann"))
     await world.store.read_begun.acquire()
     world.store.histories.clear()
-    world.states.forget("user:ann")
+    world.states.forget(["user:ann"])
     world.store.reading_allowed.set()
     assert (await reading).items == []
     assert (await world.states.get("user:ann")).items == []
@@ -233,7 +259,7 @@ async def test_another_name_of_an_owner_shows_the_owners_history(world, event):
     await world.did("ann", "a")
     await world.states.get("session:s")
     world.store.names["session:s"] = "user:ann"
-    world.states.forget("session:s")
+    world.states.forget(["session:s"])
     user = await world.states.get("session:s")
     assert user is await world.states.get("user:ann")
     await world.did("ann", "b")

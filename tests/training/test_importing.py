@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longtide import EventError, InvalidEventsError, WriteResult
 from longtide_server.errors import LogError
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
@@ -167,6 +168,61 @@ async def test_what_a_server_refuses_is_told_by_row(write_log):
         "2,item_id,must not be empty",
         "4,event_time,is too old",
     ]
+
+
+def test_values_keep_all_their_digits(write_log):
+    path = write_log("user_id,item_id,timestamp,value\nann,a,1,19.99\nann,b,2,16777217\n")
+    assert [event.value for event in read(path)] == [19.99, 16_777_217.0]
+
+
+@pytest.mark.parametrize("piece_rows", [1, 2, 100])
+def test_a_json_column_may_first_occur_far_from_the_beginning(write_log, monkeypatch, piece_rows):
+    monkeypatch.setattr(importing, "PIECE_ROWS", piece_rows)
+    records = [
+        {"item_id": "a", "timestamp": 1, "session_id": "s"},
+        {"item_id": "b", "timestamp": 2, "user_id": "ann", "rating": 3},
+        {"item_id": "c", "timestamp": 3, "user_id": "ann", "rating": 4},
+    ]
+    path = write_log("".join(json.dumps(record) + "\n" for record in records), "log.jsonl")
+    pieces = list(read_events(path, {}))
+    events = [event for piece in pieces for event in piece.events]
+    assert [(event.item_id, event.type, event.value) for event in events] == [("b", 11, 3.0), ("c", 11, 4.0)]
+    assert [bad.reason for piece in pieces for bad in piece.bad] == ["a rate event needs the rating as its value"]
+
+
+def test_rows_without_a_time_do_not_decide_how_times_are_written(write_log, monkeypatch):
+    monkeypatch.setattr(importing, "PIECE_ROWS", 2)
+    path = write_log("user_id,item_id,timestamp\nann,a,?\nann,b,\nann,c,1700000000000\nann,d,1700000001000\n")
+    assert [event.time_s for event in read(path)] == [1_700_000_000.0, 1_700_000_001.0]
+
+
+def test_rows_that_cannot_be_taken_apart_come_in_pieces_too(write_log, monkeypatch):
+    monkeypatch.setattr(importing, "PIECE_ROWS", 1_000)
+    path = write_log("user_id,item_id,timestamp\n" + "ann,a\n" * 5_000 + "ann,a,1\n")
+    pieces = list(read_events(path, {}))
+    assert max(len(piece.bad) for piece in pieces) <= 1_512
+    assert sum(len(piece.bad) for piece in pieces) == 5_000
+    assert [event.item_id for piece in pieces for event in piece.events] == ["a"]
+
+
+async def test_every_refusal_of_a_server_is_told(monkeypatch):
+    class Client:
+        """Refuses every event, and tells the reasons of the first thousand as a stream does."""
+
+        async def stream_events(self, events):
+            raise InvalidEventsError(self._result(list(events), 1_000))
+
+        async def write_events(self, events):
+            raise InvalidEventsError(self._result(list(events), None))
+
+        def _result(self, events, told):
+            errors = tuple(EventError(n, one.event_id, "event_time", "is too old") for n, one in enumerate(events))
+            return WriteResult(refused_count=len(errors), errors=errors[:told])
+
+    events = [Event(f"e{n}", "ann", "a", 1, 1.0) for n in range(5_000)]
+    outcome = await importing.into_server(Client())(events)
+    assert (outcome.written, outcome.duplicates, len(outcome.refused)) == (0, 0, 5_000)
+    assert outcome.refused[-1] == (4_999, "event_time", "is too old")
 
 
 @pytest.mark.parametrize("text", ["", "user_id,item_id\nann,a\n"])

@@ -56,8 +56,8 @@ class EventServiceServicer(object):
     def WriteEvents(self, request, context):
         """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
         in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-        (its details name the first 20); UNAVAILABLE when the store cannot make the batch durable (nothing was written:
-        retry).
+        (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
+        what may have been written counts as duplicate then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,8 +89,8 @@ class EventServiceStub(typing.Generic[_EventServiceWriteEventsType, _EventServic
     WriteEvents: _EventServiceWriteEventsType
     """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
     in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-    (its details name the first 20); UNAVAILABLE when the store cannot make the batch durable (nothing was written:
-    retry).
+    (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
+    what may have been written counts as duplicate then.
     """
 
     StreamEvents: _EventServiceStreamEventsType
@@ -123,8 +123,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[longtide.v1.events_pb2.WriteEventsResponse, collections.abc.Awaitable[longtide.v1.events_pb2.WriteEventsResponse]]:
         """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
         in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-        (its details name the first 20); UNAVAILABLE when the store cannot make the batch durable (nothing was written:
-        retry).
+        (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
+        what may have been written counts as duplicate then.
         """
 
     @abc.abstractmethod

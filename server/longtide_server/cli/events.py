@@ -46,6 +46,8 @@ def import_(
 
     if bool(target) == bool(store):
         raise errors.InvalidInput("name a running server (--target) or an event store (--store), and not both")
+    if bad_rows.resolve() == log.resolve():
+        raise errors.InvalidInput.of("--bad-rows", f"{bad_rows} is the log itself")
     bar = Progress(
         TextColumn("Importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[events]:,} events"),
         TimeRemainingColumn(), console=messages, transient=True,

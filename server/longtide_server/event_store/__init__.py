@@ -16,12 +16,21 @@ from longtide_server.events import Event
 
 
 class Version(NamedTuple):
-    """How far a history has come; later versions are greater."""
+    """How far a history has come; later versions are greater, as long as the store loses nothing."""
 
     rewrites: int = 0
     """How often events were taken out of the history or brought in from another one."""
     position: int = 0
     """The place in the order of arrival of the history's last event."""
+    last: str = ""
+    """The id of that event, where a store may lose events and give their positions to others."""
+
+
+class Known(NamedTuple):
+    """What a copy of a history is of."""
+
+    owner: str
+    version: Version
 
 
 class Place(NamedTuple):
@@ -68,6 +77,16 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """What became of two histories."""
+
+    events: int
+    """How many moved."""
+    names: frozenset[str]
+    """Every owner whose history is another one now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deleted:
     """What became of an owner's history."""
 
@@ -75,6 +94,8 @@ class Deleted:
     """How many were deleted."""
     until_s: float
     """Events that happened until then are not taken any more."""
+    names: frozenset[str]
+    """Every owner whose history is another one now."""
 
 
 class Histories(Protocol):
@@ -89,23 +110,15 @@ class Histories(Protocol):
         """Make valid events durable, all of an owner or none; return only then. Overloaded when too many wait."""
         ...
 
-    async def history(self, owner: str, since: Version | None = None) -> History:
-        """All events of an owner, or only those after the version `since` where nothing before it has changed."""
+    async def history(self, owner: str, known: Known | None = None) -> History:
+        """All events of an owner, or only those after what is known, where that is the beginning of them."""
         ...
 
-
-class EventStore(Histories, Protocol):
-    """Keeps events, each once, and gives back histories. Everything here may raise Unavailable."""
-
-    async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
-        """The owner's newest events by time, at most `size` of those before a place."""
-        ...
-
-    async def merge(self, source: str, target: str) -> int:
+    async def merge(self, source: str, target: str) -> Merged:
         """Move a history into another, once and for ever: the source is another name of the target from now on.
 
-        Returns how many events moved; what the target has already is not doubled. Conflict when the source was merged
-        into somebody else, or is what the target was merged into.
+        What the target has already is not doubled. Conflict when the source was merged into somebody else, or is what
+        the target was merged into.
         """
         ...
 
@@ -114,6 +127,14 @@ class EventStore(Histories, Protocol):
 
         The names that were merged into the owner stand alone again, and for them the same holds.
         """
+        ...
+
+
+class EventStore(Histories, Protocol):
+    """Keeps events, each once, and gives back histories. Everything here may raise Unavailable."""
+
+    async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
+        """The owner's newest events by time, at most `size` of those before a place."""
         ...
 
     def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:

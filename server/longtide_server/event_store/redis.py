@@ -2,8 +2,8 @@
 
 A history is three keys that share a hash slot: `log`, a stream whose ids are the order of arrival; `ids`, the set of
 known event ids; and `meta`, its version, deletion and merge. Every change of a history is one Lua script, so it happens
-whole or not at all. Only what a history's own slot holds is changed at a time: merging and deleting go through several,
-and go on where they were when they are called again.
+whole or not at all. Merging and deleting go through several histories, one such operation at a time over all servers
+(a lock with an end); a merge that was cut off is finished by whoever reads the target next.
 
 What Redis has acknowledged is as durable as Redis is told to make it: `appendonly yes` and `appendfsync always` for a
 server that may be killed, and no eviction. What it is told otherwise is warned of.
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
@@ -25,8 +27,8 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, LongtideError, Overloaded, Unavailable
-from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
-from longtide_server.event_store.redis_scripts import CLEAR, DELETE, EXPIRE, MARK, WRITE, Script
+from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
+from longtide_server.event_store.redis_scripts import DELETE, EXPIRE, MARK, WRITE, Script
 from longtide_server.events import Event, user_of
 
 PREFIX = "longtide:"
@@ -36,6 +38,15 @@ EXPIRING_S = 3_000
 MAX_EVENTS_PER_PIPELINE = 10_000
 MAX_NAMES = 10
 """How long a chain of merges may be."""
+MAX_AT_ONCE = 48
+"""Commands and pipelines on their way; redis-py's cluster client refuses what finds no free connection."""
+LOCK = f"{PREFIX}alone"
+LOCK_MS = 30_000
+LOCK_TRY_S = 0.05
+LOCK_TRIES = 100
+UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+META = ("merged_into", "rewrites", "position", "last", "merging")
+NEVER = "-1"
 FAILURES = (RedisError, RedisClusterException, OSError)
 
 Packed = tuple[str, str, int, str, float, float | None, str, str]
@@ -77,17 +88,45 @@ class Client(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """The events of a call."""
+    """The events of a call, and what became of them so far."""
 
     count: int
     events: Mapping[str, Sequence[Event]]
     """By owner."""
     written: asyncio.Future[Written]
     appended: dict[str, Appended] = field(default_factory=dict)
+    failure: Exception | None = None
 
-    def result(self) -> Written:
-        new = sum(len(one.events) for one in self.appended.values())
-        return Written(new, self.count - new, self.appended)
+    def add(self, write: _Write, answer: Sequence[Any]) -> None:
+        """Note what WRITE has added; an owner may be written to twice in one call, under two names."""
+        rewrites, before, before_last, after, last, new, *places = answer
+        added = list(write.events) if new == len(write.events) else [write.events[place] for place in places]
+        appended = Appended(Version(rewrites, before, _text(before_last)), Version(rewrites, after, _text(last)), added)
+        earlier = self.appended.get(write.owner)
+        if earlier is not None:
+            appended = Appended(earlier.before, appended.after, [*earlier.events, *added])
+        self.appended[write.owner] = appended
+
+    def settle(self) -> None:
+        """Tell the caller."""
+        if self.failure is not None:
+            log.error("events_not_written", events=self.count, error=str(self.failure))
+            self.written.set_exception(self.failure)
+            self.written.exception()  # its caller may have given up
+        else:
+            new = sum(len(one.events) for one in self.appended.values())
+            self.written.set_result(Written(new, self.count - new, self.appended))
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Events of a batch on their way to an owner."""
+
+    batch: _Batch
+    owner: str
+    events: Sequence[Event]
+    until: str = NEVER
+    """Events that happened until then are not taken."""
 
 
 class RedisEventStore:
@@ -97,6 +136,7 @@ class RedisEventStore:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._waiting: deque[_Batch] = deque()
         self._waiting_events = 0
         self._writing: asyncio.Task[None] | None = None
@@ -133,19 +173,33 @@ class RedisEventStore:
         # Shielded: a caller that gives up must not undo what is under way for others.
         return await asyncio.shield(batch.written)
 
-    async def history(self, owner: str, since: Version | None = None) -> History:
+    async def history(self, owner: str, known: Known | None = None) -> History:
         """See EventStore.
 
         The version is read first and the events up to it afterwards. When the history is rewritten in between, what is
         read shows neither; but its version is outdated then, and whoever checks it reads again.
         """
         name, version = await self._resolved(owner)
-        whole = since is None or name != owner or since.rewrites != version.rewrites
-        after = 0 if whole or since is None else since.position
-        events = [event async for piece in self._pieces(name, after, version.position) for _, event in piece]
-        if whole:
-            events.sort(key=lambda event: event.time_s)
-        return History(name, version, events, whole)
+        if known is not None and known.owner == name:
+            if known.version == version:
+                return History(name, version, (), whole=False)
+            if known.version.rewrites == version.rewrites and known.version.position <= version.position:
+                new = await self._since(name, known.version, version)
+                if new is not None:
+                    return History(name, version, new, whole=False)
+        events = [event async for piece in self._pieces(name, 0, version.position) for _, event in piece]
+        events.sort(key=lambda event: event.time_s)
+        return History(name, version, events)
+
+    async def _since(self, name: str, known: Version, version: Version) -> list[Event] | None:
+        """The events after a version; None when what it ended with is not there: Redis has lost it since."""
+        first = known.position
+        found = [pair async for piece in self._pieces(name, max(first - 1, 0), version.position) for pair in piece]
+        if first == 0:
+            return [event for _, event in found]
+        if not found or found[0][0] != first or found[0][1].event_id != known.last:
+            return None
+        return [event for _, event in found[1:]]
 
     async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
         """See EventStore. The whole history is read: Redis keeps it by arrival."""
@@ -157,29 +211,69 @@ class RedisEventStore:
             newest = heapq.nlargest(size, [*newest, *fitting], key=lambda found: found[0])
         return newest
 
-    async def merge(self, source: str, target: str) -> int:
-        """See EventStore. Called again after a failure, it goes on where it was."""
-        target, _ = await self._resolved(target)
-        if source == target:
-            raise Conflict("a user cannot be merged into the one who was merged into them")
-        owner, _ = await self._resolved(source)
-        if owner not in (source, target):
-            raise Conflict("the source was merged into another user before")
-        await self._run("SADD", _key(target, "names"), source)
-        if owner == source and _text(await self._script(MARK, source, target)) != target:
-            await self._run("SREM", _key(target, "names"), source)
-            raise Conflict("the source was merged into another user before")
-        moved = 0
-        async for piece in self._pieces(source, 0, None):
-            _, _, _, new, *_ = await self._script(WRITE, target, *_arguments([event for _, event in piece]))
-            moved += int(new)
-        await self._script(CLEAR, source)
-        return moved
+    async def merge(self, source: str, target: str) -> Merged:
+        """See EventStore."""
+        async with self._alone():
+            target, _ = await self._resolved(target, alone=True)
+            owner, _ = await self._resolved(source, alone=True)
+            if source == target:
+                raise Conflict("a user cannot be merged into the one who was merged into them")
+            if owner not in (source, target):
+                raise Conflict("the source was merged into another user before")
+            return await self._merge(source, target)
 
     async def delete(self, owner: str, now_s: float) -> Deleted:
         """See EventStore. Called again after a failure, it goes on where it was."""
-        name, _ = await self._resolved(owner)
-        return await self._delete(name, now_s)
+        async with self._alone():
+            name, _ = await self._resolved(owner, alone=True)
+            gone, until_s, names = 0, now_s, {owner, name}
+            # The names first, so that a deletion that was cut off still finds them.
+            for other in map(_text, await self._run("SMEMBERS", _key(name, "names"))):
+                answer = await self._script(DELETE, other, repr(until_s), name)
+                if answer:
+                    gone, until_s = gone + int(answer[0]), max(until_s, float(answer[1]))
+                    names.add(other)
+            last, until = await self._script(DELETE, name, repr(until_s), "")
+            await self._run("DEL", _key(name, "names"))
+            return Deleted(gone + int(last), float(until), frozenset(names))
+
+    async def _merge(self, source: str, target: str) -> Merged:
+        """Merge, or go on with it; to be called alone."""
+        others = [_text(name) for name in await self._run("SMEMBERS", _key(source, "names"))]
+        # From here on, whoever reads the target finishes what may be cut off.
+        await self._run("HSET", _key(target, "meta"), "merging", source)
+        await self._run("SADD", _key(target, "names"), source, *others)
+        if not await self._script(MARK, source, target, ""):
+            await self._run("SREM", _key(target, "names"), source, *others)
+            await self._run("HDEL", _key(target, "meta"), "merging")
+            raise Conflict("the source was merged into another user before")
+        for other in others:  # so that no chain grows
+            await self._script(MARK, other, target, source)
+        await self._run("DEL", _key(source, "names"))
+        moved = 0
+        async for piece in self._pieces(source, 0, None):
+            answer = await self._script(WRITE, target, *_arguments([event for _, event in piece]))
+            moved += int(answer[5])
+            await self._script(EXPIRE, source, *(part for pair in piece for part in (pair[0], pair[1].event_id)))
+            await self._run("PEXPIRE", LOCK, LOCK_MS)
+        await self._run("DEL", _key(source, "ids"), _key(source, "log"))
+        await self._run("HDEL", _key(target, "meta"), "merging")
+        return Merged(moved, frozenset((source, target, *others)))
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Of all servers, do one thing at a time; Unavailable when it takes too long until it is this one's turn."""
+        token = uuid.uuid4().hex
+        for _ in range(LOCK_TRIES):
+            if await self._run("SET", LOCK, token, "NX", "PX", LOCK_MS):
+                break
+            await asyncio.sleep(LOCK_TRY_S)
+        else:
+            raise Unavailable("another merge or deletion is under way")
+        try:
+            yield
+        finally:
+            await self._run("EVAL", UNLOCK, 1, LOCK, token)
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
         """See EventStore. An owner's events go in pieces; of several servers, one does it in an hour for all."""
@@ -231,68 +325,63 @@ class RedisEventStore:
             try:
                 await self._write_batches(batches)
             except LongtideError as exc:
-                log.error("events_not_written", batches=len(batches), error=str(exc))
-                failure: Exception | None = exc
+                for batch in batches:
+                    batch.failure = exc
             except Exception as exc:
                 log.exception("events_not_written", batches=len(batches))
-                failure = exc
-            else:
-                failure = None
+                for batch in batches:
+                    batch.failure = exc
             for batch in batches:
                 self._waiting_events -= batch.count
-                if failure is None:
-                    batch.written.set_result(batch.result())
-                else:
-                    batch.written.set_exception(failure)
-                    batch.written.exception()  # its caller may have given up
+                batch.settle()
 
     async def _write_batches(self, batches: Sequence[_Batch]) -> None:
-        waiting = [(batch, owner, events) for batch in batches for owner, events in batch.events.items()]
+        """Write batches, or let each of them know why it could not be: what one cannot is not another's failure."""
+        waiting = [_Write(batch, owner, events) for batch in batches for owner, events in batch.events.items()]
         for _ in range(MAX_NAMES):
-            answers = await self._write_all([(owner, events) for _, owner, events in waiting])
-            moved: list[tuple[_Batch, str, Sequence[Event]]] = []
-            for (batch, owner, events), answer in zip(waiting, answers, strict=True):
-                if len(answer) == 1:
-                    moved.append((batch, _text(answer[0]), events))
-                elif answer[3]:
-                    batch.appended[owner] = _appended(events, answer, batch.appended.get(owner))
+            answers = await self._write_all(waiting)
+            moved: list[_Write] = []
+            for write, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, Exception):
+                    write.batch.failure = Unavailable(f"the event store cannot write: {answer}")
+                elif len(answer) == 2:
+                    moved.append(_Write(write.batch, _text(answer[0]), write.events, _text(answer[1])))
+                elif answer[5]:
+                    write.batch.add(write, answer)
             waiting = moved
             if not waiting:
                 return
-        raise Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
+        for write in waiting:
+            write.batch.failure = Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
 
-    async def _write_all(self, waiting: Sequence[tuple[str, Sequence[Event]]]) -> list[list[Any]]:
-        """The answers of WRITE for each owner and events, all sent together."""
-        commands = [(owner, _arguments(events)) for owner, events in waiting]
+    async def _write_all(self, writes: Sequence[_Write]) -> list[Any]:
+        """The answers of WRITE, all sent together; an exception where there is none."""
+        commands = [(write.owner, _arguments(write.events, write.until)) for write in writes]
         answers = await self._pipelined([_command(WRITE, owner, arguments) for owner, arguments in commands])
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         again = [_command(WRITE, *commands[place], known=False) for place in unknown]
         for place, answer in zip(unknown, await self._pipelined(again), strict=True):
             answers[place] = answer
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise Unavailable(f"the event store cannot write: {answer}") from answer
         return answers
 
-    async def _delete(self, name: str, now_s: float) -> Deleted:
-        gone, until = await self._script(DELETE, name, repr(now_s))
-        gone, until_s = int(gone), float(until)
-        for other in await self._run("SMEMBERS", _key(name, "names")):
-            deleted = await self._delete(_text(other), until_s)
-            gone += deleted.events
-            await self._run("SREM", _key(name, "names"), other)
-        return Deleted(gone, until_s)
-
-    async def _resolved(self, owner: str) -> tuple[str, Version]:
-        """Whose history an owner's is, and its version."""
+    async def _resolved(self, owner: str, *, alone: bool = False) -> tuple[str, Version]:
+        """Whose history an owner's is, and its version; a merge into it that was cut off is finished first."""
         for _ in range(MAX_NAMES):
-            merged_into, rewrites, position = await self._run(
-                "HMGET", _key(owner, "meta"), "merged_into", "rewrites", "position"
-            )
-            if merged_into is None:
-                return owner, Version(int(rewrites or 0), int(position or 0))
-            owner = _text(merged_into)
+            merged_into, rewrites, position, last, merging = await self._run("HMGET", _key(owner, "meta"), *META)
+            if merged_into is not None:
+                owner = _text(merged_into)
+            elif merging is None:
+                return owner, Version(int(rewrites or 0), int(position or 0), _text(last or ""))
+            else:
+                await self._finish_merge(_text(merging), owner, alone=alone)
         raise Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
+
+    async def _finish_merge(self, source: str, target: str, *, alone: bool) -> None:
+        async with nullcontext() if alone else self._alone():
+            # Whoever was merging may have finished meanwhile.
+            if _text(await self._run("HGET", _key(target, "meta"), "merging") or "") == source:
+                with suppress(Conflict):
+                    await self._merge(source, target)
 
     async def _pieces(self, owner: str, after: int, until: int | None) -> AsyncIterator[list[tuple[int, Event]]]:
         """The events of a history after one position and until another, in the order of arrival."""
@@ -315,7 +404,7 @@ class RedisEventStore:
 
     async def _script(self, script: Script, owner: str, *arguments: object) -> Any:  # noqa: ANN401
         try:
-            return await self._client.execute_command(*_command(script, owner, arguments))
+            return await self._sent(*_command(script, owner, arguments))
         except NoScriptError:
             return await self._run(*_command(script, owner, arguments, known=False))
         except FAILURES as exc:
@@ -328,15 +417,20 @@ class RedisEventStore:
         for command in commands:
             pipeline.execute_command(*command)
         try:
-            return await pipeline.execute(raise_on_error=False)
+            async with self._slots:
+                return await pipeline.execute(raise_on_error=False)
         except FAILURES as exc:
             raise Unavailable(f"the event store cannot write: {exc}") from exc
 
     async def _run(self, *command: object) -> Any:  # noqa: ANN401
         try:
-            return await self._client.execute_command(*command)
+            return await self._sent(*command)
         except FAILURES as exc:
             raise Unavailable(f"the event store cannot answer: {exc}") from exc
+
+    async def _sent(self, *command: object) -> Any:  # noqa: ANN401
+        async with self._slots:
+            return await self._client.execute_command(*command)
 
 
 def _key(owner: str, what: str) -> str:
@@ -356,9 +450,10 @@ def _by_owner(events: Sequence[Event]) -> dict[str, list[Event]]:
     return found
 
 
-def _arguments(events: Sequence[Event]) -> list[object]:
+def _arguments(events: Sequence[Event], until: str = NEVER) -> list[object]:
     """What WRITE wants to know."""
-    return [part for event in events for part in (event.event_id, repr(event.time_s), _packed(event))]
+    parts = (part for event in events for part in (event.event_id, repr(event.time_s), _packed(event)))
+    return [until, *parts]
 
 
 def _packed(event: Event) -> bytes:
@@ -380,15 +475,6 @@ def _event(owner: str, entry: bytes, fields: Mapping[bytes, bytes]) -> tuple[int
     event_id, item_id, kind, custom_type, time_s, value, session_id, token = _unpack(fields[b"e"])
     position = int(entry.partition(b"-")[0])
     return position, Event(event_id, user_of(owner), item_id, kind, time_s, value, custom_type, session_id, token)
-
-
-def _appended(sent: Sequence[Event], answer: Sequence[int], earlier: Appended | None) -> Appended:
-    """What WRITE has added; an owner may be written to twice in one call, under two names."""
-    rewrites, before, after, new, *places = answer
-    added = list(sent) if new == len(sent) else [sent[place] for place in places]
-    if earlier is None:
-        return Appended(Version(rewrites, before), Version(rewrites, after), added)
-    return Appended(earlier.before, Version(rewrites, after), [*earlier.events, *added])
 
 
 def _text(value: bytes | str) -> str:

@@ -23,7 +23,7 @@ import structlog
 
 from longtide_server.attribution import Shown
 from longtide_server.errors import InvalidInput, LongtideError, Overloaded, Unavailable
-from longtide_server.event_store import Deleted, History, Place, Version, Written, sqlite_log
+from longtide_server.event_store import Deleted, History, Known, Merged, Place, Written, sqlite_log
 from longtide_server.events import Event
 
 MAX_WAITING_EVENTS = 200_000
@@ -78,22 +78,25 @@ class SqliteEventStore:
             raise Overloaded(f"{self._waiting_events} events are waiting to be written")
         return await self._change(lambda connection: sqlite_log.append(connection, events), len(events))
 
-    async def history(self, owner: str, since: Version | None = None) -> History:
+    async def history(self, owner: str, known: Known | None = None) -> History:
         """See EventStore."""
-        return await self._read(lambda connection: sqlite_log.read_history(connection, owner, since))
+        return await self._read(lambda connection: sqlite_log.read_history(connection, owner, known))
 
     async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
         """See EventStore."""
         return await self._read(lambda connection: sqlite_log.read_page(connection, owner, size, before))
 
-    async def merge(self, source: str, target: str) -> int:
+    async def merge(self, source: str, target: str) -> Merged:
         """See EventStore."""
         return await self._change(lambda connection: sqlite_log.merge(connection, source, target))
 
     async def delete(self, owner: str, now_s: float) -> Deleted:
         """See EventStore. Nothing is left of the events in the files, unless somebody reads them at this moment."""
         deleted = await self._change(lambda connection: sqlite_log.delete(connection, owner, now_s))
-        await self._on_reader(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        try:
+            await self._on_reader(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        except Unavailable as exc:  # what is deleted stays so, and leaves the files with the next checkpoint
+            log.warning("checkpoint_failed", error=str(exc))
         return deleted
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, InvalidInput
-from longtide_server.event_store import Appended, Deleted, History, Place, Version, Written
+from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
 from longtide_server.events import Event, user_of
 
 FORMAT = 2
@@ -99,14 +99,15 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
     """Insert what is new."""
-    owners: dict[str, Owner] = {}
+    owners: dict[str, tuple[Owner, float]] = {}
     taken: list[tuple[Owner, Event]] = []
     for event in events:
         key = event.owner
-        owner = owners.get(key)
-        if owner is None:
-            owner = owners[key] = _find_or_make(connection, key)
-        if event.time_s > owner.deleted_s:
+        found = owners.get(key)
+        if found is None:
+            found = owners[key] = _writable(connection, key)
+        owner, deleted_s = found
+        if event.time_s > deleted_s:
             taken.append((owner, event))
     [last] = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
     new = connection.executemany(INSERT, (_row(owner.number, event) for owner, event in taken)).rowcount
@@ -115,13 +116,13 @@ def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
     return Written(len(taken), len(events) - len(taken), _advance(connection, taken, last))
 
 
-def read_history(connection: sqlite3.Connection, key: str, since: Version | None) -> History:
+def read_history(connection: sqlite3.Connection, key: str, known: Known | None) -> History:
     """See EventStore.history."""
     owner = _find(connection, key)
     if owner is None:
         return History(key, Version(), ())
-    whole = since is None or owner.owner != key or since.rewrites != owner.rewrites
-    after = 0 if whole or since is None else since.position
+    whole = known is None or known.owner != owner.owner or known.version.rewrites != owner.rewrites
+    after = 0 if whole or known is None else known.version.position
     rows = connection.execute(
         f"SELECT {COLUMNS} FROM events WHERE owner = ? AND position > ? ORDER BY position", (owner.number, after)
     )
@@ -155,14 +156,13 @@ def read_piece(connection: sqlite3.Connection, after: int, size: int) -> tuple[i
     return (rows[-1][0] if rows else after), [(row[1], _event(row[1], row[2:])) for row in rows]
 
 
-def merge(connection: sqlite3.Connection, source_key: str, target_key: str) -> int:
+def merge(connection: sqlite3.Connection, source_key: str, target_key: str) -> Merged:
     """See EventStore.merge."""
     target = _find_or_make(connection, target_key)
-    source = _exactly(connection, source_key)
-    if source is not None and source.merged_into == target.number:
-        return 0
-    if source is None:
-        source = _find_or_make(connection, source_key)
+    source = _exactly(connection, source_key) or _find_or_make(connection, source_key)
+    names = frozenset((source_key, target_key, target.owner, *_names(connection, source)))
+    if source.merged_into == target.number:
+        return Merged(0, names)
     if source.merged_into is not None:
         raise Conflict("the source was merged into another user before")
     if source.number == target.number:
@@ -177,21 +177,22 @@ def merge(connection: sqlite3.Connection, source_key: str, target_key: str) -> i
         "UPDATE owners SET merged_into = ? WHERE number = ? OR merged_into = ?",
         (target.number, source.number, source.number),
     )
-    return moved
+    return Merged(moved, names)
 
 
 def delete(connection: sqlite3.Connection, key: str, now_s: float) -> Deleted:
     """See EventStore.delete."""
     owner = _find_or_make(connection, key)
+    names = frozenset((key, owner.owner, *_names(connection, owner)))
     [last_s] = connection.execute("SELECT max(time_s) FROM events WHERE owner = ?", (owner.number,)).fetchone()
     until_s = max(owner.deleted_s, now_s, last_s or 0.0)
     deleted = connection.execute("DELETE FROM events WHERE owner = ?", (owner.number,)).rowcount
     _rewritten(connection, [owner.number])
     connection.execute(
-        "UPDATE owners SET deleted_s = ?, merged_into = NULL WHERE number = ? OR merged_into = ?",
+        "UPDATE owners SET deleted_s = max(deleted_s, ?), merged_into = NULL WHERE number = ? OR merged_into = ?",
         (until_s, owner.number, owner.number),
     )
-    return Deleted(deleted, until_s)
+    return Deleted(deleted, until_s, names)
 
 
 def expire(
@@ -249,6 +250,19 @@ def _find_or_make(connection: sqlite3.Connection, key: str) -> Owner:
     number = connection.execute("INSERT INTO owners (owner) VALUES (?)", (key,)).lastrowid
     assert number is not None
     return Owner(number, key, 0, 0, None, -1.0)
+
+
+def _writable(connection: sqlite3.Connection, key: str) -> tuple[Owner, float]:
+    """Who gets the events of that name, and until when they are not taken: also what was deleted before a merge."""
+    named = _exactly(connection, key)
+    owner = _find_or_make(connection, key)
+    return owner, owner.deleted_s if named is None else max(named.deleted_s, owner.deleted_s)
+
+
+def _names(connection: sqlite3.Connection, owner: Owner) -> list[str]:
+    """The names that were merged into an owner."""
+    rows = connection.execute("SELECT owner FROM owners WHERE merged_into = ?", (owner.number,))
+    return [name for (name,) in rows]
 
 
 def _rewritten(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:

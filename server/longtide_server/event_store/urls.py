@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,13 +18,20 @@ MAX_CONNECTIONS = 64
 
 def check_store_url(url: str) -> None:
     """InvalidInput when no store has such a URL."""
-    scheme, parts = url.partition("://")[0], urlsplit(url)
+    scheme = url.partition("://")[0]
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise InvalidInput.of("store", f"{_shown(url)} is not a URL: {exc}") from exc
     if scheme == "sqlite":
         if not parts.path.strip("/") or parts.netloc:
-            raise InvalidInput.of("store", f"{url} names no file; a file is sqlite:///relative or sqlite:////absolute")
+            raise InvalidInput.of(
+                "store", f"{_shown(url)} names no file; a file is sqlite:///relative or sqlite:////absolute"
+            )
     elif scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
         raise InvalidInput.of(
-            "store", f"{url} is not sqlite:///PATH, redis://HOST:PORT, rediss://... or redis+cluster://..."
+            "store", f"{_shown(url)} is not sqlite:///PATH, redis://HOST:PORT, rediss://... or redis+cluster://..."
         )
 
 
@@ -39,15 +47,19 @@ async def open_store(url: str, *, writes: bool = True) -> EventStore:
         return await asyncio.to_thread(SqliteEventStore, Path(unquote(url.removeprefix("sqlite:///"))), writes=writes)
     # Loaded only where it is used: a server over SQLite does without.
     from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+    from redis.exceptions import RedisClusterException
 
     limits = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
     client: Client
-    if "+cluster://" in url:
-        client = RedisCluster.from_url(url.replace("+cluster", ""), max_connections=MAX_CONNECTIONS, **limits)
-    else:
-        client = Redis.from_pool(
-            BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=TIMEOUT_S, **limits)
-        )
+    try:
+        if "+cluster://" in url:
+            client = RedisCluster.from_url(url.replace("+cluster", ""), max_connections=MAX_CONNECTIONS, **limits)
+        else:
+            client = Redis.from_pool(
+                BlockingConnectionPool.from_url(url, max_connections=MAX_CONNECTIONS, timeout=TIMEOUT_S, **limits)
+            )
+    except (ValueError, TypeError, RedisClusterException) as exc:
+        raise InvalidInput.of("store", f"{_shown(url)} cannot be read as a URL of Redis: {exc}") from exc
     store = RedisEventStore(client)
     try:
         await store.check()
@@ -55,3 +67,8 @@ async def open_store(url: str, *, writes: bool = True) -> EventStore:
         await store.close()
         raise
     return store
+
+
+def _shown(url: str) -> str:
+    """A URL as a message may show it, without user and password."""
+    return re.sub("//[^/]*@", "//", url)

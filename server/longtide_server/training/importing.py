@@ -189,11 +189,26 @@ def into_server(client: AsyncClient) -> Callable[[Sequence[Event]], Awaitable[Ou
         try:
             result = await client.stream_events(map(_sent, events))
         except InvalidEventsError as exc:
-            refused = [(error.index, error.field, error.reason) for error in exc.errors]
-            return Outcome(exc.result.written_count, exc.result.duplicate_count, refused)
+            written = exc.result.written_count
+            errors: Sequence[longtide.EventError] = exc.errors
+            if len(errors) < exc.result.refused_count:  # a stream keeps the first reasons only
+                written, errors = await _refusals(client, events, written)
+            refused = [(error.index, error.field, error.reason) for error in errors]
+            return Outcome(written, len(events) - written - len(refused), refused)
         return Outcome(result.written_count, result.duplicate_count)
 
     return write
+
+
+async def _refusals(
+    client: AsyncClient, events: Sequence[Event], written: int
+) -> tuple[int, Sequence[longtide.EventError]]:
+    """Every reason for which events are refused, and how many were written then and before."""
+    try:
+        result = await client.write_events(map(_sent, events))
+    except InvalidEventsError as exc:
+        return written + exc.result.written_count, exc.errors
+    return written + result.written_count, ()
 
 
 def _sent(event: Event) -> longtide.Event:

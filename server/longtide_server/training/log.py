@@ -103,7 +103,8 @@ class Cells:
     """(N,) index into item_ids."""
     time_s: NDArray[np.float64]
     event_type: NDArray[np.uint8]
-    value: NDArray[np.float32]
+    value: NDArray[np.float64]
+    """NaN where there is none; within the range of 32 bits."""
 
 
 def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | None = None) -> Cells:
@@ -117,9 +118,8 @@ def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | N
 
 def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
     """The log of the rows that are good, each event once."""
-    first = _first_of_each(
-        cells.owner[good], cells.item[good], cells.time_s[good], cells.event_type[good], cells.value[good]
-    )
+    value = cells.value.astype(np.float32)
+    first = _first_of_each(cells.owner[good], cells.item[good], cells.time_s[good], cells.event_type[good], value[good])
     kept = good[first]
     users, user = _in_order_of_appearance(cells.owner_ids, cells.owner[kept])
     items, item = _in_order_of_appearance(cells.item_ids, cells.item[kept])
@@ -130,7 +130,7 @@ def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
         item=item,
         time_s=cells.time_s[kept],
         event_type=cells.event_type[kept],
-        value=cells.value[kept],
+        value=value[kept],
         repeated_rows=len(good) - len(kept),
     )
 
@@ -191,19 +191,21 @@ class TimeFormat:
     units_per_s: float = 1.0
 
     @classmethod
-    def of(cls, column: Column) -> TimeFormat:
-        """The format that the column's first readable time and its upper median say."""
+    def of(cls, column: Column) -> TimeFormat | None:
+        """The format that the column's first readable time and its upper median say; none when no time is readable."""
         numbers, dates = _numbers_and_dates(column)
         # The values are in order of first appearance: the first that reads as either decides what all must be.
         readable = np.flatnonzero(~np.isnan(numbers) | ~np.isnan(dates))
-        as_numbers = len(readable) > 0 and not np.isnan(numbers[readable[0]])
+        if len(readable) == 0:
+            return None
+        as_numbers = not np.isnan(numbers[readable[0]])
         return cls(as_numbers, _units_per_second(numbers[column.codes]) if as_numbers else 1.0)
 
 
 def _times(column: Column, faults: Faults, now_s: float, times: TimeFormat | None) -> NDArray[np.float64]:
     """(N,) seconds since 1970; a row's is NaN where it is bad."""
     numbers, dates = _numbers_and_dates(column)
-    times = TimeFormat.of(column) if times is None else times
+    times = times or TimeFormat.of(column) or TimeFormat(as_numbers=False)
     time_s = numbers / times.units_per_s if times.as_numbers else dates
     expected = "a number, as the column's first time is" if times.as_numbers else "a time such as 2026-01-31T12:00:00Z"
     reasons = [_time_fault(v, s, expected, now_s) for v, s in zip(column.values, time_s.tolist(), strict=True)]
@@ -286,7 +288,7 @@ def _event_type_fault(value: Scalar | None, kind: EventType | None) -> str | Non
     return f"{what}; use one of {', '.join(EVENT_TYPE_NAMES)}"
 
 
-def _event_values(table: Table, event_type: NDArray[np.uint8], faults: Faults) -> NDArray[np.float32]:
+def _event_values(table: Table, event_type: NDArray[np.uint8], faults: Faults) -> NDArray[np.float64]:
     value = _values(table, "value", faults)
     rating = _values(table, "rating", faults) if "rating" in table.columns else value
     is_rate = event_type == EventType.RATE
@@ -296,13 +298,14 @@ def _event_values(table: Table, event_type: NDArray[np.uint8], faults: Faults) -
     return np.where(is_rate, rating, value)
 
 
-def _values(table: Table, name: str, faults: Faults) -> NDArray[np.float32]:
+def _values(table: Table, name: str, faults: Faults) -> NDArray[np.float64]:
     column = table.columns.get(name)
     if column is None:
-        return np.full(len(table.rows), np.nan, dtype=np.float32)
+        return np.full(len(table.rows), np.nan)
+    numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
     with np.errstate(over="ignore"):  # what 32 bits cannot hold becomes infinite and is refused as such
-        numbers = np.array([_number(value) for value in column.values], dtype=np.float64).astype(np.float32)
-    faults.mark_values(column, _value_faults(column.values, np.isfinite(numbers).tolist()))
+        finite = np.isfinite(numbers.astype(np.float32))
+    faults.mark_values(column, _value_faults(column.values, finite.tolist()))
     return numbers[column.codes]
 
 

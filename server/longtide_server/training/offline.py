@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from longtide_server.candidates import Candidates
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Unavailable
-from longtide_server.event_store import History, Version, Written
+from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of
 from longtide_server.recommender import Answer, Query, Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
@@ -31,7 +31,7 @@ class LogHistories:
         self._sequences = sequences
         self._user = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
 
-    async def history(self, owner: str, since: Version | None = None) -> History:
+    async def history(self, owner: str, known: Known | None = None) -> History:
         """See Histories."""
         return History(owner, Version(1), self._events(user_of(owner)))
 
@@ -55,6 +55,14 @@ class LogHistories:
         ]
 
     async def write(self, events: Sequence[Event]) -> Written:
+        """A log cannot be written to."""
+        raise Unavailable("a log is read only")
+
+    async def merge(self, source: str, target: str) -> Merged:
+        """A log cannot be written to."""
+        raise Unavailable("a log is read only")
+
+    async def delete(self, owner: str, now_s: float) -> Deleted:
         """A log cannot be written to."""
         raise Unavailable("a log is read only")
 

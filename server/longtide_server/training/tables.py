@@ -16,7 +16,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,8 @@ _DAY_S = 86_400.0
 _NOT_SCALAR = {dict: "an object", list: "a list", bool: "true or false"}
 
 Scalar = str | int | float
-Record = tuple[int, Sequence[Any]]
+Record = tuple[int, Sequence[Any] | None]
+"""The row number and the cells; no cells where the row could not be taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,11 +333,13 @@ def _csv_records(reader: Iterator[list[str]], width: int, lost: list[BadRow]) ->
             return
         except csv.Error as exc:
             lost.append(BadRow(row, "", _csv_fault(exc)))
+            yield row, None
             continue
         if len(cells) == width:
             yield row, cells
         elif cells:  # an empty line is no row
             lost.append(BadRow(row, "", f"the header has {width} fields, this row {len(cells)}"))
+            yield row, None
 
 
 def _csv_fault(exc: csv.Error) -> str:
@@ -348,11 +351,25 @@ def _csv_fault(exc: csv.Error) -> str:
 def _read_jsonl(path: Path, wanted: list[str], joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
     lost: list[BadRow] = []
     found: dict[str, None] = {}
+    if piece_rows is not None:  # a column may first occur far from the beginning
+        found.update(dict.fromkeys(_json_names(path)))
     with _opened(path) as (stream, share):
         records = _json_records(stream, wanted, joined, found, lost)
         places = [(name, place) for place, name in enumerate(wanted)]
         for cells, rows, bad in _encoded(records, places, lost, piece_rows):
             yield list(found), cells, rows, bad, share()
+
+
+def _json_names(path: Path) -> Iterator[str]:
+    """The names in the objects of a file, in order of appearance, some of them more than once."""
+    known: frozenset[str] = frozenset()
+    with _opened(path) as (stream, _):
+        for row, line in enumerate(stream, start=1):
+            with suppress(ValueError):
+                names = _json_object(line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line).keys()
+                if not names <= known:
+                    yield from names
+                    known |= names
 
 
 def _json_records(
@@ -365,6 +382,7 @@ def _json_records(
             record = _json_object(line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line)
         except ValueError as exc:
             lost.append(BadRow(row, "", str(exc)))
+            yield row, None
             continue
         if not record.keys() <= found.keys():
             found.update(dict.fromkeys(record))
@@ -373,6 +391,7 @@ def _json_records(
             yield row, cells
         else:
             lost.append(_nested_fault(row, wanted, cells))
+            yield row, None
 
 
 def _nested_fault(row: int, names: list[str], cells: list[Any]) -> BadRow:
@@ -422,7 +441,8 @@ def _encode(
     indexes: list[defaultdict[Any, int]] = [_index() for _ in places]
     codes: list[list[NDArray[np.int32]]] = [[] for _ in places]
     rows: list[NDArray[np.int64]] = []
-    while batch := list(islice(records, _BATCH_ROWS)):
+    while read := list(islice(records, _BATCH_ROWS)):
+        batch = [(row, cells) for row, cells in read if cells is not None]
         rows.append(np.fromiter((row for row, _ in batch), np.int64, len(batch)))
         for index, parts, (_, place) in zip(indexes, codes, places, strict=True):
             parts.append(
