@@ -73,6 +73,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
         stack.push_async_callback(encoder.close)
         states = UserStates(snapshot, store, encoder, config.cached_users, config.encoder_timeout_s)
+        stack.push_async_callback(states.close)
         if config.retention:
             expiring = asyncio.create_task(keep_expiring(store, config.retention, states.forget, wall_clock_s))
             stack.push_async_callback(_cancelled, expiring)

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -126,8 +127,8 @@ def steps_between(
     )
 
 
-def _heard(task: asyncio.Task[None]) -> None:
-    """An encoding that failed after its last caller gave up is nobody's error; asyncio would report it as one."""
+def _heard(task: asyncio.Task[Any]) -> None:
+    """What failed after its last caller gave up is nobody's error; asyncio would report it as one."""
     if not task.cancelled():
         task.exception()
 
@@ -149,30 +150,37 @@ class UserStates:
         self._encoder = encoder
         self._capacity = capacity
         self._users: OrderedDict[str, UserState] = OrderedDict()
-        self._reading: dict[str, asyncio.Task[UserState]] = {}
-        self._changes: set[asyncio.Task[Any]] = set()
+        self._reading: dict[str, asyncio.Task[UserState | None]] = {}
+        """Of a log that only this server writes to: the readings that all who ask for an owner share."""
         self._outdated: set[str] = set()
         """Owners whose entry lacks something that was written, or who were being read when it was."""
         self._forgotten: set[str] = set()
         """Owners who are being read, and of whom what is read may be of another history."""
+        self._changes: set[asyncio.Task[Any]] = set()
         self._merged: OrderedDict[str, str] = OrderedDict()
         """Other names of owners, as far as they were asked for lately."""
+        self._names: dict[str, set[str]] = {}
+        """The same from owners to names."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
-    async def get(self, owner: str) -> UserState:
+    async def get(self, name: str) -> UserState:
         """The owner of a history, from memory or from the log. Unavailable when the log cannot be read."""
         if self._store.shared:
-            return await self._read(owner)
-        owner = self._merged.get(owner, owner)
-        user = self._users.get(owner)
-        if user is not None and owner not in self._outdated:
-            self._users.move_to_end(owner)
-            return user
-        reading = self._reading.get(owner)
-        if reading is None:
-            reading = self._reading[owner] = asyncio.create_task(self._read(owner))
-            reading.add_done_callback(lambda _: self._end_reading(owner))
-        return await asyncio.shield(reading)
+            return await self._asked(name)
+        while True:
+            owner = self._merged.get(name, name)
+            reading = self._reading.get(owner)
+            if reading is None:
+                user = self._users.get(owner)
+                if user is not None and owner not in self._outdated:
+                    self._users.move_to_end(owner)
+                    return user
+                reading = self._reading[owner] = asyncio.create_task(self._read(owner))
+                reading.add_done_callback(_heard)
+                reading.add_done_callback(partial(self._end_reading, owner))
+            user = await asyncio.shield(reading)
+            if user is not None:
+                return user
 
     async def write(self, events: Sequence[Event]) -> Written:
         """Make events durable, then let them be felt, also when the caller gives up meanwhile. See Histories."""
@@ -188,19 +196,24 @@ class UserStates:
 
     def forget(self, names: Iterable[str]) -> None:
         """Read histories anew when they are asked for: the log has changed otherwise than by being written."""
-        gone = set(names)
-        gone |= {owner for name, owner in self._merged.items() if name in gone}
-        for name in [name for name, owner in self._merged.items() if name in gone or owner in gone]:
-            del self._merged[name]
-        for name in gone:
+        named = {one for name in names for one in (name, self._merged.get(name, name))}
+        for name in named.union(*(self._names.get(owner, ()) for owner in named)):
+            self._forget_name(name)
             self._users.pop(name, None)
             self._outdated.discard(name)
-        self._forgotten |= gone & self._reading.keys()
+            if name in self._reading:
+                self._forgotten.add(name)
+
+    async def close(self) -> None:
+        """Finish what callers have given up on."""
+        if self._changes:
+            await asyncio.wait(self._changes)
 
     async def _done(self, change: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
+        task.add_done_callback(_heard)
         return await asyncio.shield(task)
 
     async def _write(self, events: Sequence[Event]) -> Written:
@@ -264,53 +277,76 @@ class UserStates:
         if user.generation == generation and end >= user.encoded_count:
             user.advance(encoded, end)
 
-    async def _read(self, owner: str) -> UserState:
-        """Bring an entry up to what the log says now."""
+    async def _read(self, owner: str) -> UserState | None:
+        """Bring an entry up to what the log says; none when the owner is only another name.
+
+        Whoever asks meanwhile waits for it, so what is being read need not be right before the end.
+        """
         while True:
-            name = self._merged.get(owner, owner)
+            self._outdated.discard(owner)
             self._forgotten.discard(owner)
-            outdated = name in self._outdated
-            self._outdated.discard(name)  # what is written from here on is not in what is read
-            known = self._users.get(name)
-            since = None if known is None else Known(name, known.version)
+            known = self._known(owner)
             try:
-                history = await self._store.history(owner, since)
+                history = await self._store.history(owner, known)
             except BaseException:
-                if outdated and name in self._users:
-                    self._outdated.add(name)
+                self._outdated.add(owner)
                 raise
             if owner in self._forgotten:
                 continue
             if history.owner != owner:
                 self._remember_name(owner, history.owner)
-                if not self._store.shared:
-                    return await self.get(history.owner)
-            user = await self._taken(history, since)
-            if user is not None and owner not in self._forgotten and history.owner not in self._outdated:
-                self._users.move_to_end(history.owner)
+                return None
+            user = await self._taken(history, known)
+            if owner in self._forgotten:
+                self._users.pop(owner, None)
+            elif user is not None and owner not in self._outdated:
                 return user
 
-    async def _taken(self, history: History, since: Known | None) -> UserState | None:
+    async def _asked(self, name: str) -> UserState:
+        """Bring an entry up to what a log says that others write to as well."""
+        while True:
+            known = self._known(self._merged.get(name, name))
+            history = await self._store.history(name, known)
+            if history.owner != name:
+                self._remember_name(name, history.owner)
+            else:
+                self._forget_name(name)
+            user = await self._taken(history, known)
+            if user is not None:
+                return user
+
+    def _known(self, owner: str) -> Known | None:
+        user = self._users.get(owner)
+        return None if user is None else Known(owner, user.version)
+
+    async def _taken(self, history: History, known: Known | None) -> UserState | None:
         """The entry with what was read; none when it has changed meanwhile and must be read again."""
         user = self._users.get(history.owner)
-        unchanged = since is not None and user is not None and since == (history.owner, user.version)
-        if not history.whole:
-            if user is None or not unchanged:
-                return None
-            if user.many_late(history.events):
-                del self._users[history.owner]
-                return None
-            self._extend(user, history.events, history.version)
-            return user
-        if user is None or unchanged or user.version < history.version:
+        unchanged = user is not None and known == (history.owner, user.version)
+        if history.whole:
+            if user is not None and not unchanged and user.version >= history.version:
+                return user
             user = await self._built(history)
+            if history.owner in self._forgotten:
+                return None
             self._users[history.owner] = user
             while len(self._users) > self._capacity:
                 dropped, _ = self._users.popitem(last=False)
                 self._outdated.discard(dropped)
+        elif user is None:
+            return None
+        elif unchanged and user.many_late(history.events):
+            del self._users[history.owner]
+            return None
+        elif unchanged:
+            self._extend(user, history.events, history.version)
+        elif user.version < history.version:
+            return None
+        if history.owner in self._users:
+            self._users.move_to_end(history.owner)
         return user
 
-    def _end_reading(self, owner: str) -> None:
+    def _end_reading(self, owner: str, _: asyncio.Task[UserState | None]) -> None:
         del self._reading[owner]
         self._forgotten.discard(owner)
         if owner not in self._users:
@@ -331,7 +367,16 @@ class UserStates:
         user.version = version
 
     def _remember_name(self, name: str, owner: str) -> None:
+        self._forget_name(name)
         self._users.pop(name, None)
         self._merged[name] = owner
+        self._names.setdefault(owner, set()).add(name)
         while len(self._merged) > self._capacity:
-            self._merged.popitem(last=False)
+            self._forget_name(next(iter(self._merged)))
+
+    def _forget_name(self, name: str) -> None:
+        owner = self._merged.pop(name, None)
+        if owner is not None:
+            self._names[owner].discard(name)
+            if not self._names[owner]:
+                del self._names[owner]

@@ -9,8 +9,8 @@ import redis.exceptions
 import structlog
 from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
-from longtide_server.errors import InvalidInput, Overloaded, Unavailable
-from longtide_server.event_store import Known
+from longtide_server.errors import Conflict, InvalidInput, Overloaded, Unavailable
+from longtide_server.event_store import Known, Version
 from longtide_server.event_store import redis as redis_store
 from longtide_server.event_store.urls import check_store_url, open_store
 
@@ -88,6 +88,12 @@ async def store(redis_port):
     await store.close()
 
 
+def let_go(port):
+    """End the holds of an operation that was cut off, as time does."""
+    for owner in ("user:ann", "user:guest", "session:s"):
+        cli(port, "del", redis_store._key(owner, "held"))
+
+
 def failing_after(store, commands):
     """Lets so many commands through, and then none."""
     sent, left = store._client.execute_command, commands
@@ -114,7 +120,7 @@ async def test_a_merge_that_was_cut_off_anywhere_is_finished_by_whoever_reads_ne
         patched.setattr(store._client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.merge("session:s", "user:ann")
-    cli(redis_port, "del", redis_store.LOCK)  # as time does
+    let_go(redis_port)
     kept = await ids(store)
     if kept != ["a"]:  # not even begun: then it is as if it had not been asked for
         assert kept == [*(f"s{n}" for n in range(10)), "g", "a"]
@@ -137,7 +143,7 @@ async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
         patched.setattr(store._client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.delete("user:ann", 100.0)
-    cli(redis_port, "del", redis_store.LOCK)
+    let_go(redis_port)
     await store.delete("user:ann", 100.0)
     written = await store.write(sent)
     assert (written.new, written.duplicates) == (0, 3)
@@ -153,12 +159,81 @@ async def test_a_name_that_is_not_merged_is_not_deleted_with_another(store, even
     assert [one.event_id for one in (await store.history("user:kim")).events] == ["k"]
 
 
-async def test_merges_wait_for_each_other_and_not_for_ever(store, monkeypatch):
-    monkeypatch.setattr(redis_store, "LOCK_TRIES", 3)
-    async with store._alone():
-        with pytest.raises(Unavailable, match="another merge or deletion is under way"):
+async def test_merges_of_one_user_wait_for_each_other_and_not_for_ever(store, monkeypatch):
+    monkeypatch.setattr(redis_store, "HOLD_WAIT_S", 0.1)
+    async with store._holding("user:ann"):
+        with pytest.raises(Unavailable, match="another merge or deletion of the same user is under way"):
             await store.merge("session:s", "user:ann")
+        assert (await store.merge("session:t", "user:bob")).events == 0
     assert (await store.merge("session:s", "user:ann")).events == 0
+
+
+async def test_a_thousand_merges_at_once(store, event):
+    sessions = [f"s{n}" for n in range(1_000)]
+    await store.write([event(f"e{name}", user_id="", session_id=name) for name in sessions])
+    merged = await asyncio.gather(*(store.merge(f"session:{name}", f"user:{name}") for name in sessions))
+    assert sum(one.events for one in merged) == 1_000
+
+
+async def test_who_reads_while_a_merge_is_under_way_does_not_wait_for_it(store, event):
+    await store.write([event("a"), event("s", user_id="", session_id="s")])
+    await store._run("HSET", redis_store._key("user:ann", "meta"), "merging", "session:s")
+    async with store._holding("user:ann"):
+        async with asyncio.timeout(1.0):
+            assert await ids(store) == ["a"]
+    assert await ids(store) == ["a", "s"]
+
+
+async def test_a_reader_who_gives_up_holds_nothing(store, event):
+    await store.write([event("a"), event("s", user_id="", session_id="s")])
+    for _ in range(30):
+        await store._run("HSET", redis_store._key("user:ann", "meta"), "merging", "session:s")
+        reading = asyncio.create_task(store.history("user:ann"))
+        await asyncio.sleep(0.001)
+        reading.cancel()
+        await asyncio.wait((reading,))
+    await asyncio.sleep(0.2)
+    assert await store._run("EXISTS", redis_store._key("user:ann", "held")) == 0
+
+
+async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_called_again(
+    store, event, monkeypatch, redis_port
+):
+    await store.write([event("s", user_id="", session_id="s"), event("a")])
+    for commands in range(1, 12):
+        await store.merge("session:s", "user:ann")
+        await store.write([event(f"a{commands}", time_s=1_000.0 * commands)])
+        with monkeypatch.context() as patched:
+            patched.setattr(store._client, "execute_command", failing_after(store, commands))
+            with contextlib.suppress(Unavailable):
+                await store.delete("session:s", 1_000.0 * commands + 1)
+        let_go(redis_port)
+        await store.delete("session:s", 1_000.0 * commands + 1)
+        assert await ids(store) == []
+
+
+@pytest.mark.parametrize("commands", range(2, 14))
+async def test_the_opposite_of_a_merge_that_was_cut_off_is_refused(store, event, monkeypatch, commands, redis_port):
+    await store.write([event("s", user_id="guest"), event("a")])
+    with monkeypatch.context() as patched:
+        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        with contextlib.suppress(Unavailable):
+            await store.merge("user:guest", "user:ann")
+    let_go(redis_port)
+    with contextlib.suppress(Conflict):
+        await store.merge("user:ann", "user:guest")
+    assert sorted(await ids(store)) == ["a", "s"]
+    assert (await store.delete("user:ann", 9.0)).events == 2
+
+
+async def test_a_call_that_writes_under_two_names_does_not_hide_what_others_wrote_between(store, event):
+    await store.merge("session:s", "user:ann")
+    both = [event("1"), event("3", time_s=3.0, user_id="", session_id="s")]
+    first, second = await asyncio.gather(store.write(both), store.write([event("2", time_s=2.0)]))
+    appended = [first.appended["user:ann"], second.appended["user:ann"]]
+    for one in appended:
+        count = one.after.position - one.before.position
+        assert one.before == Version(-1) or len(one.events) == count
 
 
 async def test_what_one_owner_cannot_take_is_not_anothers_failure(store, event, redis_port):

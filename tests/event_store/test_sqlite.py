@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,20 @@ async def test_nothing_of_a_deleted_event_is_left_in_the_files(store, path, even
     await store.delete("user:ann", 10.0)
     assert b"secret" not in written()
     assert b"another-item" in written()
+
+
+async def test_a_deletion_while_somebody_reads_holds_nobody_up(store, path, event):
+    await store.write([event("e1"), event("b1", user_id="bob")])
+    with sqlite3.connect(path, isolation_level=None) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM events").fetchall()
+        begun = time.monotonic()
+        _, written = await asyncio.gather(store.delete("user:ann", 10.0), store.write([event("b2", user_id="bob")]))
+        assert time.monotonic() - begun < 2.0
+        assert written.new == 1
+        reader.execute("COMMIT")
+    reader.close()
+    assert await ids(store) == []
 
 
 async def test_a_file_has_one_writer_and_any_readers(store, path, event):

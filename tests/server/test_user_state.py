@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -115,6 +116,48 @@ async def test_after_an_event_that_comes_a_little_late_only_the_last_steps_are_t
     assert late_by < world.encoder.events <= late_by + 2 * user_state.KEPT_NEAR_EVENTS
     whole = await fresh(world).encoded(await fresh(world).get("user:ann"), (), 3, SOON_S)
     assert again.state.tolist() == whole.state.tolist()
+
+
+async def test_nobody_gets_an_entry_that_is_being_brought_up_to_date(world, event):
+    await grown(world, event, 3)
+    late = [event(f"late{n}", "e", n / 100) for n in range(user_state.MANY_LATE_EVENTS + 1)]
+    await world.write(*late)
+    world.store.reading_allowed.clear()
+    first = asyncio.ensure_future(world.states.get("user:ann"))
+    await asyncio.sleep(0.01)
+    second = asyncio.ensure_future(world.states.get("user:ann"))
+    await asyncio.sleep(0.01)
+    world.store.reading_allowed.set()
+    assert [len((await one).items) for one in (first, second)] == [3 + len(late)] * 2
+
+
+async def test_a_history_that_is_deleted_while_it_is_built_is_not_kept(world, event, monkeypatch):
+    monkeypatch.setattr(user_state, "MANY_EVENTS", 2)
+    await world.did("ann", "abc")
+    built, extend = threading.Event(), world.states._extend
+    monkeypatch.setattr(world.states, "_extend", lambda *args: (extend(*args), built.wait(SOON_S)))
+    reading = asyncio.ensure_future(world.states.get("user:ann"))
+    await asyncio.sleep(0.05)  # in its thread
+    world.store.histories.clear()
+    world.states.forget(["user:ann"])
+    asking = asyncio.ensure_future(world.states.get("user:ann"))
+    await asyncio.sleep(0)
+    built.set()
+    assert (await reading).items == (await asking).items == []
+
+
+async def test_a_name_that_stands_alone_again_by_another_servers_doing_is_noticed(world, event):
+    world.store.shared = True
+    world.store.names["session:q"] = "user:eve"
+    await world.store.write([event("e1", "a", 1.0, "eve")])
+    assert (await world.states.get("session:q")).items == [1]
+    world.store.names.clear()
+    for turn, item in enumerate("bcd"):
+        await world.write(event(f"q{turn}", item, 2.0 + turn, "", session_id="q"))
+        async with asyncio.timeout(SOON_S):
+            assert (await world.states.get("session:q")).items == [2, 3, 4][: turn + 1]
+        await world.store.write([event(f"elsewhere{turn}", "e", 9.0 + turn, "eve")])
+    assert len(world.store.reads) < 12
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -2,8 +2,8 @@
 
 A history is three keys that share a hash slot: `log`, a stream whose ids are the order of arrival; `ids`, the set of
 known event ids; and `meta`, its version, deletion and merge. Every change of a history is one Lua script, so it happens
-whole or not at all. Merging and deleting go through several histories, one such operation at a time over all servers
-(a lock with an end); a merge that was cut off is finished by whoever reads the target next.
+whole or not at all. Merging and deleting go through several histories and hold them meanwhile (locks with an end, taken
+in one order by all servers); a merge that was cut off is finished by whoever reads the target next.
 
 What Redis has acknowledged is as durable as Redis is told to make it: `appendonly yes` and `appendfsync always` for a
 server that may be killed, and no eviction. What it is told otherwise is warned of.
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -40,11 +42,11 @@ MAX_NAMES = 10
 """How long a chain of merges may be."""
 MAX_AT_ONCE = 48
 """Commands and pipelines on their way; redis-py's cluster client refuses what finds no free connection."""
-LOCK = f"{PREFIX}alone"
-LOCK_MS = 30_000
-LOCK_TRY_S = 0.05
-LOCK_TRIES = 100
-UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+HOLD_MS = 10_000
+HOLD_WAIT_S = 5.0
+HOLD_POLL_S = 0.02
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 META = ("merged_into", "rewrites", "position", "last", "merging")
 NEVER = "-1"
 FAILURES = (RedisError, RedisClusterException, OSError)
@@ -104,7 +106,9 @@ class _Batch:
         appended = Appended(Version(rewrites, before, _text(before_last)), Version(rewrites, after, _text(last)), added)
         earlier = self.appended.get(write.owner)
         if earlier is not None:
-            appended = Appended(earlier.before, appended.after, [*earlier.events, *added])
+            # What others wrote in between is in neither: then no copy can go on with it.
+            before = earlier.before if earlier.after == appended.before else Version(-1)
+            appended = Appended(before, appended.after, [*earlier.events, *added])
         self.appended[write.owner] = appended
 
     def settle(self) -> None:
@@ -129,6 +133,14 @@ class _Write:
     """Events that happened until then are not taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Histories that one operation holds, in the order in which they are taken."""
+
+    owners: tuple[str, ...]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
 class RedisEventStore:
     """An EventStore behind a client of redis-py."""
 
@@ -140,6 +152,8 @@ class RedisEventStore:
         self._waiting: deque[_Batch] = deque()
         self._waiting_events = 0
         self._writing: asyncio.Task[None] | None = None
+        self._finishing: dict[str, asyncio.Task[None]] = {}
+        """Merges that were cut off and are being finished, by their target."""
         self._closed = False
 
     async def check(self) -> None:
@@ -213,32 +227,47 @@ class RedisEventStore:
 
     async def merge(self, source: str, target: str) -> Merged:
         """See EventStore."""
-        async with self._alone():
-            target, _ = await self._resolved(target, alone=True)
-            owner, _ = await self._resolved(source, alone=True)
-            if source == target:
-                raise Conflict("a user cannot be merged into the one who was merged into them")
-            if owner not in (source, target):
-                raise Conflict("the source was merged into another user before")
-            return await self._merge(source, target)
+        for _ in range(MAX_NAMES):
+            root, _ = await self._resolved(target)
+            async with self._holding(source, root) as hold:
+                owner, _ = await self._resolved(source, hold)
+                if (await self._resolved(target, hold))[0] != root:
+                    continue  # merged or deleted before it was held
+                if source == root:
+                    raise Conflict("a user cannot be merged into the one who was merged into them")
+                if owner not in (source, root):
+                    raise Conflict("the source was merged into another user before")
+                return await self._merge(source, root, hold)
+        raise Unavailable("the users are merged with others again and again")
 
     async def delete(self, owner: str, now_s: float) -> Deleted:
         """See EventStore. Called again after a failure, it goes on where it was."""
-        async with self._alone():
-            name, _ = await self._resolved(owner, alone=True)
-            gone, until_s, names = 0, now_s, {owner, name}
-            # The names first, so that a deletion that was cut off still finds them.
-            for other in map(_text, await self._run("SMEMBERS", _key(name, "names"))):
-                answer = await self._script(DELETE, other, repr(until_s), name)
-                if answer:
-                    gone, until_s = gone + int(answer[0]), max(until_s, float(answer[1]))
-                    names.add(other)
-            last, until = await self._script(DELETE, name, repr(until_s), "")
-            await self._run("DEL", _key(name, "names"))
-            return Deleted(gone + int(last), float(until), frozenset(names))
+        for _ in range(MAX_NAMES):
+            name, _ = await self._resolved(owner)
+            async with self._holding(name) as hold:
+                if (await self._resolved(owner, hold))[0] != name:
+                    continue
+                return await self._delete(owner, name, now_s)
+        raise Unavailable("the user is merged with others again and again")
 
-    async def _merge(self, source: str, target: str) -> Merged:
-        """Merge, or go on with it; to be called alone."""
+    async def _delete(self, owner: str, name: str, now_s: float) -> Deleted:
+        """Delete what is held. The name that was asked for stays one of the owner's until all the rest is done."""
+        gone, until = await self._script(DELETE, name, repr(now_s), "")
+        gone, until_s, names = int(gone), float(until), {owner, name}
+        others = {_text(other) for other in await self._run("SMEMBERS", _key(name, "names"))}
+        for other in sorted(others, key=lambda other: other == owner):
+            answer = await self._script(DELETE, other, repr(until_s), name)
+            if answer:
+                gone, until_s = gone + int(answer[0]), max(until_s, float(answer[1]))
+                names.add(other)
+        await self._run("DEL", _key(name, "names"))
+        return Deleted(gone, until_s, frozenset(names))
+
+    async def _merge(self, source: str, target: str, hold: _Hold) -> Merged:
+        """Merge what is held, or go on with it."""
+        pending = await self._run("HGET", _key(source, "meta"), "merging")
+        if pending is not None:  # another merge that was cut off, into the source
+            await self._merge(_text(pending), source, hold)
         others = [_text(name) for name in await self._run("SMEMBERS", _key(source, "names"))]
         # From here on, whoever reads the target finishes what may be cut off.
         await self._run("HSET", _key(target, "meta"), "merging", source)
@@ -252,28 +281,62 @@ class RedisEventStore:
         await self._run("DEL", _key(source, "names"))
         moved = 0
         async for piece in self._pieces(source, 0, None):
-            answer = await self._script(WRITE, target, *_arguments([event for _, event in piece]))
-            moved += int(answer[5])
+            moved += await self._appended(target, [event for _, event in piece])
             await self._script(EXPIRE, source, *(part for pair in piece for part in (pair[0], pair[1].event_id)))
-            await self._run("PEXPIRE", LOCK, LOCK_MS)
+            await self._extend(hold)
         await self._run("DEL", _key(source, "ids"), _key(source, "log"))
         await self._run("HDEL", _key(target, "meta"), "merging")
         return Merged(moved, frozenset((source, target, *others)))
 
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Of all servers, do one thing at a time; Unavailable when it takes too long until it is this one's turn."""
-        token = uuid.uuid4().hex
-        for _ in range(LOCK_TRIES):
-            if await self._run("SET", LOCK, token, "NX", "PX", LOCK_MS):
-                break
-            await asyncio.sleep(LOCK_TRY_S)
-        else:
-            raise Unavailable("another merge or deletion is under way")
+    async def _appended(self, owner: str, events: Sequence[Event]) -> int:
+        """Write events to an owner, or to whom it was merged into; how many are new."""
+        until = NEVER
+        for _ in range(MAX_NAMES):
+            answer = await self._script(WRITE, owner, *_arguments(events, until))
+            if len(answer) != 2:
+                return int(answer[5])
+            owner, until = _text(answer[0]), _text(answer[1])
+        raise Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
+
+    async def _finish_merge(self, source: str, target: str) -> None:
+        """Finish a merge that was cut off; one that is under way is left to whoever does it."""
+        hold = _Hold((target,))
         try:
-            yield
+            if not await self._take(target, hold):
+                return
+            if _text(await self._run("HGET", _key(target, "meta"), "merging") or "") == source:
+                with suppress(Conflict):
+                    await self._merge(source, target, hold)
         finally:
-            await self._run("EVAL", UNLOCK, 1, LOCK, token)
+            await self._release(hold)
+
+    @asynccontextmanager
+    async def _holding(self, *owners: str) -> AsyncIterator[_Hold]:
+        """Hold histories, so that no other server merges or deletes them; Unavailable when another holds them long."""
+        hold = _Hold(tuple(sorted(set(owners))))
+        give_up_s = time.monotonic() + HOLD_WAIT_S
+        try:
+            for owner in hold.owners:
+                while not await self._take(owner, hold):
+                    if time.monotonic() > give_up_s:
+                        raise Unavailable("another merge or deletion of the same user is under way")
+                    await asyncio.sleep(HOLD_POLL_S)
+            yield hold
+        finally:
+            await self._release(hold)
+
+    async def _take(self, owner: str, hold: _Hold) -> bool:
+        return bool(await self._run("SET", _key(owner, "held"), hold.token, "NX", "PX", HOLD_MS))
+
+    async def _extend(self, hold: _Hold) -> None:
+        for owner in hold.owners:
+            if not await self._run("EVAL", EXTEND, 1, _key(owner, "held"), hold.token, HOLD_MS):
+                raise Unavailable("a merge took so long that another server may have gone on with it")
+
+    async def _release(self, hold: _Hold) -> None:
+        for owner in hold.owners:
+            with suppress(Unavailable):  # then it ends by itself
+                await self._run("EVAL", RELEASE, 1, _key(owner, "held"), hold.token)
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
         """See EventStore. An owner's events go in pieces; of several servers, one does it in an hour for all."""
@@ -324,9 +387,6 @@ class RedisEventStore:
                 batches.append(self._waiting.popleft())
             try:
                 await self._write_batches(batches)
-            except LongtideError as exc:
-                for batch in batches:
-                    batch.failure = exc
             except Exception as exc:
                 log.exception("events_not_written", batches=len(batches))
                 for batch in batches:
@@ -339,7 +399,12 @@ class RedisEventStore:
         """Write batches, or let each of them know why it could not be: what one cannot is not another's failure."""
         waiting = [_Write(batch, owner, events) for batch in batches for owner, events in batch.events.items()]
         for _ in range(MAX_NAMES):
-            answers = await self._write_all(waiting)
+            try:
+                answers = await self._write_all(waiting)
+            except LongtideError as exc:
+                for write in waiting:
+                    write.batch.failure = exc
+                return
             moved: list[_Write] = []
             for write, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, Exception):
@@ -360,28 +425,37 @@ class RedisEventStore:
         answers = await self._pipelined([_command(WRITE, owner, arguments) for owner, arguments in commands])
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         again = [_command(WRITE, *commands[place], known=False) for place in unknown]
-        for place, answer in zip(unknown, await self._pipelined(again), strict=True):
+        try:
+            found = await self._pipelined(again)
+        except LongtideError as exc:
+            found = [exc] * len(again)
+        for place, answer in zip(unknown, found, strict=True):
             answers[place] = answer
         return answers
 
-    async def _resolved(self, owner: str, *, alone: bool = False) -> tuple[str, Version]:
+    async def _resolved(self, owner: str, hold: _Hold | None = None) -> tuple[str, Version]:
         """Whose history an owner's is, and its version; a merge into it that was cut off is finished first."""
+        finished: set[str] = set()
         for _ in range(MAX_NAMES):
             merged_into, rewrites, position, last, merging = await self._run("HMGET", _key(owner, "meta"), *META)
             if merged_into is not None:
                 owner = _text(merged_into)
-            elif merging is None:
+            elif merging is None or owner in finished:
                 return owner, Version(int(rewrites or 0), int(position or 0), _text(last or ""))
             else:
-                await self._finish_merge(_text(merging), owner, alone=alone)
+                finished.add(owner)
+                if hold is not None and owner in hold.owners:
+                    await self._merge(_text(merging), owner, hold)
+                elif owner not in self._finishing:
+                    self._finishing[owner] = asyncio.create_task(self._finish_merge(_text(merging), owner))
+                    self._finishing[owner].add_done_callback(partial(self._finished, owner))
+                    await asyncio.shield(self._finishing[owner])
         raise Unavailable(f"more than {MAX_NAMES} users were merged one into the other")
 
-    async def _finish_merge(self, source: str, target: str, *, alone: bool) -> None:
-        async with nullcontext() if alone else self._alone():
-            # Whoever was merging may have finished meanwhile.
-            if _text(await self._run("HGET", _key(target, "meta"), "merging") or "") == source:
-                with suppress(Conflict):
-                    await self._merge(source, target)
+    def _finished(self, owner: str, task: asyncio.Task[None]) -> None:
+        del self._finishing[owner]
+        if not task.cancelled():
+            task.exception()  # whoever waits for it has it
 
     async def _pieces(self, owner: str, after: int, until: int | None) -> AsyncIterator[list[tuple[int, Event]]]:
         """The events of a history after one position and until another, in the order of arrival."""

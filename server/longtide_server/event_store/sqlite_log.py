@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")  # an acknowledged event survives a power cut
     connection.execute("PRAGMA secure_delete = ON")  # a deleted event is overwritten, not only forgotten
     return connection
+
+
+def checkpoint(path: Path) -> bool:
+    """Move the whole write-ahead log into the file and empty it, unless somebody reads; whether it is done."""
+    try:
+        with closing(sqlite3.connect(path, timeout=0.0)) as connection:
+            [busy, _, _] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+    except sqlite3.Error:
+        return False
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
