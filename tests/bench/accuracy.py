@@ -195,12 +195,26 @@ def measured(*command: object) -> Measured:
     """Run a command, and measure it."""
     begun = time.monotonic()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0
+    while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
+        # Not what wait4 says: that counts the memory of this process as well, of which the other one was forked.
+        peak = max(peak, high_water(process.pid))
+        time.sleep(0.05)
+    _, status, usage = found
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command} ended with {process.returncode}")
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Measured(round(time.monotonic() - begun, 1), round(cpu_s, 1), round(usage.ru_maxrss / GIBIBYTE, 2))
+    return Measured(round(time.monotonic() - begun, 1), round(cpu_s, 1), round(peak / GIBIBYTE, 2))
+
+
+def high_water(pid: int) -> int:
+    """The most memory that a process has held so far, kibibytes; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def output(*command: object) -> str:
