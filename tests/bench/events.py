@@ -202,7 +202,8 @@ def read_your_writes(snapshot: Path, work: Path) -> Iterator[Figure]:
     yield at_least("read your writes", felt, TRIES, f"of {TRIES}", "the event is in the next answer, encoded")
     note = "from the acknowledgement of an event to an answer that reflects it, one caller, TorchServe"
     yield plain("felt after, p50", round(statistics.median(taken_ms), 2), "ms", note)
-    yield plain("felt after, p99", round(statistics.quantiles(taken_ms, n=100)[98], 2), "ms", note)
+    p99_ms = round(statistics.quantiles(taken_ms, n=100)[98], 2)
+    yield at_most("felt after, p99", p99_ms, 50.0, "ms", f"{note}; the bar is our own")
 
 
 def long_history(snapshot: Path, work: Path) -> Iterator[Figure]:
@@ -239,8 +240,9 @@ def importing(data: Path, work: Path) -> Iterator[Figure]:
     log = data / "movielens-1m" / "interactions.csv.gz"
     store = f"sqlite:///{work.resolve() / 'imported.db'}"
     found = measured(*LONGTIDE, "import", log, "--store", store, "--bad-rows", work / "bad.csv")
-    yield plain("importing movielens-1m", found.seconds, "s", "1,000,209 events from CSV.gz into SQLite")
-    yield plain("importing movielens-1m, peak memory", found.peak_gib, "GiB", "")
+    note = "1,000,209 events from CSV.gz into SQLite; the bar is our own"
+    yield at_most("importing movielens-1m", found.seconds, 60.0, "s", note)
+    yield at_most("importing movielens-1m, peak memory", found.peak_gib, 0.5, "GiB", "the bar is our own")
 
 
 def killing(snapshot: Path, work: Path, kills: int) -> Iterator[Figure]:
