@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from longtide import Client, Event, InvalidArgumentError, InvalidEventsError, Source
@@ -235,3 +236,14 @@ def test_a_log_is_imported_into_a_running_server(client, server_address, command
     assert [event.item_id for event in client.list_user_events("imported")] == ["item-c", "item-a"]
     assert client.delete_user_data("imported").deleted_count == 2
     assert len(client.recommend("imported", 12)) == 12
+
+
+def test_a_list_of_users_is_scored_into_a_file(client, server_address, command, tmp_path):
+    (tmp_path / "users.txt").write_text("user-0\nuser-3\nnobody\n")
+    where = ("--out", tmp_path / "recs.parquet", "--target", server_address, "--limit", "3")
+    told = json.loads(command("score", tmp_path / "users.txt", *where, "--json"))
+    assert told == {"users": 3, "earlier": 0, "refused": 0}
+    rows = pq.read_table(tmp_path / "recs.parquet").to_pylist()
+    assert [row["user_id"] for row in rows] == ["user-0", "user-3", "nobody"]
+    answers = client.recommend_many(["user-0", "user-3", "nobody"], 3)
+    assert [row["item_ids"] for row in rows] == [ids(answer) for answer in answers]

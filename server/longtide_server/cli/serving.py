@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from longtide import Client
+from longtide_server import errors
 from longtide_server.cli.base import (
     Pairs,
     Ports,
@@ -110,3 +111,48 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | 
         log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
     sequences, infos, settings = read_for_training(log, (), seed=0, **rest)
     run(sequences, infos, settings, text_model, work_dir, listen, console)
+
+
+@cli.command()
+@click.argument("users", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
+@click.option("--surface", default="", help="Where the answers will be shown, for `longtide report`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json: bool) -> None:
+    """Recommend to all USERS through a running server, into a Parquet file. Cut off, it goes on when started again.
+
+    USERS is a text file with a user a line, or CSV, JSONL or Parquet with a column user_id.
+    """
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from longtide import AsyncClient
+    from longtide_server.scoring import Scored, read_users
+    from longtide_server.scoring import score as run
+
+    if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():
+        raise errors.InvalidInput.of("--out", f"{out} is not a .parquet file in a folder that exists")
+    total = sum(1 for _ in read_users(users))
+    bar = Progress(
+        SpinnerColumn(), TextColumn("Recommending"), *Progress.get_default_columns()[1:],
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} users"), TimeElapsedColumn(),
+        console=messages, transient=True,
+    )  # fmt: skip
+    task = bar.add_task("", total=total)
+
+    async def scored() -> Scored:
+        async with AsyncClient(target, timeout=60.0) as client:
+            await client.wait_ready()
+            return await run(
+                client, read_users(users), out, limit, surface, lambda done: bar.update(task, completed=done.users)
+            )
+
+    with bar:
+        done = asyncio.run(scored())
+    if as_json:
+        click.echo(json.dumps(asdict(done)))
+        return
+    console.print(f"{done.users:,} users in {out}, {done.earlier:,} of them by an earlier run")
+    if done.refused:
+        messages.print(f"{done.refused:,} users were refused; the column error says why")

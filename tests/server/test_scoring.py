@@ -1,0 +1,135 @@
+"""Recommending to a long list of users, through a real server."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longtide import AsyncClient, Event, UnavailableError
+from longtide_server import scoring
+from longtide_server.app import running
+from longtide_server.config import ServerConfig
+from longtide_server.errors import InvalidInput, LogError
+from longtide_server.scoring import Scored, read_users, score
+
+USERS = [f"user-{n}" for n in range(30)]
+
+
+@pytest.fixture
+async def client(tiny_snapshots, tmp_path):
+    config = ServerConfig(tiny_snapshots, tmp_path / "data", listen="127.0.0.1:0", encoder="local", stop_grace_s=1.0)
+    async with running(config) as address, AsyncClient(address, timeout=20.0) as client:
+        await client.write_events([Event(user, f"item-{n % 12}", time=1_700_000_000) for n, user in enumerate(USERS)])
+        yield client
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "PART_USERS", 8)
+    return tmp_path / "recs.parquet"
+
+
+async def scored(client, out, users=USERS):
+    return await score(client, users, out, 5, "mail", lambda _: None, reconnect_timeout_s=5.0)
+
+
+def rows(out):
+    return pq.read_table(out).to_pylist()
+
+
+class Failing:
+    """Breaks the streams of a client after some answers each, until it has broken so many."""
+
+    def __init__(self, client, answers, times):
+        self._client, self._answers, self._times = client, answers, times
+
+    async def recommend_many(self, user_ids, *args, **rest):
+        count = 0
+        async for answer in self._client.recommend_many(user_ids, *args, **rest):
+            if count == self._answers and self._times:
+                self._times -= 1
+                raise UnavailableError("the server is gone")
+            count += 1
+            yield answer
+
+
+async def test_every_user_has_a_row_in_their_order(client, out):
+    assert await scored(client, out) == Scored(users=30)
+    found = rows(out)
+    assert [row["user_id"] for row in found] == USERS
+    async for answer in client.recommend_many(USERS, 5):
+        row = found[USERS.index(answer.user_id)]
+        assert row["item_ids"] == [item.item_id for item in answer]
+        assert row["scores"] == [item.score for item in answer]
+        assert (row["snapshot_id"], row["degraded"], row["error"]) == (answer.snapshot_id, False, None)
+        assert row["attribution_token"]
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith("recs")] == ["recs.parquet"]
+
+
+async def test_a_user_that_the_server_refuses_has_the_reason(client, out):
+    long = "x" * 513
+    assert await scored(client, out, ["user-0", long, "user-1"]) == Scored(users=3, refused=1)
+    found = rows(out)
+    assert [len(row["item_ids"]) for row in found] == [5, 0, 5]
+    assert "at most 512 are allowed" in found[1]["error"]
+
+
+async def test_a_run_that_was_cut_off_goes_on_behind_the_last_part(client, out):
+    await scored(client, out)
+    expected = [row["item_ids"] for row in rows(out)]
+    out.unlink()
+
+    def report(done):
+        if done.users == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await score(client, USERS, out, 5, "", report)
+    assert not out.exists()
+    assert await scored(client, out) == Scored(users=30, earlier=16)
+    assert [row["user_id"] for row in rows(out)] == USERS
+    assert [row["item_ids"] for row in rows(out)] == expected
+
+
+async def test_a_server_that_stays_away_is_not_waited_for_for_ever(client, out):
+    with pytest.raises(UnavailableError, match="the server is gone"):
+        await score(Failing(client, 0, 1_000), USERS, out, 5, "", lambda _: None, reconnect_timeout_s=0.3)
+    assert not out.exists()
+
+
+async def test_a_server_that_goes_away_for_a_while_is_asked_for_the_rest(client, out):
+    await scored(client, out)
+    expected = [row["item_ids"] for row in rows(out)]
+    assert await scored(Failing(client, 3, 2), out) == Scored(users=30)
+    assert [row["item_ids"] for row in rows(out)] == expected
+
+
+async def test_the_parts_of_other_users_are_not_gone_on_with(client, out):
+    def report(done):
+        if done.users == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await score(client, USERS, out, 5, "", report)
+    with pytest.raises(InvalidInput, match=r"recs\.parquet\.parts is of other users; remove it to begin anew"):
+        await scored(client, out, USERS[::-1])
+
+
+async def test_nobody_is_a_file_without_rows(client, out):
+    assert await scored(client, out, []) == Scored()
+    assert rows(out) == []
+
+
+def test_users_are_lines_or_a_column(tmp_path):
+    (tmp_path / "users.txt").write_text("ann\n\n bob \ncara")
+    (tmp_path / "users.csv").write_text("age,user_id\n3,ann\n4,bob\n5,cara\n")
+    pq.write_table(pa.table({"user_id": ["ann", "bob", "cara"]}), tmp_path / "users.parquet")
+    for name in ("users.txt", "users.csv", "users.parquet"):
+        assert list(read_users(tmp_path / name)) == ["ann", "bob", "cara"]
+
+
+def test_a_list_that_is_none_is_named(tmp_path):
+    (tmp_path / "users.csv").write_text("age,user_id\n3,ann\n4,\n")
+    with pytest.raises(LogError, match=r"users\.csv: row 3, column user_id"):
+        list(read_users(tmp_path / "users.csv"))
+    with pytest.raises(InvalidInput, match=r"no\.txt: no such file"):
+        list(read_users(tmp_path / "no.txt"))
