@@ -13,6 +13,7 @@ import asyncio
 import csv
 import gzip
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -23,6 +24,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import redis
@@ -264,7 +266,8 @@ def small_snapshot(data: Path, work: Path) -> Path:
     log = data / "movielens-latest-small" / "ratings.csv.gz"
     columns = ("--columns", "user_id=userId,item_id=movieId")
     quick = ("--set", "train.epochs=1", "--set", "train.fine_tune_epochs=1", "--text-model", "none")
-    output(*LONGTIDE, "train", log, "--out", work / "snapshot", *columns, *quick)
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # more threads wait for each other where others work too
+        output(*LONGTIDE, "train", log, "--out", work / "snapshot", *columns, *quick)
     return work / "snapshot"
 
 
