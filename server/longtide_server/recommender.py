@@ -179,7 +179,7 @@ class Recommender:
         # A user holds many moments, so more moments than users are fetched, until there are enough.
         count = max(settings.count, 4 * limit)
         while True:
-            neighbors = self._search(encoded, owner, count, min_similarity)
+            neighbors = self._search(encoded, user.owner, count, min_similarity)
             users = self._people(neighbors, limit)
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
@@ -196,7 +196,7 @@ class Recommender:
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
-            neighbors = self._search(encoded, query.owner, manifest.neighbors.count, query.min_similarity)
+            neighbors = self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             if query.request_time_s is not None and user.times and not session:
                 wait_s = max(query.request_time_s - user.times[-1], 0.0)

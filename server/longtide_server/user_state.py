@@ -46,6 +46,8 @@ R = TypeVar("R", bound=Merged | Deleted)
 class UserState:
     """One owner of a history. Items are catalogue numbers; events on items unknown to the snapshot are left out."""
 
+    owner: str = ""
+    """Whose history it is; who asks may have another name for them."""
     version: Version = field(default_factory=Version)
     """Of the history, as far as it is known here."""
     times: list[float] = field(default_factory=list)
@@ -354,7 +356,7 @@ class UserStates:
 
     async def _built(self, history: History) -> UserState:
         """A new entry; a long one is made aside, so that others have their turn."""
-        user = UserState(history.version)
+        user = UserState(history.owner, history.version)
         if len(history.events) > MANY_EVENTS:
             await asyncio.to_thread(self._extend, user, history.events, history.version)
         else:

@@ -24,10 +24,6 @@ from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot, load_snapshot
-from longtide_server.training.dataset import to_sequences
-from longtide_server.training.log import read_log
-from longtide_server.training.pipeline import train_and_publish
-from longtide_server.training.settings import settings_for, with_overrides
 from longtide_server.user_state import UserStates
 
 TEMPERATURE = 0.5
@@ -258,36 +254,6 @@ def timed_world(make_world, make_snapshot):
     weights = RequestTimeWeights(np.zeros((32, 2), np.float32), scale, into, out)
     snapshot = make_snapshot(fusion=Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0))
     return make_world(snapshot=replace(snapshot, request_time=weights))
-
-
-@pytest.fixture(scope="session")
-def tiny_log(tmp_path_factory):
-    """30 users, each with 10 events: user n goes round the items from item n on."""
-    path = tmp_path_factory.mktemp("log") / "log.csv"
-    rows = [
-        f"user-{user},item-{(user + step) % 12},{1_700_000_000 + user * 1_000 + step * 60},view,"
-        for user in range(30)
-        for step in range(10)
-    ]
-    rows[5::10] = [row.replace("view,", "purchase,9.5") for row in rows[5::10]]
-    path.write_text("\n".join(["user_id,item_id,timestamp,event_type,value", *rows]) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_snapshots(tiny_log, tmp_path_factory):
-    """The directory of a snapshot that was trained on the tiny log. Not to be changed."""
-    return train_on(tiny_log, tmp_path_factory.mktemp("snapshots"))
-
-
-def train_on(path, directory):
-    log, _ = read_log(path)
-    sequences = to_sequences(log)
-    small = {"train.epochs": "1", "model.dim": "8", "model.hidden": "8", "train.chunk": "8"}
-    settings = with_overrides(settings_for(sequences, times_are_real=True, seed=7), small)
-    settings = replace(settings, model=replace(settings.model, use_values=True, value_std=2.0))
-    train_and_publish(sequences, {"item-1": ItemInfo("One", ("odd",))}, settings, directory, lambda _: None)
-    return directory
 
 
 @pytest.fixture(scope="session")

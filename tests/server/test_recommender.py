@@ -316,6 +316,17 @@ async def test_nobody_is_similar_to_themselves(world):
     assert (await similar(world, "bob", least=-1.0))[0] == ["cara", "dan"]
 
 
+async def test_nobody_is_similar_to_themselves_under_another_name(world, event):
+    """A session that was merged into bob asks with bob's history: bob's own moments are no neighbours."""
+    await world.write(event("e1", "a", 1.0, "bob"))
+    world.store.names["session:s"] = "user:bob"
+    users, _ = await world.recommender.similar_users("session:s", 10, -1.0, SOON_S)
+    assert users
+    assert "bob" not in [user.user_id for user in users]
+    answer = await world.recommender.recommend(Query("", 12, session_id="s", min_similarity=-1.0), SOON_S)
+    assert "bob" not in [user.user_id for item in answer.recommendations for user in item.neighbors]
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3])
 async def test_only_so_many_similar_users(world, limit):
     await world.did("ann", "a")

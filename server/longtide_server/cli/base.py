@@ -1,4 +1,4 @@
-"""What every command shares: the group, its consoles, its parameter types, logging, and how a command stops."""
+"""What every command shares: the kind of group, the consoles, its parameter types, logging, and how a command stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 import structlog
 from rich.console import Console
 
-from longtide import LongtideError, __version__
+from longtide import LongtideError
 from longtide_server import errors
 
 console = Console(highlight=False)
@@ -72,12 +72,6 @@ class Commands(click.Group):
 def _fail(message: str, status: int) -> None:
     messages.print(f"longtide: {message}", markup=False, soft_wrap=True)
     sys.exit(status)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="longtide")
-def cli() -> None:
-    """Longtide: a real-time recommender with long- and short-term interest, over gRPC."""
 
 
 def log_options(command: Callable[..., None]) -> Callable[..., None]:

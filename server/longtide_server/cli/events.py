@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server import errors
-from longtide_server.cli.base import Pairs, cli, console, messages
+from longtide_server.cli.base import Pairs, console, messages
 
 RATES = ("click_rate", "conversion_rate")
 
 
-@cli.command("import")
+@click.command("import")
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--target", default="", metavar="HOST:PORT", help="A running server to write to.")
 @click.option("--store", default="", metavar="URL", help="An event store to write to while no server does.")
@@ -77,7 +77,7 @@ def import_(
         messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False)
 
 
-@cli.command()
+@click.command()
 @click.option("--store", required=True, metavar="URL", help="The event store; a server may be writing to it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
 def export(store: str, out: Path) -> None:
@@ -99,7 +99,7 @@ def export(store: str, out: Path) -> None:
     console.print(f"{asyncio.run(exported()):,} events in {out}")
 
 
-@cli.command()
+@click.command()
 @click.option("--store", required=True, metavar="URL", help="The event store; a server may be writing to it.")
 @click.option(
     "--by", default="day,snapshot_id,surface,source", show_default=True, help="What to count apart, in this order."
@@ -116,8 +116,8 @@ def report(store: str, by: str, conversions: str, as_json: bool) -> None:
     from longtide_server.candidates import Source
     from longtide_server.event_store.urls import open_store
     from longtide_server.events import EVENT_TYPE_NAMES
+    from longtide_server.feedback import Report, summed
     from longtide_server.feedback import report as run
-    from longtide_server.feedback import summed
 
     fields, kinds = by.split(","), conversions.split(",")
     for option, names, known in (("--by", fields, Shown._fields), ("--conversions", kinds, tuple(EVENT_TYPE_NAMES))):
@@ -125,7 +125,7 @@ def report(store: str, by: str, conversions: str, as_json: bool) -> None:
             if name not in known:
                 raise errors.InvalidInput.of(option, f"{name!r} is none of {', '.join(known)}")
 
-    async def reported() -> Any:  # noqa: ANN401
+    async def reported() -> Report:
         opened = await open_store(store, writes=False)
         try:
             with messages.status("Reading the event store"):

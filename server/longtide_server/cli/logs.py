@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longtide_server import errors
 from longtide_server.cli.base import messages
+
+if TYPE_CHECKING:  # numpy and pyarrow are imported by the commands that need them
+    from longtide_server.catalog import ItemInfo
+    from longtide_server.training.dataset import Sequences
+    from longtide_server.training.log import Log
+    from longtide_server.training.settings import Settings
 
 
 def read_log_file(
@@ -18,7 +24,7 @@ def read_log_file(
     item_columns: Mapping[str, str],
     skip_bad_rows: bool,
     store: str = "",
-) -> tuple[Any, Mapping[str, Any], bool]:
+) -> tuple[Sequences, Mapping[str, ItemInfo], bool]:
     """Sequences, item infos, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.items import read_items
@@ -40,7 +46,7 @@ def read_log_file(
     return to_sequences(found), infos, times_are_real(found)
 
 
-async def _stored_log(url: str) -> Any:  # noqa: ANN401
+async def _stored_log(url: str) -> Log:
     from longtide_server.event_store.urls import open_store
     from longtide_server.training.stored import read_store
 
@@ -54,7 +60,7 @@ async def _stored_log(url: str) -> Any:  # noqa: ANN401
 
 def read_for_training(
     log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
-) -> tuple[Any, Mapping[str, Any], Any]:  # fmt: skip
+) -> tuple[Sequences, Mapping[str, ItemInfo], Settings]:  # fmt: skip
     """Sequences, item infos, and the settings that the log and the options give."""
     from longtide_server.training.settings import settings_for, with_overrides
 

@@ -17,7 +17,6 @@ from longtide_server import errors
 from longtide_server.cli.base import (
     Pairs,
     Ports,
-    cli,
     configure_logging,
     console,
     log_options,
@@ -29,7 +28,7 @@ from longtide_server.cli.logs import read_for_training
 from longtide_server.config import ServerConfig
 
 
-@cli.command()
+@click.command()
 @click.option("--snapshot", required=True, type=click.Path(path_type=Path), help="Snapshot directory.")
 @click.option("--data-dir", required=True, type=click.Path(path_type=Path), help="Event log, TorchServe, its logs.")
 @click.option(
@@ -74,7 +73,7 @@ def serve(
     asyncio.run(until_stopped(run()))
 
 
-@cli.command()
+@click.command()
 @click.argument("user_id", metavar="USER")
 @click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
@@ -93,7 +92,7 @@ def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
         messages.print(f"degraded: {answer.degraded_reason}", markup=False)
 
 
-@cli.command()
+@click.command()
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @log_options
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
@@ -113,7 +112,7 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | 
     run(sequences, infos, settings, text_model, work_dir, listen, console)
 
 
-@cli.command()
+@click.command()
 @click.argument("users", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
 @click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
@@ -128,8 +127,8 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from longtide import AsyncClient
-    from longtide_server.scoring import Scored, read_users
-    from longtide_server.scoring import score as run
+    from longtide_server.training.scoring import Scored, read_users
+    from longtide_server.training.scoring import score as run
 
     if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():
         raise errors.InvalidInput.of("--out", f"{out} is not a .parquet file in a folder that exists")

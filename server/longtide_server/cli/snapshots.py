@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server import errors
-from longtide_server.cli.base import cli, console, log_options, messages, store_option, training_options
+from longtide_server.cli.base import console, log_options, messages, store_option, training_options
 from longtide_server.cli.logs import read_for_training, read_log_file
 from longtide_server.snapshot import read_manifest, resolve
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
     Told = Progress | Step | TextProgress | TextNotice
 
 
-@cli.command()
+@click.command()
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
 @store_option
@@ -98,7 +98,7 @@ def _unheard(_: Told) -> None:
     """The report of a process that another one reports for."""
 
 
-@cli.command()
+@click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--k", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
@@ -146,7 +146,7 @@ def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path |
     asyncio.run(write())
 
 
-@cli.command()
+@click.command()
 @click.argument("log", required=False, type=click.Path(path_type=Path))
 @store_option
 @click.option(
@@ -216,7 +216,7 @@ def evaluate(
         save_history_length_plot(found.slices.history_length_doubling, title, plot)
 
 
-@cli.command()
+@click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def info(directory: Path, as_json: bool) -> None:

@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtide import AsyncClient, Event, UnavailableError
-from longtide_server import scoring
 from longtide_server.app import running
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput, LogError
-from longtide_server.scoring import Scored, read_users, score
+from longtide_server.training import scoring
+from longtide_server.training.scoring import Scored, read_users, score
 
 USERS = [f"user-{n}" for n in range(30)]
 
