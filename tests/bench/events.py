@@ -36,8 +36,11 @@ from tests.redis_servers import cli, redis_server
 from longtide import AsyncClient, Client, ResourceExhaustedError
 from longtide import Event as SentEvent
 from longtide_server.event_store import sqlite_log
-from longtide_server.event_store.redis import _arguments, _by_owner, _command
+from longtide_server.event_store.redis import _by_owner
+from longtide_server.event_store.redis_commands import call
+from longtide_server.event_store.redis_log import write_arguments
 from longtide_server.event_store.redis_scripts import WRITE
+from longtide_server.event_store.rows import to_row
 from longtide_server.events import Event
 
 BATCH = 500
@@ -157,7 +160,7 @@ def streamed_per_s(address: str, events: Sequence[Event]) -> float:
 def plain_sqlite_per_s(path: Path, events: Sequence[Event]) -> float:
     """Rows a second of executemany alone, a transaction a batch: no checks, no owners, one process."""
     owners = {owner: number for number, owner in enumerate(dict.fromkeys(event.owner for event in events), 1)}
-    rows = [sqlite_log._row(owners[event.owner], event) for event in events]
+    rows = [(owners[event.owner], *to_row(event)) for event in events]
     with closing(sqlite_log.connect(path)) as connection:
         sqlite_log.prepare(connection, path)
         begun = time.perf_counter()
@@ -171,7 +174,7 @@ def plain_sqlite_per_s(path: Path, events: Sequence[Event]) -> float:
 def plain_redis_per_s(port: int, events: Sequence[Event]) -> float:
     """Events a second of the store's own commands, made before, a pipeline a batch."""
     batches = [
-        [_command(WRITE, owner, _arguments(some)) for owner, some in _by_owner(events[at : at + BATCH]).items()]
+        [call(WRITE, owner, write_arguments(some)) for owner, some in _by_owner(events[at : at + BATCH]).items()]
         for at in range(0, len(events), BATCH)
     ]
     with closing(redis.Redis(port=port)) as client:

@@ -10,8 +10,9 @@ import structlog
 from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
 from longtide_server.errors import Conflict, InvalidInput, Overloaded, Unavailable
-from longtide_server.event_store import Known, Version
+from longtide_server.event_store import Known, Version, redis_log, redis_merges
 from longtide_server.event_store import redis as redis_store
+from longtide_server.event_store.redis_commands import key
 from longtide_server.event_store.urls import check_store_url, open_store
 
 
@@ -91,12 +92,12 @@ async def store(redis_port):
 def let_go(port):
     """End the holds of an operation that was cut off, as time does."""
     for owner in ("user:ann", "user:guest", "session:s"):
-        cli(port, "del", redis_store._key(owner, "held"))
+        cli(port, "del", key(owner, "held"))
 
 
 def failing_after(store, commands):
     """Lets so many commands through, and then none."""
-    sent, left = store._client.execute_command, commands
+    sent, left = store._commands.client.execute_command, commands
 
     async def execute_command(*args):
         nonlocal left
@@ -112,12 +113,12 @@ def failing_after(store, commands):
 async def test_a_merge_that_was_cut_off_anywhere_is_finished_by_whoever_reads_next(
     store, event, monkeypatch, commands, redis_port
 ):
-    monkeypatch.setattr(redis_store, "PIECE_EVENTS", 4)
+    monkeypatch.setattr(redis_log, "PIECE_EVENTS", 4)
     await store.write([event(f"s{n}", time_s=float(n), user_id="", session_id="s") for n in range(10)])
     await store.write([event("g", time_s=20.0, user_id="guest"), event("a", time_s=30.0)])
     await store.merge("user:guest", "session:s")
     with monkeypatch.context() as patched:
-        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.merge("session:s", "user:ann")
     let_go(redis_port)
@@ -140,7 +141,7 @@ async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
     await store.merge("session:s", "user:ann")
     await store.merge("user:guest", "user:ann")
     with monkeypatch.context() as patched:
-        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.delete("user:ann", 100.0)
     let_go(redis_port)
@@ -152,16 +153,14 @@ async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
 
 async def test_a_name_that_is_not_merged_is_not_deleted_with_another(store, event):
     await store.write([event("k", user_id="kim"), event("l", user_id="lee")])
-    await store._run(
-        "SADD", redis_store._key("user:lee", "names"), "user:kim"
-    )  # as a merge that never happened left it
+    await store._commands.run("SADD", key("user:lee", "names"), "user:kim")  # as a merge that never happened left it
     assert (await store.delete("user:lee", 100.0)).events == 1
     assert [one.event_id for one in (await store.history("user:kim")).events] == ["k"]
 
 
 async def test_merges_of_one_user_wait_for_each_other_and_not_for_ever(store, monkeypatch):
-    monkeypatch.setattr(redis_store, "HOLD_WAIT_S", 0.1)
-    async with store._holding("user:ann"):
+    monkeypatch.setattr(redis_merges, "HOLD_WAIT_S", 0.1)
+    async with store._merges._holding("user:ann"):
         with pytest.raises(Unavailable, match="another merge or deletion of the same user is under way"):
             await store.merge("session:s", "user:ann")
         assert (await store.merge("session:t", "user:bob")).events == 0
@@ -177,8 +176,8 @@ async def test_a_thousand_merges_at_once(store, event):
 
 async def test_who_reads_while_a_merge_is_under_way_does_not_wait_for_it(store, event):
     await store.write([event("a"), event("s", user_id="", session_id="s")])
-    await store._run("HSET", redis_store._key("user:ann", "meta"), "merging", "session:s")
-    async with store._holding("user:ann"):
+    await store._commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
+    async with store._merges._holding("user:ann"):
         async with asyncio.timeout(1.0):
             assert await ids(store) == ["a"]
     assert await ids(store) == ["a", "s"]
@@ -187,13 +186,13 @@ async def test_who_reads_while_a_merge_is_under_way_does_not_wait_for_it(store, 
 async def test_a_reader_who_gives_up_holds_nothing(store, event):
     await store.write([event("a"), event("s", user_id="", session_id="s")])
     for _ in range(30):
-        await store._run("HSET", redis_store._key("user:ann", "meta"), "merging", "session:s")
+        await store._commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
         reading = asyncio.create_task(store.history("user:ann"))
         await asyncio.sleep(0.001)
         reading.cancel()
         await asyncio.wait((reading,))
     await asyncio.sleep(0.2)
-    assert await store._run("EXISTS", redis_store._key("user:ann", "held")) == 0
+    assert await store._commands.run("EXISTS", key("user:ann", "held")) == 0
 
 
 async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_called_again(
@@ -204,7 +203,7 @@ async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_ca
         await store.merge("session:s", "user:ann")
         await store.write([event(f"a{commands}", time_s=1_000.0 * commands)])
         with monkeypatch.context() as patched:
-            patched.setattr(store._client, "execute_command", failing_after(store, commands))
+            patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
             with contextlib.suppress(Unavailable):
                 await store.delete("session:s", 1_000.0 * commands + 1)
         let_go(redis_port)
@@ -216,7 +215,7 @@ async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_ca
 async def test_the_opposite_of_a_merge_that_was_cut_off_is_refused(store, event, monkeypatch, commands, redis_port):
     await store.write([event("s", user_id="guest"), event("a")])
     with monkeypatch.context() as patched:
-        patched.setattr(store._client, "execute_command", failing_after(store, commands))
+        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.merge("user:guest", "user:ann")
     let_go(redis_port)
@@ -237,7 +236,7 @@ async def test_a_call_that_writes_under_two_names_does_not_hide_what_others_wrot
 
 
 async def test_what_one_owner_cannot_take_is_not_anothers_failure(store, event, redis_port):
-    cli(redis_port, "set", redis_store._key("user:broken", "log"), "no stream")
+    cli(redis_port, "set", key("user:broken", "log"), "no stream")
     tries = (store.write([event(f"e{n}", user_id=user)]) for n, user in enumerate(["ann", "broken", "bob"]))
     ann, broken, bob = await asyncio.gather(*tries, return_exceptions=True)
     assert (ann.new, bob.new) == (1, 1)
@@ -249,8 +248,8 @@ async def test_events_that_redis_has_lost_are_noticed(store, event, redis_port):
     """As after a failover to a replica that had not got them yet: their positions are given to others."""
 
     def lose(position, last):
-        cli(redis_port, "xdel", redis_store._key("user:ann", "log"), f"{position + 1}-0")
-        cli(redis_port, "hset", redis_store._key("user:ann", "meta"), "position", str(position), "last", last)
+        cli(redis_port, "xdel", key("user:ann", "log"), f"{position + 1}-0")
+        cli(redis_port, "hset", key("user:ann", "meta"), "position", str(position), "last", last)
 
     await store.write([event("e1"), event("lost", time_s=1.0)])
     history = await store.history("user:ann")
@@ -258,9 +257,9 @@ async def test_events_that_redis_has_lost_are_noticed(store, event, redis_port):
     lose(1, "e1")
     found = await store.history("user:ann", known)
     assert ([one.event_id for one in found.events], found.whole) == (["e1"], True)
-    cli(redis_port, "del", redis_store._key("user:ann", "log"))  # a stream remembers its last id
-    cli(redis_port, "xadd", redis_store._key("user:ann", "log"), "1-0", "e", "x")
-    cli(redis_port, "del", redis_store._key("user:ann", "log"))
+    cli(redis_port, "del", key("user:ann", "log"))  # a stream remembers its last id
+    cli(redis_port, "xadd", key("user:ann", "log"), "1-0", "e", "x")
+    cli(redis_port, "del", key("user:ann", "log"))
     await store.write([event("e2", time_s=2.0)])
     found = await store.history("user:ann", known)
     assert ([one.event_id for one in found.events], found.whole) == (["e2"], True)

@@ -89,3 +89,10 @@ def test_an_anonymous_session_can_write_and_ask(client, server):
     assert (server.requests[-1].user_id, server.requests[-1].session_id) == ("", "s1")
     client.similar_users(session_id="s1")
     assert (server.requests[-1].user_id, server.requests[-1].session_id) == ("", "s1")
+
+
+def test_an_answer_knows_where_it_will_be_shown(client, server):
+    client.recommend("ada", 2, surface="home")
+    assert server.requests[-1].surface == "home"
+    assert len(list(client.recommend_many(["ada", "bob"], 2, surface="mail"))) == 2
+    assert [one.surface for one in server.requests[-1].requests] == ["mail", "mail"]

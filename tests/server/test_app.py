@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import grpc
 import pytest
@@ -10,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.redis_servers import cli
 
-from longtide import AsyncClient, Event
+from longtide import AsyncClient, Event, InvalidEventsError
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.config import ServerConfig
@@ -132,6 +133,27 @@ async def test_what_comes_of_recommendations_is_reported(config, tmp_path):
     found = summed((await report(store, {EventType.PURCHASE})).lines, ["snapshot_id", "surface"])
     await store.close()
     assert found == {(answer.snapshot_id, "home"): Line(5, 1, 0), (answer.snapshot_id, "mail"): Line(10, 0, 0)}
+
+
+async def test_events_that_have_become_too_old_go_and_are_not_taken_again(config, tmp_path):
+    day_s, now_s = 86_400.0, time.time()
+    old = [Event("ann", f"item-{n}", "view", time=now_s - 40 * day_s) for n in range(3)]
+    kept = Event("ann", "item-7", "purchase", time=now_s - 40 * day_s)
+    async with running(config()) as address, AsyncClient(address) as client:
+        await client.write_events([*old, kept])
+    async with running(config(retention={EventType.VIEW: 30 * day_s})) as address, AsyncClient(address) as client:
+        for _ in range(100):
+            listed = [event.item_id async for event in client.list_user_events("ann")]
+            if listed == ["item-7"]:
+                break
+            await asyncio.sleep(0.05)
+        assert listed == ["item-7"]
+        # The state that was read before they went is not used any more.
+        assert {f"item-{n}" for n in range(12)} - {item.item_id for item in await client.recommend("ann", 12)} == {
+            "item-7"
+        }
+        with pytest.raises(InvalidEventsError, match="is older than the 30 days that view events are kept"):
+            await client.write_events(old)
 
 
 @pytest.mark.parametrize("store", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])

@@ -594,3 +594,13 @@ async def test_what_is_older_than_events_are_kept_is_refused_alone(world):
         answer = await stubs.events.WriteEvents(events_pb2.WriteEventsRequest(events=sent))
         assert (answer.written_count, [error.event_id for error in answer.errors]) == (2, ["old"])
         assert answer.errors[0].field == "event_time"
+
+
+async def test_a_row_may_be_of_an_anonymous_session(stubs, world, event):
+    await world.write(event("e1", "a", 1.0, "", session_id="s1"))
+    stream = stubs.recommendations.StreamRecommend(timeout=SOON_S)
+    await stream.write(rows(recommend("", session_id="s1", limit=12), recommend("s1", limit=12)))
+    session, user = (await stream.read()).results
+    assert (session.user_id, session.session_id, user.user_id, user.session_id) == ("", "s1", "s1", "")
+    assert "a" not in [item.item_id for item in session.response.recommendations]
+    assert "a" in [item.item_id for item in user.response.recommendations]

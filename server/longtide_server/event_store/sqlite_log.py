@@ -16,7 +16,8 @@ from pathlib import Path
 from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, InvalidInput
 from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
-from longtide_server.events import Event, user_of
+from longtide_server.event_store.rows import COLUMNS, from_row, to_row
+from longtide_server.events import Event
 
 FORMAT = 2
 BUSY_TIMEOUT_S = 5.0
@@ -54,13 +55,11 @@ CREATE TABLE IF NOT EXISTS shown (        -- how many items were recommended
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (owner, event_id);
 CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, position, time_s);
 """
-COLUMNS = "event_id, item_id, type, custom_type, time_s, value, session_id, attribution_token"
+FIELDS = ", ".join(COLUMNS)
 INSERT = (
-    f"INSERT INTO events (owner, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, event_id) DO NOTHING"
+    f"INSERT INTO events (owner, {FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, event_id) DO NOTHING"
 )
 OWNER = "number, owner, rewrites, position, merged_into, deleted_s"
-
-Row = tuple[str, str, int, str, float, float | None, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
         if event.time_s > deleted_s:
             taken.append((owner, event))
     [last] = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
-    new = connection.executemany(INSERT, (_row(owner.number, event) for owner, event in taken)).rowcount
+    new = connection.executemany(INSERT, ((owner.number, *to_row(event)) for owner, event in taken)).rowcount
     if new < len(taken):
         taken = _those_inserted(connection, last, taken)
     return Written(len(taken), len(events) - len(taken), _advance(connection, taken, last))
@@ -135,9 +134,9 @@ def read_history(connection: sqlite3.Connection, key: str, known: Known | None) 
     whole = known is None or known.owner != owner.owner or known.version.rewrites != owner.rewrites
     after = 0 if whole or known is None else known.version.position
     rows = connection.execute(
-        f"SELECT {COLUMNS} FROM events WHERE owner = ? AND position > ? ORDER BY position", (owner.number, after)
+        f"SELECT {FIELDS} FROM events WHERE owner = ? AND position > ? ORDER BY position", (owner.number, after)
     )
-    events = [_event(owner.owner, row) for row in rows]
+    events = [from_row(owner.owner, row) for row in rows]
     if whole:
         events.sort(key=lambda event: event.time_s)
     return History(owner.owner, owner.version, events, whole)
@@ -152,19 +151,21 @@ def read_page(connection: sqlite3.Connection, key: str, size: int, before: Place
         Place._make, connection.execute("SELECT time_s, position FROM events WHERE owner = ?", (owner.number,))
     )
     newest = heapq.nlargest(size, (place for place in places if before is None or place < before))
-    row_of = f"SELECT {COLUMNS} FROM events WHERE position = ?"
-    return [(place, _event(owner.owner, connection.execute(row_of, (place.position,)).fetchone())) for place in newest]
+    row_of = f"SELECT {FIELDS} FROM events WHERE position = ?"
+    return [
+        (place, from_row(owner.owner, connection.execute(row_of, (place.position,)).fetchone())) for place in newest
+    ]
 
 
 def read_piece(connection: sqlite3.Connection, after: int, size: int) -> tuple[int, list[tuple[str, Event]]]:
     """The events that follow a position, with their owners, and the position of the last."""
     rows = connection.execute(
-        f"SELECT events.position, owner_row.owner, {COLUMNS} FROM events "
+        f"SELECT events.position, owner_row.owner, {FIELDS} FROM events "
         "JOIN owners AS owner_row ON owner_row.number = events.owner "
         "WHERE events.position > ? ORDER BY events.position LIMIT ?",
         (after, size),
     ).fetchall()
-    return (rows[-1][0] if rows else after), [(row[1], _event(row[1], row[2:])) for row in rows]
+    return (rows[-1][0] if rows else after), [(row[1], from_row(row[1], row[2:])) for row in rows]
 
 
 def merge(connection: sqlite3.Connection, source_key: str, target_key: str) -> Merged:
@@ -312,22 +313,3 @@ def _advance(connection: sqlite3.Connection, events: Sequence[tuple[Owner, Event
         owner.owner: Appended(owner.version, Version(owner.rewrites, last[owner]), found)
         for owner, found in added.items()
     }
-
-
-def _row(number: int, event: Event) -> tuple[int, str, str, int, str, float, float | None, str, str]:
-    return (
-        number,
-        event.event_id,
-        event.item_id,
-        int(event.type),
-        event.custom_type,
-        event.time_s,
-        event.value,
-        event.session_id,
-        event.attribution_token,
-    )
-
-
-def _event(owner: str, row: Row) -> Event:
-    event_id, item_id, kind, custom_type, time_s, value, session_id, token = row
-    return Event(event_id, user_of(owner), item_id, kind, time_s, value, custom_type, session_id, token)

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store import EventStore
-from longtide_server.event_store.redis import Client, RedisEventStore
+from longtide_server.event_store.redis import RedisEventStore
+from longtide_server.event_store.redis_commands import Client
 from longtide_server.event_store.sqlite import SqliteEventStore
 
 TIMEOUT_S = 5.0

@@ -1,0 +1,28 @@
+"""An event as the plain row that every store keeps beside its owner."""
+
+from __future__ import annotations
+
+from longtide_server.events import Event, user_of
+
+Row = tuple[str, str, int, str, float, float | None, str, str]
+COLUMNS = ("event_id", "item_id", "type", "custom_type", "time_s", "value", "session_id", "attribution_token")
+
+
+def to_row(event: Event) -> Row:
+    """What of an event does not follow from its owner, in the order of COLUMNS."""
+    return (
+        event.event_id,
+        event.item_id,
+        int(event.type),
+        event.custom_type,
+        event.time_s,
+        event.value,
+        event.session_id,
+        event.attribution_token,
+    )
+
+
+def from_row(owner: str, row: Row) -> Event:
+    """The event of an owner."""
+    event_id, item_id, kind, custom_type, time_s, value, session_id, token = row
+    return Event(event_id, user_of(owner), item_id, kind, time_s, value, custom_type, session_id, token)
