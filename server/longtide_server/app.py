@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,18 +23,28 @@ from longtide.v1 import (
     events_pb2_grpc,
     recommendation_pb2,
     recommendation_pb2_grpc,
+    snapshots_pb2,
+    snapshots_pb2_grpc,
     users_pb2,
     users_pb2_grpc,
 )
+from longtide_server.activation import Activation
+from longtide_server.canary import Bars
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
+from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput
+from longtide_server.event_store import Histories
 from longtide_server.event_store.urls import open_store
 from longtide_server.feedback import Feedback
+from longtide_server.history_writer import HistoryWriter
 from longtide_server.recommender import Recommender
+from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
-from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
+from longtide_server.serving import Serving
+from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot, resolve
+from longtide_server.snapshot_service import SnapshotService
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
@@ -44,6 +57,7 @@ SERVICES = (
     events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
     users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name,
+    snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"].full_name,
 )
 
 log = structlog.get_logger(__name__)
@@ -57,7 +71,6 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
     address cannot be listened on.
     """
     async with AsyncExitStack() as stack:
-        snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
         stack.enter_context(held(config.data_dir))
         server = grpc.aio.server(
             options=[
@@ -70,23 +83,24 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
         store = await open_store(config.store_url)
         stack.push_async_callback(store.close)
-        encoder = CoalescingEncoder(await _encoder(config, snapshot, stack), config.encoder_timeout_s)
-        stack.push_async_callback(encoder.close)
-        states = UserStates(snapshot, store, encoder, config.cached_users, config.encoder_timeout_s)
-        stack.push_async_callback(states.close)
+        writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
+        opener = Opener(config, store, writer, feedback)
+        first = await opener.open(resolve(config.snapshot_dir))
+        activation = Activation(first, opener.open, config.keep_snapshots, Bars(latency_s=config.canary_latency_s))
+        stack.push_async_callback(activation.close)
+        stack.push_async_callback(writer.close)
         if config.retention:
-            expiring = asyncio.create_task(keep_expiring(store, config.retention, states.forget, wall_clock_s))
+            expiring = asyncio.create_task(keep_expiring(store, config.retention, writer.forget, wall_clock_s))
             stack.push_async_callback(_cancelled, expiring)
-        events = EventService(states.write, wall_clock_s, config.retention)
-        events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-        feedback = Feedback(store, snapshot.snapshot_id, wall_clock_s)
         stack.push_async_callback(feedback.flush)
         stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
-        recommender = Recommender(snapshot, states, feedback.shown)
+        events = EventService(writer.write, wall_clock_s, config.retention)
+        events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationService(recommender, config.default_timeout_s, wall_clock_s), server
+            RecommendationService(lambda: activation.current, config.default_timeout_s, wall_clock_s), server
         )
-        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, states, wall_clock_s), server)
+        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, writer, wall_clock_s), server)
+        snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotService(activation), server)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -96,7 +110,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         for name in ("", *SERVICES):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
-        log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
+        log.info("serving", address=address, snapshot=first.snapshot.snapshot_id, encoder=config.encoder)
         try:
             yield address
         finally:
@@ -129,32 +143,64 @@ def check_listen(listen: str) -> None:
         raise InvalidInput.of("listen", f"{listen} cannot be listened on: {exc.strerror}") from exc
 
 
-async def _encoder(config: ServerConfig, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
-    weights = snapshot.path / ENCODER
-    if config.encoder == "local":
-        return await asyncio.to_thread(LocalEncoder, weights)
-    work_dir = config.data_dir / "torchserve"
-    archive = work_dir / "encoder.mar"
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    await asyncio.to_thread(
-        build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
-    )
-    grpc_inference, grpc_management, http_inference, http_management = config.torchserve_ports
-    torchserve = TorchServe(
-        TorchServeConfig(
-            work_dir=work_dir,
-            archive=archive,
-            model_name=MODEL_NAME,
-            workers=config.torchserve_workers,
-            grpc_inference_port=grpc_inference,
-            grpc_management_port=grpc_management,
-            http_inference_port=http_inference,
-            http_management_port=http_management,
+class Opener:
+    """Opens servings: everything that belongs to one snapshot."""
+
+    def __init__(self, config: ServerConfig, store: Histories, writer: HistoryWriter, feedback: Feedback) -> None:
+        self._config = config
+        self._store = store
+        self._writer = writer
+        self._feedback = feedback
+        self._number = itertools.count(1)
+        for left_over in config.data_dir.glob("torchserve-*"):  # by a server that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    async def open(self, folder: Path) -> Serving:
+        """The serving of a folder's snapshot. SnapshotError when it is damaged, EncoderUnavailable when its encoder
+        does not start."""
+        config = self._config
+        async with AsyncExitStack() as stack:
+            snapshot = await asyncio.to_thread(load_snapshot, folder)
+            hosted = BreakingEncoder(await self._encoder(snapshot, stack), snapshot.manifest.encoder.state_size)
+            encoder = CoalescingEncoder(hosted, config.encoder_timeout_s)
+            stack.push_async_callback(encoder.close)
+            states = UserStates(snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s)
+            self._writer.add(states)
+            stack.callback(self._writer.remove, states)
+            shown = partial(self._feedback.shown, snapshot.snapshot_id)
+            responses = Responses(Recommender(snapshot, states), shown, config.cached_users)
+            return Serving(snapshot, states, responses, stack.pop_all().aclose)
+
+    async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
+        config, number = self._config, next(self._number)
+        weights = snapshot.path / ENCODER
+        if config.encoder == "local":
+            return await asyncio.to_thread(LocalEncoder, weights)
+        # What is activated later runs beside what was served before, so it has a folder and ports of its own.
+        work_dir = config.data_dir / ("torchserve" if number == 1 else f"torchserve-{number}")
+        ports = config.torchserve_ports if number == 1 else (0, 0, 0, 0)
+        if number > 1:
+            stack.callback(shutil.rmtree, work_dir, ignore_errors=True)
+        archive = work_dir / "encoder.mar"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(
+            build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
         )
-    )
-    stack.push_async_callback(torchserve.stop)
-    await torchserve.start()
-    return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
+        torchserve = TorchServe(
+            TorchServeConfig(
+                work_dir=work_dir,
+                archive=archive,
+                model_name=MODEL_NAME,
+                workers=config.torchserve_workers,
+                grpc_inference_port=ports[0],
+                grpc_management_port=ports[1],
+                http_inference_port=ports[2],
+                http_management_port=ports[3],
+            )
+        )
+        stack.push_async_callback(torchserve.stop)
+        await torchserve.start()
+        return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

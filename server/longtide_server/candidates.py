@@ -81,10 +81,12 @@ def transition_votes(transitions: Transitions, recent: NDArray[np.int64], decay:
 
 def _tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
     """Add up the weights of equal items and make them probabilities."""
-    distinct, where = np.unique(items, return_inverse=True)
-    total = np.bincount(where, weights=weight, minlength=len(distinct)).astype(np.float64)
+    order = np.argsort(items)
+    in_order = items[order]
+    firsts = np.flatnonzero(np.diff(in_order, prepend=-1))
+    total = np.add.reduceat(weight[order], firsts, dtype=np.float64) if len(items) else np.zeros(0)
     mass = total.sum()
-    return Scored(distinct.astype(np.int64), total / mass if mass > 0 else total)
+    return Scored(in_order[firsts].astype(np.int64), total / mass if mass > 0 else total)
 
 
 def encoder_probability(
@@ -106,21 +108,23 @@ class Candidates:
     """(C, len(Source)) column `source - 1`; 0 where the source does not bring the item."""
 
 
-def gather(votes: dict[Source, Scored], blocked: NDArray[np.int64]) -> Candidates:
+def gather(votes: dict[Source, Scored], blocked: NDArray[np.int64], item_count: int) -> Candidates:
     """Join what the sources bring, without the blocked items."""
-    items = np.unique(np.concatenate([scored.items for scored in votes.values()] or [NOTHING.items]))
-    items = items[~np.isin(items, blocked)]
-    return tabulate(items, votes)
+    brought = np.zeros(item_count + 1, np.bool_)  # a mark for each item of the catalogue is faster than sorting
+    for scored in votes.values():
+        brought[scored.items] = True
+    brought[blocked] = False
+    return tabulate(np.flatnonzero(brought), votes, item_count)
 
 
-def tabulate(items: NDArray[np.int64], votes: dict[Source, Scored]) -> Candidates:
+def tabulate(items: NDArray[np.int64], votes: dict[Source, Scored], item_count: int) -> Candidates:
     """What every source says of given items (C,), ascending and none twice."""
     probability = np.zeros((len(items), len(Source)))
+    wanted = np.zeros(item_count + 1, np.bool_)
+    wanted[items] = True
+    row = np.empty(item_count + 1, np.int64)  # of items that are wanted; of others it says nothing
+    row[items] = np.arange(len(items))
     for source, scored in votes.items():
-        order = np.argsort(scored.items)
-        sorted_items = scored.items[order]
-        at = np.searchsorted(sorted_items, items).clip(max=max(0, len(sorted_items) - 1))
-        if len(sorted_items):
-            known = sorted_items[at] == items
-            probability[known, source - 1] = scored.probability[order][at[known]]
+        inside = wanted[scored.items]
+        probability[row[scored.items[inside]], source - 1] = scored.probability[inside]
     return Candidates(items, probability)

@@ -36,6 +36,10 @@ class ServerConfig:
     """The deadline of a call that brings none."""
     cached_users: int = 20_000
     """Users who are kept in memory: about 10 kB each, and 0.16 kB for each of their events."""
+    keep_snapshots: int = 5
+    """How many snapshots stay in the snapshot directory after one was activated, 1 or more."""
+    canary_latency_s: float = 1.0
+    """The median time of an answer that a snapshot may need to be activated."""
     max_message_bytes: int = 16 * 1024 * 1024
     """The largest message that is accepted."""
     stop_grace_s: float = 5.0

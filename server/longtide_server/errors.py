@@ -57,6 +57,10 @@ class EncoderUnavailable(Unavailable):
     """The encoder is down, or answers nonsense."""
 
 
+class NotFound(LongtideError):
+    """What is asked for is not there."""
+
+
 class Conflict(LongtideError):
     """What is asked for contradicts what has been done before."""
 

@@ -14,7 +14,7 @@ from longtide_server.attribution import Shown, day_of, make_token, read_token
 from longtide_server.errors import LongtideError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType
-from longtide_server.recommender import Recommendation
+from longtide_server.responses import ShownItems
 
 FLUSH_EVERY_S = 5.0
 MAX_KEYS = 10_000
@@ -29,23 +29,21 @@ class Feedback:
     A server that is killed loses the counts of these seconds; events are never lost.
     """
 
-    def __init__(self, store: EventStore, snapshot_id: str, clock: Callable[[], float]) -> None:
+    def __init__(self, store: EventStore, clock: Callable[[], float]) -> None:
         self._store = store
-        self._snapshot_id = snapshot_id
         self._clock = clock
         self._shown: Counter[Shown] = Counter()
 
-    def shown(self, surface: str, recommendations: Sequence[Recommendation]) -> str:
+    def shown(self, snapshot_id: str, surface: str, items: ShownItems) -> str:
         """Count an answer; its token."""
         now_s = self._clock()
-        items = [(one.item_id, int(one.sources[0][0]) if one.sources else 0) for one in recommendations]
         day = day_of(now_s)
         for source, count in Counter(source for _, source in items).items():
-            key = Shown(day, self._snapshot_id, surface, source)
+            key = Shown(day, snapshot_id, surface, source)
             if key not in self._shown and len(self._shown) >= MAX_KEYS:
                 key = key._replace(surface=OTHER_SURFACE)
             self._shown[key] += count
-        return make_token(now_s, self._snapshot_id, surface, items, random.getrandbits(32))
+        return make_token(now_s, snapshot_id, surface, items, random.getrandbits(32))
 
     async def flush(self) -> None:
         """Put the counts into the store; they are kept when it fails."""

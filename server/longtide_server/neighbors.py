@@ -93,6 +93,13 @@ class NeighborIndex:
     def __len__(self) -> int:
         return len(self.positions.user)
 
+    def moments(self, user: int) -> tuple[int, int]:
+        """The first position of a user's moments, and the one after the last."""
+        # Of the array's own type: numpy would convert the whole array to that of a plain list.
+        bounds = np.array([user, user + 1], self.positions.user.dtype)
+        first, last = np.searchsorted(self.positions.user, bounds).tolist()
+        return first, last
+
     def search(self, query: NDArray[np.float32], count: int, search_k: int, min_similarity: float) -> Neighbors:
         """The `count` most similar moments to a vector (D,) whose cosine, once projected, is at least `min_similarity`.
 
@@ -105,6 +112,19 @@ class NeighborIndex:
         similarity = np.asarray(1.0 - np.square(distances) / 2.0, np.float32)
         close = int(np.searchsorted(-similarity, -min_similarity, side="right"))
         return Neighbors(np.asarray(rows[:close], np.int64), similarity[:close])
+
+    def recall(self, query: NDArray[np.float32], count: int, search_k: int, at: int = 50) -> float:
+        """The share of the `at` moments nearest to a vector (D,) that a search for `count` brings among its first.
+
+        The nearest ones are found by looking at every moment: slow, and other threads go on meanwhile.
+        """
+        at = min(at, len(self))
+        if not at:
+            return 1.0
+        everything = len(self) * self._index.get_n_trees()
+        nearest = self.search(query, at, everything, -1.0).similarity
+        found = self.search(query, count, search_k, -1.0).similarity[:at]
+        return float((found >= nearest[-1] - 1e-6).mean())
 
 
 def recall(index: NeighborIndex, vectors: NDArray[np.float32], queries: NDArray[np.float32], count: int, search_k: int,

@@ -74,16 +74,25 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
     weights[Source.POPULARITY - 1] += TIE_WEIGHT
     features = log_features(candidates.probability, fusion.floor, item_count)
     fused = features @ weights  # (C,)
-    order = np.lexsort((candidates.items, -fused))[:limit]
+    order = _best(fused, limit)
     share = np.exp(fused - fused.max()) if len(fused) else fused
-    contribution = (features - np.log(fusion.floor / max(item_count, 1))) * weights
+    contribution = (features[order] - np.log(fusion.floor / max(item_count, 1))) * weights
     return Ranked(
         items=candidates.items[order],
         score=share[order] / share.sum() if len(fused) else share,
         probability=candidates.probability[order],
-        contribution=contribution[order],
+        contribution=contribution,
         brought=_brought(candidates.probability, contribution, order, limit, weights > TIE_WEIGHT),
     )
+
+
+def _best(fused: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
+    """The places of the greatest values, at most `limit`, greatest first, of equal ones the first."""
+    if len(fused) <= limit:
+        return np.argsort(-fused, kind="stable")
+    bar = np.partition(fused, len(fused) - limit)[len(fused) - limit]
+    near = np.flatnonzero(fused >= bar)  # few, so that sorting them is nothing
+    return near[np.argsort(-fused[near], kind="stable")][:limit]
 
 
 def _brought(
@@ -93,12 +102,13 @@ def _brought(
     limit: int,
     has_say: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """(R, sources) for the candidates in `order`: see Ranked.brought."""
+    """(R, sources) for the candidates in `order`, whose contributions are given: see Ranked.brought."""
     if not len(order):
         return np.zeros((0, probability.shape[1]), bool)
     place = max(0, len(probability) - limit)
-    bar = np.partition(probability, place, axis=0)[place]  # (sources,) the least of each source's own best `limit`
+    columns = np.ascontiguousarray(probability.T)
+    bar = np.partition(columns, place, axis=1)[:, place]  # (sources,) the least of each source's own best `limit`
     brought: NDArray[np.bool_] = (probability[order] >= bar) & (probability[order] > 0) & has_say
     alone = np.flatnonzero(~brought.any(axis=1))
-    brought[alone, contribution[order[alone]].argmax(axis=1)] = True
+    brought[alone, contribution[alone].argmax(axis=1)] = True
     return brought

@@ -6,9 +6,11 @@ what is measured is what is served.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,16 +29,17 @@ from longtide_server.candidates import (
     transition_votes,
 )
 from longtide_server.encoder import Encoded
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.events import USER_PREFIX, owner_key
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.ranking import Ranked, rank
-from longtide_server.request_time import query_after
+from longtide_server.request_time import query_after, wait_class
 from longtide_server.snapshot import Snapshot
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 ANSWER_MARGIN_S = 0.01
 ANSWER_SHARE = 0.2
+STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
@@ -68,12 +71,20 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Voter:
+    """A user who was like the one who asks, and went on to an item."""
+
+    user_id: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
 class SimilarUser:
     """A user who, at some moment, was like the one who asks."""
 
     user_id: str
     similarity: float
-    next_item_ids: tuple[str, ...] = ()
+    next_item_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,7 @@ class Recommendation:
     score: float
     sources: tuple[tuple[Source, float], ...]
     """Every source that brought it and that source's probability, the strongest contribution first."""
-    neighbors: tuple[SimilarUser, ...]
+    neighbors: tuple[Voter, ...]
     """The most similar users who went on to it."""
 
 
@@ -95,7 +106,6 @@ class Answer:
 
     recommendations: tuple[Recommendation, ...]
     snapshot_id: str
-    attribution_token: str
     degraded_reason: str = ""
 
 
@@ -124,40 +134,74 @@ class Evidence:
         return list(self.votes)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asker:
+    """Who asks, and why what is known of them may be old, if it may."""
+
+    user: UserState
+    stale_reason: str = ""
+
+
 class Recommender:
     """Answers requests from one snapshot and the states of its users."""
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        states: UserStates,
-        shown: Callable[[str, Sequence[Recommendation]], str] = lambda surface, recommendations: "",
-    ) -> None:
-        """`shown` is told of every answer, where it is shown and what it holds, and gives its attribution token."""
+    def __init__(self, snapshot: Snapshot, states: UserStates) -> None:
         self.snapshot = snapshot
         self.states = states
-        self._shown = shown
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
+
+    async def asker(self, owner: str, timeout_s: float) -> Asker:
+        """The owner of a history; from memory, and said to be, when the event log does not answer in time."""
+        user = self.states.at_hand(owner)
+        if user is not None:
+            return Asker(user)
+        try:
+            async with asyncio.timeout(STORE_SHARE * timeout_s):
+                return Asker(await self.states.get(owner))
+        except (Unavailable, Overloaded, DeadlineExceeded) as exc:
+            reason = str(exc)
+        except TimeoutError:
+            reason = "it did not answer in time"
+        log.warning("recommend_from_memory", reason=reason)
+        return Asker(self.states.remembered(owner), f"the event log could not be asked: {reason}")
+
+    def depends_on(self, query: Query, asker: Asker) -> tuple[int, float | None, int] | None:
+        """What an answer depends on beside the user's history; none where it depends on more than can be compared."""
+        user = asker.user
+        if query.exclude_item_ids or query.session_item_ids or asker.stale_reason:
+            return None
+        if user.encoded_count < len(user.items):
+            return None
+        weights, wait_s = self.snapshot.request_time, _wait_s(query, user)
+        wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
+        return query.limit, query.min_similarity, wait
 
     async def recommend(self, query: Query, timeout_s: float) -> Answer:
         """The best items that the user has not had, within `timeout_s`."""
-        evidence, user, session = await self._evidence(query, timeout_s)
-        candidates = self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
+        begun = time.monotonic()
+        asker = await self.asker(query.owner, timeout_s)
+        return await self.recommend_to(asker, query, timeout_s - (time.monotonic() - begun))
+
+    async def recommend_to(self, asker: Asker, query: Query, timeout_s: float) -> Answer:
+        """The best items that this user has not had, within `timeout_s`."""
+        evidence, candidates = await self._considered(asker, query, timeout_s)
         ranked = self._rank(candidates, evidence, query.limit)
-        found = tuple(self._recommendation(ranked, row, evidence) for row in range(len(ranked.items)))
-        token = self._shown(query.surface, found)
-        return Answer(found, self.snapshot.snapshot_id, token, evidence.degraded_reason)
+        return Answer(self._recommendations(ranked, evidence), self.snapshot.snapshot_id, evidence.degraded_reason)
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""
-        evidence, user, session = await self._evidence(query, timeout_s)
-        return self._candidates(evidence, self._blocked(user, session, query.exclude_item_ids), query.limit)
+        asker = await self.asker(query.owner, timeout_s)
+        _, candidates = await self._considered(asker, query, timeout_s)
+        return candidates
 
     async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
-        evidence, _, _ = await self._evidence(query, timeout_s)
+        begun = time.monotonic()
+        asker = await self.asker(query.owner, timeout_s)
+        session = self._numbers(query.session_item_ids)
+        evidence = await self._evidence(asker, query, session, timeout_s - (time.monotonic() - begun))
         numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
-        candidates = self._complete(tabulate(numbers, evidence.votes), evidence)
+        candidates = self._complete(tabulate(numbers, evidence.votes, len(self.snapshot.catalog)), evidence)
         ranked = self._rank(candidates, evidence, len(numbers))
         known = [
             RankedItem(self.snapshot.catalog.item_id(number), float(score), True)
@@ -171,8 +215,9 @@ class Recommender:
     ) -> tuple[tuple[SimilarUser, ...], str]:
         """The users who were most like this one is now, none twice, and why the answer is degraded, if it is."""
         begun = time.monotonic()
-        user = await self.states.get(owner)
-        encoded, reason = await self._encoded(user, (), 1, _for_encoder_s(timeout_s) - (time.monotonic() - begun))
+        asker = await self.asker(owner, timeout_s)
+        user, left = asker.user, timeout_s - (time.monotonic() - begun)
+        encoded, reason = await self._encoded(asker, (), 1, _for_encoder_s(left))
         if encoded is None:
             return (), reason
         settings = self.snapshot.manifest.neighbors
@@ -185,21 +230,38 @@ class Recommender:
                 return users, reason
             count = min(4 * count, MAX_MOMENTS_SEARCHED)
 
-    async def _evidence(self, query: Query, timeout_s: float) -> tuple[Evidence, UserState, list[int]]:
-        begun = time.monotonic()
-        user = await self.states.get(query.owner)
-        session = self.snapshot.catalog.numbers(query.session_item_ids).tolist()
-        left = _for_encoder_s(timeout_s) - (time.monotonic() - begun)
+    async def recall(self, query: Query, timeout_s: float) -> float:
+        """The share of the nearest moments of the one who asks that a search finds, by a search of everything."""
+        asker = await self.asker(query.owner, timeout_s)
+        encoded, _ = await self._encoded(asker, self._numbers(query.session_item_ids), 1, timeout_s)
+        if encoded is None:
+            return 1.0
+        settings = self.snapshot.manifest.neighbors
+        return await asyncio.to_thread(self.snapshot.neighbors.recall, encoded.query, settings.count, settings.search_k)
+
+    async def _considered(self, asker: Asker, query: Query, timeout_s: float) -> tuple[Evidence, Candidates]:
+        """What the sources say, and of which items."""
+        session = self._numbers(query.session_item_ids)
+        evidence = await self._evidence(asker, query, session, timeout_s)
+        seen = asker.user.seen
+        excluded = self._numbers(query.exclude_item_ids)
+        blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
+        popular = self._popular[: query.limit + len(blocked)]
+        votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
+        return evidence, self._complete(gather(votes, blocked, len(self.snapshot.catalog)), evidence)
+
+    async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
+        user = asker.user
         wanted = TOP_N_MARGIN + query.limit + len(user.seen) + len(session)
-        encoded, reason = await self._encoded(user, session, wanted, left)
+        encoded, reason = await self._encoded(asker, session, wanted, _for_encoder_s(timeout_s))
         votes: dict[Source, Scored] = {}
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
             neighbors = self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
-            if query.request_time_s is not None and user.times and not session:
-                wait_s = max(query.request_time_s - user.times[-1], 0.0)
+            wait_s = _wait_s(query, user)
+            if wait_s is not None:
                 encoded, votes[Source.ENCODER] = self._after(wait_s, encoded, votes[Source.ENCODER])
             votes[Source.NEIGHBORS] = neighbor_votes(
                 neighbors, self.snapshot.neighbors.positions, manifest.neighbors.temperature
@@ -207,17 +269,17 @@ class Recommender:
         recent = user.recent(manifest.transitions.lags, session)
         votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
         votes[Source.POPULARITY] = NOTHING
-        return Evidence(votes, neighbors, encoded, reason), user, session
+        return Evidence(votes, neighbors, encoded, reason)
 
     async def _encoded(
-        self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float
+        self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float
     ) -> tuple[Encoded | None, str]:
-        """The user's encoding, or the last known one and why it is old."""
+        """The user's encoding, or the last known one; and why it may be old."""
         try:
-            return await self.states.encoded(user, session, top_n, timeout_s), ""
+            return await self.states.encoded(asker.user, session, top_n, timeout_s), asker.stale_reason
         except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
             log.warning("recommend_degraded", reason=str(exc))
-            return user.encoded, f"the encoder could not be asked: {exc}"
+            return asker.user.encoded, asker.stale_reason or f"the encoder could not be asked: {exc}"
 
     def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
         """The encoder's best items: those that came with the encoding, or when they are too few, the best of all."""
@@ -250,20 +312,15 @@ class Recommender:
         own = self.snapshot.user_numbers.get(owner.removeprefix(USER_PREFIX))
         if own is None:
             return self.snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
-        first, last = np.searchsorted(self.snapshot.neighbors.positions.user, [own, own + 1])
-        fetched = count + int(last - first)  # a user's own moments are the most similar ones of all
+        # A user's own moments are the most similar ones of all.
+        first, last = self.snapshot.neighbors.moments(own)
+        fetched = count + last - first
         found = self.snapshot.neighbors.search(encoded.query, fetched, max(settings.search_k, fetched), least)
         others = np.flatnonzero(self.snapshot.neighbors.positions.user[found.position] != own)[:count]
         return Neighbors(found.position[others], found.similarity[others])
 
-    def _blocked(self, user: UserState, session: Sequence[int], exclude: Iterable[str]) -> NDArray[np.int64]:
-        excluded = self.snapshot.catalog.numbers(exclude)
-        return np.concatenate([np.fromiter(user.seen, np.int64, len(user.seen)), np.array(session, np.int64), excluded])
-
-    def _candidates(self, evidence: Evidence, blocked: NDArray[np.int64], limit: int) -> Candidates:
-        popular = self._popular[: limit + len(blocked)]
-        votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
-        return self._complete(gather(votes, blocked), evidence)
+    def _numbers(self, item_ids: Iterable[str]) -> list[int]:
+        return self.snapshot.catalog.numbers(item_ids).tolist() if item_ids else []
 
     def _rank(self, candidates: Candidates, evidence: Evidence, limit: int) -> Ranked:
         return rank(candidates, self.snapshot.manifest.fusion, evidence.asked, len(self.snapshot.catalog), limit)
@@ -273,27 +330,33 @@ class Recommender:
         probability = candidates.probability.copy()
         probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[candidates.items]
         if evidence.encoded is not None:
-            probability[:, Source.ENCODER - 1] = self._encoder_probability(candidates.items, evidence.encoded)
+            unsaid = np.flatnonzero(probability[:, Source.ENCODER - 1] == 0.0)
+            said = self._encoder_probability(candidates.items[unsaid], evidence.encoded)
+            probability[unsaid, Source.ENCODER - 1] = said
         return Candidates(candidates.items, probability)
 
-    def _recommendation(self, ranked: Ranked, row: int, evidence: Evidence) -> Recommendation:
-        number = int(ranked.items[row])
-        by_strength = np.argsort(-ranked.contribution[row], kind="stable")
-        sources = tuple(
-            (Source(column + 1), float(ranked.probability[row, column]))
-            for column in by_strength.tolist()
-            if ranked.brought[row, column]
-        )
-        positions = self.snapshot.neighbors.positions
-        voters = np.flatnonzero(positions.next_item[evidence.neighbors.position] == number)
-        voting = Neighbors(evidence.neighbors.position[voters], evidence.neighbors.similarity[voters])
-        return Recommendation(
-            self.snapshot.catalog.item_id(number),
-            self.snapshot.catalog.info(number).title,
-            float(ranked.score[row]),
-            sources,
-            self._people(voting, NEIGHBORS_SHOWN),
-        )
+    def _recommendations(self, ranked: Ranked, evidence: Evidence) -> tuple[Recommendation, ...]:
+        by_strength = np.argsort(-ranked.contribution, axis=1, kind="stable").tolist()
+        next_items = self.snapshot.neighbors.positions.next_item[evidence.neighbors.position]
+        found = []
+        for row, (number, score) in enumerate(zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)):
+            probability, brought = ranked.probability[row].tolist(), ranked.brought[row].tolist()
+            sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
+            voters = self._voters(evidence.neighbors, np.flatnonzero(next_items == number))
+            title = self.snapshot.catalog.info(number).title
+            found.append(Recommendation(self.snapshot.catalog.item_id(number), title, score, sources, voters))
+        return tuple(found)
+
+    def _voters(self, neighbors: Neighbors, voting: NDArray[np.int64]) -> tuple[Voter, ...]:
+        """The people behind some of the moments, each once, at their most similar moment."""
+        users = self.snapshot.neighbors.positions.user[neighbors.position[voting]].tolist()
+        voters: dict[int, Voter] = {}
+        for user, similarity in zip(users, neighbors.similarity[voting].tolist(), strict=True):
+            if user not in voters:
+                voters[user] = Voter(self.snapshot.user_ids[user], similarity)
+                if len(voters) == NEIGHBORS_SHOWN:
+                    break
+        return tuple(voters.values())
 
     def _people(self, neighbors: Neighbors, limit: int) -> tuple[SimilarUser, ...]:
         """The people behind moments, each once, at their most similar moment."""
@@ -313,6 +376,13 @@ class Recommender:
         end = position + NEXT_ITEMS_SHOWN
         items = positions.next_item[position:end][positions.user[position:end] == user]
         return tuple(self.snapshot.catalog.item_id(int(item)) for item in items)
+
+
+def _wait_s(query: Query, user: UserState) -> float | None:
+    """How long after their last event the user sees the answer; none where that is not known."""
+    if query.request_time_s is None or query.session_item_ids or not user.times:
+        return None
+    return max(query.request_time_s - user.times[-1], 0.0)
 
 
 def _for_encoder_s(timeout_s: float) -> float:

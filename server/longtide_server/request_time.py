@@ -27,9 +27,14 @@ class RequestTimeWeights:
     """(D, R)"""
 
 
+def wait_class(weights: RequestTimeWeights, wait_s: float) -> int:
+    """Which of the W waits one of `wait_s` seconds, 0 or more, is: they double from one to the next."""
+    return min(int(math.log2(wait_s + 1.0)), len(weights.shift) - 1)
+
+
 def query_after(weights: RequestTimeWeights, query: NDArray[np.float32], wait_s: float) -> NDArray[np.float32]:
     """The query vector (D,) of a user who asks `wait_s` seconds, 0 or more, after their last event; of length 1."""
-    wait = min(int(math.log2(wait_s + 1.0)), len(weights.shift) - 1)
+    wait = wait_class(weights, wait_s)
     scaled = query * np.float32(math.sqrt(len(query)))
     moved = scaled + weights.shift[wait] + weights.out @ (weights.scale[wait] * (weights.into @ scaled))
     return np.asarray(moved / np.linalg.norm(moved), np.float32)

@@ -13,8 +13,9 @@ from longtide_server import requests
 from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
-from longtide_server.recommender import Answer, Query, Recommender, SimilarUser
+from longtide_server.recommender import Query
 from longtide_server.retention import Retention, too_old
+from longtide_server.serving import Serving
 from longtide_server.status import Context, answered, remaining_s, status_of
 
 BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
@@ -143,10 +144,11 @@ def _heard(task: asyncio.Task[events_pb2.StreamEventsResponse]) -> None:
 
 
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
-    """Answers from the recommender."""
+    """Answers from the snapshot that is served."""
 
-    def __init__(self, recommender: Recommender, default_timeout_s: float, clock: Callable[[], float]) -> None:
-        self._recommender = recommender
+    def __init__(self, current: Callable[[], Serving], default_timeout_s: float, clock: Callable[[], float]) -> None:
+        """`current` gives the serving that a call uses from its beginning to its end."""
+        self._current = current
         self._clock = clock
         self._default_timeout_s = default_timeout_s
 
@@ -159,7 +161,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         async def answer() -> recommendation_pb2.RecommendResponse:
             query = requests.read_query(request, self._clock())
-            return write_answer(await self._recommender.recommend(query, self._timeout_s(context)))
+            with self._current() as serving:
+                return await serving.responses.recommend(query, self._timeout_s(context))
 
         return await answered(context, answer)
 
@@ -176,22 +179,24 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
             ) -> recommendation_pb2.StreamRecommendResponse:
                 requests.check_rows(message)
                 response = recommendation_pb2.StreamRecommendResponse()
-                for at in range(0, len(message.requests), ROWS_AT_ONCE):
-                    timeout_s = min(self._timeout_s(context), self._default_timeout_s)
-                    rows = message.requests[at : at + ROWS_AT_ONCE]
-                    response.results.extend(await asyncio.gather(*(self._row(row, timeout_s) for row in rows)))
-                    await asyncio.sleep(0)  # other callers have their turn
+                with self._current() as serving:
+                    for at in range(0, len(message.requests), ROWS_AT_ONCE):
+                        timeout_s = min(self._timeout_s(context), self._default_timeout_s)
+                        rows = message.requests[at : at + ROWS_AT_ONCE]
+                        results = (self._row(serving, row, timeout_s) for row in rows)
+                        response.results.extend(await asyncio.gather(*results))
+                        await asyncio.sleep(0)  # other callers have their turn
                 return response
 
             yield await answered(context, answer)
 
     async def _row(
-        self, request: recommendation_pb2.RecommendRequest, timeout_s: float
+        self, serving: Serving, request: recommendation_pb2.RecommendRequest, timeout_s: float
     ) -> recommendation_pb2.RecommendResult:
         result = recommendation_pb2.RecommendResult(user_id=request.user_id, session_id=request.session_id)
         try:
             query: Query = requests.read_query(request, None)
-            result.response.CopyFrom(write_answer(await self._recommender.recommend(query, timeout_s)))
+            result.response.CopyFrom(await serving.responses.recommend(query, timeout_s))
         except LongtideError as exc:
             _, number = status_of(exc)
             violations = exc.violations if isinstance(exc, InvalidInput) else ()
@@ -208,13 +213,14 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         async def answer() -> recommendation_pb2.RankResponse:
             query = requests.read_rank_query(request, self._clock())
-            ranked, reason = await self._recommender.rank(query, request.item_ids, self._timeout_s(context))
+            with self._current() as serving:
+                ranked, reason = await serving.recommender.rank(query, request.item_ids, self._timeout_s(context))
             return recommendation_pb2.RankResponse(
                 items=[
                     recommendation_pb2.RankedItem(item_id=item.item_id, score=item.score, known=item.known)
                     for item in ranked
                 ],
-                snapshot_id=self._recommender.snapshot.snapshot_id,
+                snapshot_id=serving.snapshot.snapshot_id,
                 degraded=bool(reason),
                 degraded_reason=reason,
             )
@@ -230,7 +236,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         async def answer() -> recommendation_pb2.ListSimilarUsersResponse:
             owner, limit, least = requests.read_similar_users(request)
-            users, reason = await self._recommender.similar_users(owner, limit, least, self._timeout_s(context))
+            with self._current() as serving:
+                users, reason = await serving.recommender.similar_users(owner, limit, least, self._timeout_s(context))
             return recommendation_pb2.ListSimilarUsersResponse(
                 users=[
                     recommendation_pb2.SimilarUser(
@@ -238,7 +245,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
                     )
                     for user in users
                 ],
-                snapshot_id=self._recommender.snapshot.snapshot_id,
+                snapshot_id=serving.snapshot.snapshot_id,
                 degraded=bool(reason),
                 degraded_reason=reason,
             )
@@ -248,33 +255,6 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
     def _timeout_s(self, context: Context) -> float:
         left = remaining_s(context)
         return self._default_timeout_s if left is None else left
-
-
-def write_answer(answer: Answer) -> recommendation_pb2.RecommendResponse:
-    """An answer as a message."""
-    return recommendation_pb2.RecommendResponse(
-        recommendations=[
-            recommendation_pb2.Recommendation(
-                item_id=item.item_id,
-                title=item.title,
-                score=item.score,
-                sources=[
-                    recommendation_pb2.SourceShare(source=int(source), probability=probability)  # type: ignore[arg-type]
-                    for source, probability in item.sources
-                ],
-                neighbors=[_write_neighbor(user) for user in item.neighbors],
-            )
-            for item in answer.recommendations
-        ],
-        snapshot_id=answer.snapshot_id,
-        attribution_token=answer.attribution_token,
-        degraded=bool(answer.degraded_reason),
-        degraded_reason=answer.degraded_reason,
-    )
-
-
-def _write_neighbor(user: SimilarUser) -> recommendation_pb2.Neighbor:
-    return recommendation_pb2.Neighbor(user_id=user.user_id, similarity=user.similarity)
 
 
 def wall_clock_s() -> float:

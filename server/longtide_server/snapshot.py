@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class NeighborSettings:
     """Similar moments that vote, at most."""
     dim: int = 64
     """Directions that moments are compared along, of the encoder's dimensions those that hold most of the vectors."""
-    trees: int = 10
+    trees: int = 20
     """Trees of the Annoy index."""
     search_k: int = 4000
     """Vectors that Annoy may look at in one search, chosen when the snapshot was published."""
@@ -155,9 +156,43 @@ def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    set_current(directory, manifest.snapshot_id)
+    return target
+
+
+def set_current(directory: Path, snapshot_id: str) -> None:
+    """Make a snapshot of the directory the one that is served by whoever starts."""
     pointer = directory / f".{CURRENT}-{os.getpid()}"
-    pointer.write_text(manifest.snapshot_id + "\n", encoding="utf-8")
+    pointer.write_text(snapshot_id + "\n", encoding="utf-8")
     pointer.replace(directory / CURRENT)
+
+
+def published(directory: Path) -> list[tuple[Path, Manifest]]:
+    """The snapshots of a directory that this Longtide can read, with their folders, the newest first."""
+    found = []
+    for path in directory.glob(f"[!.]*/{MANIFEST}"):
+        with suppress(SnapshotError):  # of another format, or deleted a moment ago
+            found.append((path.parent, read_manifest(path.parent)))
+    return sorted(found, key=lambda one: (one[1].created_time, one[1].snapshot_id), reverse=True)
+
+
+def copy_snapshot(folder: Path, directory: Path) -> Path:
+    """Copy a whole, checked snapshot into another directory, without making it the current one; its folder there."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    target = directory / manifest.snapshot_id
+    if target.exists():
+        check_files(target, read_manifest(target))
+        return target
+    prepare(directory)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+    try:
+        shutil.copytree(folder, draft, dirs_exist_ok=True)
+        draft.chmod(0o755)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     return target
 
 

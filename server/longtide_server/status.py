@@ -17,6 +17,7 @@ from longtide_server.errors import (
     DeadlineExceeded,
     InvalidInput,
     LongtideError,
+    NotFound,
     Overloaded,
     Unavailable,
 )
@@ -35,6 +36,7 @@ MAX_VIOLATIONS = 20  # details travel as metadata, of which clients accept 8 KiB
 # The first class that an error is an instance of decides.
 STATUS_OF: tuple[tuple[type[LongtideError], grpc.StatusCode, int], ...] = (
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT),
+    (NotFound, grpc.StatusCode.NOT_FOUND, code_pb2.NOT_FOUND),
     (Conflict, grpc.StatusCode.FAILED_PRECONDITION, code_pb2.FAILED_PRECONDITION),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED, code_pb2.DEADLINE_EXCEEDED),

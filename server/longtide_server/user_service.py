@@ -11,18 +11,18 @@ from longtide_server import requests
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, id_violation, owner_key
+from longtide_server.history_writer import HistoryWriter
 from longtide_server.status import Context, answered, remaining_s
-from longtide_server.user_state import UserStates
 
 EVENTS_A_MESSAGE = 1_000
 
 
 class UserService(users_pb2_grpc.UserServiceServicer):
-    """Reads the event log, and changes it through the states that are kept of it."""
+    """Reads the event log, and changes it so that it is felt."""
 
-    def __init__(self, store: EventStore, states: UserStates, clock: Callable[[], float]) -> None:
+    def __init__(self, store: EventStore, writer: HistoryWriter, clock: Callable[[], float]) -> None:
         self._store = store
-        self._states = states
+        self._writer = writer
         self._clock = clock
 
     async def ListUserEvents(
@@ -52,7 +52,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
             target = owner_key(request.user_id, "")
             if source == target:
                 raise InvalidInput.of("user_id", "is the source itself")
-            merged = await self._states.merge(source, target)
+            merged = await self._writer.merge(source, target)
             return users_pb2.MergeUsersResponse(moved_count=merged.events)
 
         return await answered(context, answer)
@@ -80,7 +80,7 @@ class UserService(users_pb2_grpc.UserServiceServicer):
         async def answer() -> users_pb2.DeleteUserDataResponse:
             remaining_s(context)
             owner = requests.read_owner("owner", request.owner)
-            deleted = await self._states.delete(owner, self._clock())
+            deleted = await self._writer.delete(owner, self._clock())
             return users_pb2.DeleteUserDataResponse(
                 deleted_count=deleted.events, deleted_time=_timestamp(deleted.until_s)
             )

@@ -13,17 +13,17 @@ import asyncio
 import bisect
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
-from longtide_server.event_store import Deleted, Histories, History, Known, Merged, Version, Written
+from longtide_server.event_store import Histories, History, Known, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
 
@@ -37,9 +37,6 @@ KEPT_FAR_EVENTS = 128
 MANY_LATE_EVENTS = 64
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
-
-T = TypeVar("T")
-R = TypeVar("R", bound=Merged | Deleted)
 
 
 @dataclass(slots=True, eq=False)
@@ -158,43 +155,48 @@ class UserStates:
         """Owners whose entry lacks something that was written, or who were being read when it was."""
         self._forgotten: set[str] = set()
         """Owners who are being read, and of whom what is read may be of another history."""
-        self._changes: set[asyncio.Task[Any]] = set()
         self._merged: OrderedDict[str, str] = OrderedDict()
         """Other names of owners, as far as they were asked for lately."""
         self._names: dict[str, set[str]] = {}
         """The same from owners to names."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
+    def at_hand(self, name: str) -> UserState | None:
+        """The owner of a history, where what is in memory is what the log says."""
+        owner = self._merged.get(name, name)
+        if self._store.shared or owner in self._outdated or owner in self._reading:
+            return None
+        user = self._users.get(owner)
+        if user is not None:
+            self._users.move_to_end(owner)
+        return user
+
+    def remembered(self, name: str) -> UserState:
+        """The owner of a history as far as memory goes, which may be nowhere."""
+        owner = self._merged.get(name, name)
+        return self._users.get(owner) or UserState(owner)
+
+    def recent(self) -> list[str]:
+        """The owners in memory, the one that was asked for last first."""
+        return [*reversed(self._users)]
+
     async def get(self, name: str) -> UserState:
         """The owner of a history, from memory or from the log. Unavailable when the log cannot be read."""
         if self._store.shared:
             return await self._asked(name)
         while True:
+            user = self.at_hand(name)
+            if user is not None:
+                return user
             owner = self._merged.get(name, name)
             reading = self._reading.get(owner)
             if reading is None:
-                user = self._users.get(owner)
-                if user is not None and owner not in self._outdated:
-                    self._users.move_to_end(owner)
-                    return user
                 reading = self._reading[owner] = asyncio.create_task(self._read(owner))
                 reading.add_done_callback(_heard)
                 reading.add_done_callback(partial(self._end_reading, owner))
             user = await asyncio.shield(reading)
             if user is not None:
                 return user
-
-    async def write(self, events: Sequence[Event]) -> Written:
-        """Make events durable, then let them be felt, also when the caller gives up meanwhile. See Histories."""
-        return await self._done(self._write(events))
-
-    async def merge(self, source: str, target: str) -> Merged:
-        """Merge two histories and let it be felt, also when the caller gives up meanwhile. See Histories."""
-        return await self._done(self._rewritten(self._store.merge(source, target), source, target))
-
-    async def delete(self, owner: str, now_s: float) -> Deleted:
-        """Delete a history and let it be felt, also when the caller gives up meanwhile. See Histories."""
-        return await self._done(self._rewritten(self._store.delete(owner, now_s), owner))
 
     def forget(self, names: Iterable[str]) -> None:
         """Read histories anew when they are asked for: the log has changed otherwise than by being written."""
@@ -205,32 +207,6 @@ class UserStates:
             self._outdated.discard(name)
             if name in self._reading:
                 self._forgotten.add(name)
-
-    async def close(self) -> None:
-        """Finish what callers have given up on."""
-        if self._changes:
-            await asyncio.wait(self._changes)
-
-    async def _done(self, change: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        task.add_done_callback(_heard)
-        return await asyncio.shield(task)
-
-    async def _write(self, events: Sequence[Event]) -> Written:
-        written = await self._store.write(events)
-        self.apply(written)
-        return written
-
-    async def _rewritten(self, change: Awaitable[R], *names: str) -> R:
-        try:
-            found = await change
-        except BaseException:
-            self.forget(names)  # how far it has come is not known
-            raise
-        self.forget({*names, *found.names})
-        return found
 
     def apply(self, written: Written) -> None:
         """Let written events be felt: call it once they are durable, before the write is answered."""

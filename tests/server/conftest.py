@@ -19,10 +19,13 @@ from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.encoder import CoalescingEncoder, Encoded
 from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.events import Event, EventType
+from longtide_server.history_writer import HistoryWriter
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
+from longtide_server.responses import Responses
+from longtide_server.serving import Serving
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot, load_snapshot
 from longtide_server.user_state import UserStates
 
@@ -217,9 +220,13 @@ def make_world(make_snapshot):
         store, encoder = MemoryStore(), FakeEncoder(snapshot.embeddings)
         coalescing = CoalescingEncoder(encoder, 10.0)
         states = UserStates(snapshot, store, coalescing, capacity)
+        writer = HistoryWriter(store)
+        writer.add(states)
+        recommender = Recommender(snapshot, states)
+        responses = Responses(recommender, lambda surface, items: "token", capacity)
 
         async def write(*events):
-            states.apply(await store.write(events))
+            await writer.write(events)
 
         async def did(user_id, items):
             """The user acts on the items, a second apart."""
@@ -232,7 +239,9 @@ def make_world(make_snapshot):
             encoder=encoder,
             coalescing=coalescing,
             states=states,
-            recommender=Recommender(snapshot, states, lambda surface, recommendations: "token"),
+            writer=writer,
+            recommender=recommender,
+            serving=Serving(snapshot, states, responses, coalescing.close),
             write=write,
             did=did,
         )

@@ -20,7 +20,7 @@ from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
 
-SERVICES = ["longtide.v1.EventService", "longtide.v1.RecommendationService", "longtide.v1.UserService"]
+SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Snapshot")]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from longtide_server.candidates import (
 )
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors, Positions
 
+NONE = np.zeros(0, np.int64)
+
 
 def votes(scored):
     return dict(zip(scored.items.tolist(), scored.probability.tolist(), strict=True))
@@ -114,7 +116,7 @@ def test_the_encoders_probability_is_a_softmax_over_cosines():
 
 
 def test_every_source_has_its_column():
-    found = gather({Source.ENCODER: scored(i9=0.6, i2=0.4), Source.TRANSITIONS: scored(i2=0.5, i4=0.5)}, np.array([]))
+    found = gather({Source.ENCODER: scored(i9=0.6, i2=0.4), Source.TRANSITIONS: scored(i2=0.5, i4=0.5)}, NONE, 9)
     assert found.items.tolist() == [2, 4, 9]
     assert found.probability.tolist() == [
         [0.4, 0, 0.5, 0],  # encoder, neighbours, transitions, popularity
@@ -125,15 +127,15 @@ def test_every_source_has_its_column():
 
 def test_a_blocked_item_is_gone_whoever_brings_it():
     brought = {Source.ENCODER: scored(i9=0.6, i2=0.4), Source.POPULARITY: scored(i2=0.5, i4=0.5)}
-    assert gather(brought, np.array([2, 77])).items.tolist() == [4, 9]
+    assert gather(brought, np.array([2, 7]), 9).items.tolist() == [4, 9]
 
 
 def test_without_sources_there_are_no_candidates():
-    assert len(gather({}, np.array([1])).items) == 0
-    assert len(gather({Source.ENCODER: NOTHING}, np.array([1])).items) == 0
+    assert len(gather({}, np.array([1]), 9).items) == 0
+    assert len(gather({Source.ENCODER: NOTHING}, np.array([1]), 9).items) == 0
 
 
 def test_given_items_are_all_there_known_to_a_source_or_not():
-    found = tabulate(np.array([1, 4, 99]), {Source.NEIGHBORS: scored(i9=0.9, i4=0.1), Source.ENCODER: NOTHING})
+    found = tabulate(np.array([1, 4, 99]), {Source.NEIGHBORS: scored(i9=0.9, i4=0.1), Source.ENCODER: NOTHING}, 99)
     assert found.items.tolist() == [1, 4, 99]
     assert found.probability.tolist() == [[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0]]

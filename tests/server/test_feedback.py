@@ -11,7 +11,6 @@ from longtide_server.errors import Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import OTHER_SURFACE, Feedback, Line, report, summed
-from longtide_server.recommender import Recommendation
 
 DAY_S = 86_400.0
 NOON_S = 1_767_268_800.0  # 2026-01-01 12:00 UTC
@@ -24,8 +23,8 @@ async def store(tmp_path):
     await store.close()
 
 
-def recommendations(**sources):
-    return [Recommendation(item, "", 0.5, ((source, 0.5),), ()) for item, source in sources.items()]
+def shown_items(**sources):
+    return [(item, int(source)) for item, source in sources.items()]
 
 
 class Clock:
@@ -35,15 +34,15 @@ class Clock:
         return self.now_s
 
 
-ANSWER = recommendations(book=Source.ENCODER, song=Source.ENCODER, film=Source.NEIGHBORS)
+ANSWER = shown_items(book=Source.ENCODER, song=Source.ENCODER, film=Source.NEIGHBORS)
 
 
 async def test_clicks_and_conversions_are_joined_with_what_was_shown(store, event):
     clock = Clock()
-    feedback = Feedback(store, "s1", clock)
-    first = feedback.shown("home", ANSWER)
+    feedback = Feedback(store, clock)
+    first = feedback.shown("s1", "home", ANSWER)
     clock.now_s += DAY_S
-    second = feedback.shown("cart", ANSWER)
+    second = feedback.shown("s1", "cart", ANSWER)
     await feedback.flush()
     await store.write(
         [
@@ -69,8 +68,8 @@ async def test_clicks_and_conversions_are_joined_with_what_was_shown(store, even
 
 
 async def test_two_answers_of_the_same_items_are_two_answers(store, event):
-    feedback = Feedback(store, "s1", Clock())
-    tokens = [feedback.shown("home", ANSWER) for _ in range(2)]
+    feedback = Feedback(store, Clock())
+    tokens = [feedback.shown("s1", "home", ANSWER) for _ in range(2)]
     assert tokens[0] != tokens[1]
     sent = [event(f"e{n}", "book", type=EventType.CLICK, attribution_token=token) for n, token in enumerate(tokens)]
     await store.write(sent)
@@ -79,7 +78,7 @@ async def test_two_answers_of_the_same_items_are_two_answers(store, event):
 
 
 async def test_an_item_is_clicked_once_for_an_answer_and_a_user(store, event):
-    token = Feedback(store, "s1", Clock()).shown("home", ANSWER)
+    token = Feedback(store, Clock()).shown("s1", "home", ANSWER)
     await store.write([event(f"e{n}", "book", type=EventType.CLICK, attribution_token=token) for n in range(3)])
     await store.write([event("e0", "book", user_id="bob", type=EventType.CLICK, attribution_token=token)])
     [line] = (await report(store, {EventType.CLICK})).lines.values()
@@ -88,9 +87,9 @@ async def test_an_item_is_clicked_once_for_an_answer_and_a_user(store, event):
 
 async def test_counts_of_several_servers_and_flushes_add_up(store):
     for _ in range(2):
-        feedback = Feedback(store, "s1", Clock())
+        feedback = Feedback(store, Clock())
         for _ in range(3):
-            feedback.shown("home", ANSWER)
+            feedback.shown("s1", "home", ANSWER)
             await feedback.flush()
     assert await store.shown() == {
         Shown("2026-01-01", "s1", "home", 1): 12,
@@ -99,8 +98,8 @@ async def test_counts_of_several_servers_and_flushes_add_up(store):
 
 
 async def test_counts_wait_for_a_store_that_fails(store, monkeypatch):
-    feedback = Feedback(store, "s1", Clock())
-    feedback.shown("home", ANSWER)
+    feedback = Feedback(store, Clock())
+    feedback.shown("s1", "home", ANSWER)
 
     async def fails(counts):
         raise Unavailable("the disk is gone")
@@ -108,16 +107,16 @@ async def test_counts_wait_for_a_store_that_fails(store, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(store, "add_shown", fails)
         await feedback.flush()
-    feedback.shown("home", ANSWER)
+    feedback.shown("s1", "home", ANSWER)
     await feedback.flush()
     assert sum((await store.shown()).values()) == 6
 
 
 async def test_counts_go_into_the_store_by_themselves(store, monkeypatch):
     monkeypatch.setattr(feedback_module, "FLUSH_EVERY_S", 0.01)
-    feedback = Feedback(store, "s1", Clock())
+    feedback = Feedback(store, Clock())
     task = asyncio.create_task(feedback.keep_flushing())
-    feedback.shown("home", ANSWER)
+    feedback.shown("s1", "home", ANSWER)
     for _ in range(500):
         await asyncio.sleep(0.01)
         if found := await store.shown():
@@ -128,9 +127,9 @@ async def test_counts_go_into_the_store_by_themselves(store, monkeypatch):
 
 async def test_surfaces_without_end_are_counted_together(store, monkeypatch):
     monkeypatch.setattr(feedback_module, "MAX_KEYS", 2)
-    feedback = Feedback(store, "s1", Clock())
+    feedback = Feedback(store, Clock())
     for n in range(50):
-        feedback.shown(f"surface-{n}", recommendations(book=Source.ENCODER))
+        feedback.shown("s1", f"surface-{n}", shown_items(book=Source.ENCODER))
     await feedback.flush()
     counts = {key.surface: count for key, count in (await store.shown()).items()}
     assert counts == {"surface-0": 1, "surface-1": 1, OTHER_SURFACE: 48}

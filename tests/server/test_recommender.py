@@ -167,19 +167,6 @@ async def test_what_was_encoded_for_another_purpose_brings_the_best_items_all_th
     assert world.encoder.events == 1
 
 
-async def test_answers_name_their_snapshot_and_carry_the_token_of_what_they_show(world):
-    told = []
-
-    def shown(surface, recommendations):
-        told.append((surface, [one.item_id for one in recommendations]))
-        return "token"
-
-    recommender = Recommender(world.snapshot, world.states, shown)
-    answer = await recommender.recommend(Query("ann", 2, surface="home"), SOON_S)
-    assert (answer.snapshot_id, answer.attribution_token) == ("world", "token")
-    assert told == [("home", [one.item_id for one in answer.recommendations])]
-
-
 @pytest.mark.parametrize("failure", [EncoderUnavailable("down"), Overloaded("full"), DeadlineExceeded("slow")])
 async def test_without_the_encoder_the_others_answer(world, failure):
     world.encoder.failure = failure

@@ -11,6 +11,7 @@ from longtide.v1 import users_pb2, users_pb2_grpc
 from longtide_server.errors import Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
+from longtide_server.history_writer import HistoryWriter
 from longtide_server.user_service import UserService
 from longtide_server.user_state import UserStates
 
@@ -35,8 +36,10 @@ async def users(world, tmp_path):
     """The service over a log in a file, and the states that are kept of it."""
     store = SqliteEventStore(tmp_path / "events.db")
     states = UserStates(world.snapshot, store, world.coalescing, 10)
-    async with serving(UserService(store, states, lambda: NOW_S)) as stub:
-        yield SimpleNamespace(stub=stub, store=store, states=states)
+    writer = HistoryWriter(store)
+    writer.add(states)
+    async with serving(UserService(store, writer, lambda: NOW_S)) as stub:
+        yield SimpleNamespace(stub=stub, store=store, states=states, writer=writer)
     await store.close()
 
 
@@ -47,7 +50,7 @@ async def code_of(call):
 
 
 async def test_events_are_listed_from_the_newest_in_pages(users, event):
-    await users.states.write([event(f"e{n}", time_s=float(n)) for n in range(5)])
+    await users.writer.write([event(f"e{n}", time_s=float(n)) for n in range(5)])
     pages, token = [], ""
     while True:
         request = users_pb2.ListUserEventsRequest(owner=ANN, page_size=2, page_token=token)
@@ -60,7 +63,7 @@ async def test_events_are_listed_from_the_newest_in_pages(users, event):
 
 
 async def test_a_full_last_page_has_no_next_one(users, event):
-    await users.states.write([event("e0"), event("e1")])
+    await users.writer.write([event("e0"), event("e1")])
     page = await users.stub.ListUserEvents(users_pb2.ListUserEventsRequest(owner=ANN, page_size=2))
     assert (len(page.events), page.next_page_token) == (2, "")
     nobody = await users.stub.ListUserEvents(users_pb2.ListUserEventsRequest(owner=SESSION))
@@ -70,7 +73,7 @@ async def test_a_full_last_page_has_no_next_one(users, event):
 async def test_everything_is_exported_as_it_was_written(users, event, monkeypatch):
     monkeypatch.setattr("longtide_server.user_service.EVENTS_A_MESSAGE", 2)
     full = Event("e2", "ann", "b", EventType.CUSTOM, 2.5, -0.5, "bookmarked", "s1", "t1")
-    await users.states.write([event("e3", time_s=3.0), full, event("e1", time_s=1.0)])
+    await users.writer.write([event("e3", time_s=3.0), full, event("e1", time_s=1.0)])
     pieces = [piece async for piece in users.stub.ExportUserData(users_pb2.ExportUserDataRequest(owner=ANN))]
     assert [len(piece.events) for piece in pieces] == [2, 1]
     found = [one for piece in pieces for one in piece.events]
@@ -83,20 +86,20 @@ async def test_everything_is_exported_as_it_was_written(users, event, monkeypatc
 
 
 async def test_a_merge_is_felt_at_once_and_by_either_name(users, event):
-    await users.states.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
+    await users.writer.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
     assert (await users.states.get("user:ann")).items == [1]
     assert (await users.states.get("session:s")).items == [2]
     request = users_pb2.MergeUsersRequest(source=SESSION, user_id="ann")
     assert (await users.stub.MergeUsers(request)).moved_count == 1
     assert (await users.stub.MergeUsers(request)).moved_count == 0
     assert (await users.states.get("user:ann")).items == [1, 2]
-    await users.states.write([event("s2", "c", 3.0, "", session_id="s")])
+    await users.writer.write([event("s2", "c", 3.0, "", session_id="s")])
     assert (await users.states.get("user:ann")).items == [1, 2, 3]
     assert (await users.states.get("session:s")).items == [1, 2, 3]
 
 
 async def test_a_history_of_somebody_else_is_not_merged(users, event):
-    await users.states.write([event("s1", user_id="", session_id="s")])
+    await users.writer.write([event("s1", user_id="", session_id="s")])
     await users.stub.MergeUsers(users_pb2.MergeUsersRequest(source=SESSION, user_id="ann"))
     code, reason = await code_of(users.stub.MergeUsers(users_pb2.MergeUsersRequest(source=SESSION, user_id="bob")))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "the source was merged into another user before")
@@ -104,27 +107,27 @@ async def test_a_history_of_somebody_else_is_not_merged(users, event):
 
 async def test_a_deletion_is_felt_at_once_and_keeps_late_duplicates_out(users, event):
     sent = [event("e1", "a", 1.0), event("e2", "b", 2.0)]
-    await users.states.write(sent)
+    await users.writer.write(sent)
     assert (await users.states.get("user:ann")).items == [1, 2]
     answer = await users.stub.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=ANN))
     assert (answer.deleted_count, answer.deleted_time.seconds) == (2, NOW_S)
     assert (await users.states.get("user:ann")).items == []
-    written = await users.states.write(sent)
+    written = await users.writer.write(sent)
     assert (written.new, written.duplicates) == (0, 2)
     assert (await users.states.get("user:ann")).items == []
     assert (await users.stub.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=ANN))).deleted_count == 0
-    await users.states.write([event("e3", "c", NOW_S + 1)])
+    await users.writer.write([event("e3", "c", NOW_S + 1)])
     assert (await users.states.get("user:ann")).items == [3]
 
 
 async def test_a_name_stands_alone_after_a_deletion(users, event):
-    await users.states.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
-    await users.states.merge("session:s", "user:ann")
+    await users.writer.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
+    await users.writer.merge("session:s", "user:ann")
     assert (await users.states.get("session:s")).items == [1, 2]
-    await users.states.delete("user:ann", NOW_S)
-    await users.states.write([event("s2", "c", NOW_S + 1, "", session_id="s")])
+    await users.writer.delete("user:ann", NOW_S)
+    await users.writer.write([event("s2", "c", NOW_S + 1, "", session_id="s")])
     assert (await users.states.get("session:s")).items == [3]
-    await users.states.write([event("e2", "d", NOW_S + 1)])
+    await users.writer.write([event("e2", "d", NOW_S + 1)])
     assert (await users.states.get("session:s")).items == [3]
     assert (await users.states.get("user:ann")).items == [4]
 
@@ -133,23 +136,23 @@ async def test_a_deletion_by_another_name_is_felt_by_that_of_the_owner(users, ev
     await users.store.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
     await users.store.merge("session:s", "user:ann")
     assert (await users.states.get("user:ann")).items == [1, 2]
-    await users.states.delete("session:s", NOW_S)
+    await users.writer.delete("session:s", NOW_S)
     assert (await users.states.get("user:ann")).items == []
 
 
 async def test_a_merge_into_another_name_is_felt_by_the_owner(users, event):
-    await users.states.write([event("e1", "a", 1.0), event("t1", "c", 3.0, "", session_id="t")])
-    await users.states.merge("user:guest", "user:ann")
+    await users.writer.write([event("e1", "a", 1.0), event("t1", "c", 3.0, "", session_id="t")])
+    await users.writer.merge("user:guest", "user:ann")
     assert (await users.states.get("user:ann")).items == [1]
-    await users.states.merge("session:t", "user:guest")
+    await users.writer.merge("session:t", "user:guest")
     assert (await users.states.get("user:ann")).items == [1, 3]
 
 
 @pytest.mark.parametrize("call", ["merge", "delete"])
 async def test_what_a_caller_gave_up_on_is_felt_all_the_same(users, event, call):
-    await users.states.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
+    await users.writer.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
     assert (await users.states.get("user:ann")).items == [1]
-    change = users.states.delete("user:ann", NOW_S) if call == "delete" else users.states.merge("session:s", "user:ann")
+    change = users.writer.delete("user:ann", NOW_S) if call == "delete" else users.writer.merge("session:s", "user:ann")
     task = asyncio.create_task(change)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -160,7 +163,7 @@ async def test_what_a_caller_gave_up_on_is_felt_all_the_same(users, event, call)
 
 
 async def test_a_change_that_failed_is_looked_up(users, event, monkeypatch):
-    await users.states.write([event("e1", "a", 1.0)])
+    await users.writer.write([event("e1", "a", 1.0)])
     await users.states.get("user:ann")
     delete = users.store.delete
 
@@ -170,7 +173,7 @@ async def test_a_change_that_failed_is_looked_up(users, event, monkeypatch):
 
     monkeypatch.setattr(users.store, "delete", fails_after_all)
     with pytest.raises(Unavailable):
-        await users.states.delete("user:ann", NOW_S)
+        await users.writer.delete("user:ann", NOW_S)
     assert (await users.states.get("user:ann")).items == []
 
 

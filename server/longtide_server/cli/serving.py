@@ -52,6 +52,10 @@ from longtide_server.config import ServerConfig
     "--torchserve-ports", type=Ports(), default="0,0,0,0", metavar="G,M,H,I",
     help="Loopback ports: gRPC inference and management, HTTP inference and management; 0 picks one.",
 )  # fmt: skip
+@click.option(
+    "--keep-snapshots", type=click.IntRange(1), default=5, show_default=True,
+    help="How many snapshots stay in the directory when another one is activated.",
+)  # fmt: skip
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 def serve(
     snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401

@@ -1,0 +1,124 @@
+"""Which snapshot is served: loads another one beside it, tries it, swaps them between two requests, lets the old go.
+
+A request takes the serving that is current when it begins, and everything of its answer comes from that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from longtide_server.canary import Bars, try_out
+from longtide_server.errors import Conflict, NotFound
+from longtide_server.serving import Serving
+from longtide_server.snapshot import Manifest, published, set_current
+
+WARM_USERS = 2_000
+WARM_S = 20.0
+DRAIN_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A snapshot of the directory."""
+
+    folder: Path
+    manifest: Manifest
+    active: bool
+
+
+class Activation:
+    """The serving that is current, and the way to another."""
+
+    def __init__(
+        self, first: Serving, open_serving: Callable[[Path], Awaitable[Serving]], keep: int, bars: Bars
+    ) -> None:
+        """`open_serving` loads the snapshot of a folder, its encoder included; `keep` is how many snapshots stay."""
+        self.current = first
+        self._open = open_serving
+        self._keep = keep
+        self._bars = bars
+        self._directory = first.snapshot.path.parent
+        self._activating: asyncio.Task[Listed] | None = None
+        self._aside: set[asyncio.Task[None]] = set()
+
+    async def listed(self) -> Sequence[Listed]:
+        """Every snapshot of the directory, the newest first."""
+        active = self.current.snapshot.snapshot_id
+        found = await asyncio.to_thread(published, self._directory)
+        return [Listed(folder, manifest, manifest.snapshot_id == active) for folder, manifest in found]
+
+    async def get(self, snapshot_id: str) -> Listed:
+        """A snapshot of the directory. NotFound when it is not there."""
+        for one in await self.listed():
+            if one.manifest.snapshot_id == snapshot_id:
+                return one
+        raise NotFound(f"there is no snapshot {snapshot_id!r} in the snapshot directory")
+
+    async def activate(self, snapshot_id: str) -> Listed:
+        """Serve another snapshot from the next request on, also when the caller gives up meanwhile.
+
+        NotFound when it is not there, Conflict while another one is being activated, SnapshotError when it is damaged
+        or its canaries find it wanting, Unavailable when its encoder does not start; the old one is served on then.
+        """
+        if self._activating is not None and not self._activating.done():
+            raise Conflict("another snapshot is being activated")
+        self._activating = asyncio.create_task(self._activate(snapshot_id))
+        return await asyncio.shield(self._activating)
+
+    async def close(self) -> None:
+        """Let go of what is served, and of what still is on its way out."""
+        tasks: list[asyncio.Task[object]] = [*self._aside]
+        if self._activating is not None:
+            self._activating.cancel()
+            tasks.append(self._activating)
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.current.close(0.0)
+
+    async def _activate(self, snapshot_id: str) -> Listed:
+        chosen = await self.get(snapshot_id)
+        if chosen.active:
+            return chosen
+        log.info("snapshot_activating", snapshot=snapshot_id)
+        serving = await self._open(chosen.folder)
+        try:
+            trial = await try_out(serving.recommender, self._bars)
+            recent = self.current.states.recent()
+            warmed = await serving.warm(recent[:WARM_USERS], WARM_S)
+            await asyncio.to_thread(set_current, self._directory, snapshot_id)
+        except BaseException:
+            await serving.close(0.0)
+            raise
+        old, self.current = self.current, serving
+        log.info(
+            "snapshot_activated", snapshot=snapshot_id, canaries=trial.canaries, recall=trial.recall,
+            median_s=trial.latency_s, warmed=warmed,
+        )  # fmt: skip
+        self._go_on(old.close(DRAIN_S))
+        self._go_on(self._warm_rest(serving, recent[WARM_USERS:]))
+        await asyncio.to_thread(self._prune)
+        return Listed(chosen.folder, chosen.manifest, active=True)
+
+    async def _warm_rest(self, serving: Serving, owners: Sequence[str]) -> None:
+        await serving.warm(owners, 10 * WARM_S)
+
+    def _go_on(self, work: Awaitable[None]) -> None:
+        """Do something while requests are answered."""
+        task = asyncio.ensure_future(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    def _prune(self) -> None:
+        """Delete the oldest snapshots, but for the newest `keep` and the one that is served."""
+        for folder, manifest in published(self._directory)[self._keep :]:
+            if manifest.snapshot_id != self.current.snapshot.snapshot_id:
+                log.info("snapshot_deleted", snapshot=manifest.snapshot_id)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""Leaves a failing encoder alone: after a few failures in a row callers are told at once, and a probe looks after it.
+
+Callers never pay for finding out whether the encoder is back: a probe of one event does. The counting is purgatory's,
+a circuit breaker after Nygard (Release It!, 2007).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+from purgatory import AsyncCircuitBreakerFactory
+from purgatory.domain.model import OpenedState
+
+from longtide_server.encoder import Encoded, Encoder, Steps
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+
+FAILURES = 3
+PROBE_EVERY_S = 0.5
+PROBE_TIMEOUT_S = 2.0
+CIRCUIT = "encoder"
+
+log = structlog.get_logger(__name__)
+
+
+class BreakingEncoder:
+    """An Encoder that fails at once while the one behind it keeps failing."""
+
+    def __init__(self, encoder: Encoder, state_size: int, probe_every_s: float = PROBE_EVERY_S) -> None:
+        self._encoder = encoder
+        self._probe_every_s = probe_every_s
+        one = np.ones(1, np.float32)
+        self._probe_steps = Steps(
+            one.astype(np.int32), one.astype(np.uint8), 0 * one, 0 * one, np.zeros(state_size, np.float32), 1
+        )
+        # What is Overloaded is alive. The probe decides when to try again, so the breaker's own pause is no longer.
+        self._breakers = AsyncCircuitBreakerFactory(FAILURES, probe_every_s / 2, exclude=[Overloaded])
+        self._probing: asyncio.Task[None] | None = None
+        self._why = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers are turned away."""
+        return self._probing is not None
+
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+        """See Encoder."""
+        if self._probing is not None:
+            raise EncoderUnavailable(f"the encoder is left alone after {FAILURES} failures, the last: {self._why}")
+        return await self._through(batch, timeout_s)
+
+    async def close(self) -> None:
+        """See Encoder."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait((self._probing,))
+        await self._encoder.close()
+
+    async def _through(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+        breaker = await self._breakers.get_breaker(CIRCUIT)
+        try:
+            async with breaker:
+                return await self._encoder.encode(batch, timeout_s)
+        except OpenedState as exc:
+            raise EncoderUnavailable("the encoder is left alone") from exc
+        except (EncoderUnavailable, DeadlineExceeded) as exc:
+            self._why = str(exc)
+            if breaker.context.state == "opened" and self._probing is None:
+                log.warning("encoder_left_alone", reason=self._why)
+                self._probing = asyncio.create_task(self._probe(), name="encoder-probe")
+            raise
+
+    async def _probe(self) -> None:
+        """Try one event again and again; return when it is encoded."""
+        while True:
+            await asyncio.sleep(self._probe_every_s)
+            try:
+                await self._through([self._probe_steps], PROBE_TIMEOUT_S)
+            except (EncoderUnavailable, DeadlineExceeded, Overloaded):
+                continue
+            log.info("encoder_back")
+            self._probing = None
+            return

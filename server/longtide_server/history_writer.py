@@ -1,0 +1,93 @@
+"""Changes the event log, and has every copy that is kept of a history feel it before the change is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from longtide_server.event_store import Deleted, Histories, Merged, Written
+from longtide_server.events import Event
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Merged | Deleted)
+
+
+class Copies(Protocol):
+    """Copies of histories, such as `user_state.UserStates`."""
+
+    def apply(self, written: Written) -> None:
+        """Let written events be felt."""
+        ...
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Read the histories of owners anew when they are asked for."""
+        ...
+
+
+class HistoryWriter:
+    """The one way to a log's histories for whoever changes them. A change goes on when its caller gives up."""
+
+    def __init__(self, store: Histories) -> None:
+        self._store = store
+        self._copies: list[Copies] = []
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    def add(self, copies: Copies) -> None:
+        """From now on these copies feel changes, those included that are under way."""
+        self._copies.append(copies)
+
+    def remove(self, copies: Copies) -> None:
+        """These copies are no longer used."""
+        self._copies.remove(copies)
+
+    async def write(self, events: Sequence[Event]) -> Written:
+        """Make events durable, then let them be felt. See Histories."""
+        return await self._done(self._write(events))
+
+    async def merge(self, source: str, target: str) -> Merged:
+        """Merge two histories and let it be felt. See Histories."""
+        return await self._done(self._rewritten(self._store.merge(source, target), source, target))
+
+    async def delete(self, owner: str, now_s: float) -> Deleted:
+        """Delete a history and let it be felt. See Histories."""
+        return await self._done(self._rewritten(self._store.delete(owner, now_s), owner))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Have histories read anew: the log has changed otherwise than by being written."""
+        named = tuple(names)
+        for copies in self._copies:
+            copies.forget(named)
+
+    async def close(self) -> None:
+        """Finish what callers have given up on."""
+        if self._changes:
+            await asyncio.wait(self._changes)
+
+    async def _done(self, change: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(_heard)
+        return await asyncio.shield(task)
+
+    async def _write(self, events: Sequence[Event]) -> Written:
+        written = await self._store.write(events)
+        for copies in self._copies:
+            copies.apply(written)
+        return written
+
+    async def _rewritten(self, change: Awaitable[R], *names: str) -> R:
+        try:
+            found = await change
+        except BaseException:
+            self.forget(names)  # how far it has come is not known
+            raise
+        self.forget({*names, *found.names})
+        return found
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """What failed after its caller gave up is nobody's error; asyncio would report it as one."""
+    if not task.cancelled():
+        task.exception()

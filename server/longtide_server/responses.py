@@ -1,0 +1,104 @@
+"""What callers are sent: answers as messages, the last ones kept until they are no longer true.
+
+An answer depends on a user's history, a few settings of the request and nothing else, as long as the snapshot is the
+same. A user who asks again before they have done anything is therefore sent what was worked out the first time: as
+bytes, which are small, and with a token of its own, since it is shown a second time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from longtide.v1 import recommendation_pb2
+from longtide_server.event_store import Version
+from longtide_server.recommender import Answer, Query, Recommender
+
+ShownItems = Sequence[tuple[str, int]]
+"""Items of an answer, each with the number of its first source."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    version: Version
+    """Of the history that it answers."""
+    wire: bytes
+    """A RecommendResponse without a token."""
+    shown: ShownItems
+
+
+class Responses:
+    """The answers of one recommender, at most `capacity` of them kept."""
+
+    def __init__(
+        self, recommender: Recommender, shown: Callable[[str, ShownItems], str], capacity: int = 20_000
+    ) -> None:
+        """`shown` is told of every answer, where it is shown and what it holds, and gives its attribution token."""
+        self.recommender = recommender
+        self._shown = shown
+        self._capacity = capacity
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+
+    async def recommend(self, query: Query, timeout_s: float) -> recommendation_pb2.RecommendResponse:
+        """The best items that the user has not had, within `timeout_s`; see `Recommender.recommend`."""
+        end_s = time.monotonic() + timeout_s
+        asker = await self.recommender.asker(query.owner, timeout_s)
+        depends_on = self.recommender.depends_on(query, asker)
+        if depends_on is None:
+            answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
+            return self._with_token(query, write_answer(answer), shown_items(answer))
+        key = (asker.user.owner, depends_on)
+        kept = self._kept.get(key)
+        if kept is None or kept.version != asker.user.version:
+            version = asker.user.version
+            answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
+            kept = _Kept(version, write_answer(answer).SerializeToString(), shown_items(answer))
+            if asker.user.version == version and not answer.degraded_reason:
+                self._keep(key, kept)
+        else:
+            self._kept.move_to_end(key)
+        return self._with_token(query, recommendation_pb2.RecommendResponse.FromString(kept.wire), kept.shown)
+
+    def _keep(self, key: Hashable, kept: _Kept) -> None:
+        self._kept[key] = kept
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+
+    def _with_token(
+        self, query: Query, response: recommendation_pb2.RecommendResponse, shown: ShownItems
+    ) -> recommendation_pb2.RecommendResponse:
+        response.attribution_token = self._shown(query.surface, shown)
+        return response
+
+
+def shown_items(answer: Answer) -> ShownItems:
+    """What an answer shows."""
+    return tuple((one.item_id, int(one.sources[0][0]) if one.sources else 0) for one in answer.recommendations)
+
+
+def write_answer(answer: Answer) -> recommendation_pb2.RecommendResponse:
+    """An answer as a message, without a token."""
+    return recommendation_pb2.RecommendResponse(
+        recommendations=[
+            recommendation_pb2.Recommendation(
+                item_id=item.item_id,
+                title=item.title,
+                score=item.score,
+                sources=[
+                    recommendation_pb2.SourceShare(source=int(source), probability=probability)  # type: ignore[arg-type]
+                    for source, probability in item.sources
+                ],
+                neighbors=[
+                    recommendation_pb2.Neighbor(user_id=voter.user_id, similarity=voter.similarity)
+                    for voter in item.neighbors
+                ],
+            )
+            for item in answer.recommendations
+        ],
+        snapshot_id=answer.snapshot_id,
+        degraded=bool(answer.degraded_reason),
+        degraded_reason=answer.degraded_reason,
+    )

@@ -1,0 +1,241 @@
+"""Another snapshot is tried, warmed and swapped in; nobody is refused, and no answer mixes two."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from longtide_server import activation as activation_module
+from longtide_server.activation import Activation
+from longtide_server.canary import Bars, canary_queries, try_out
+from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
+from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.history_writer import HistoryWriter
+from longtide_server.neighbors import NeighborIndex
+from longtide_server.recommender import Query, Recommender
+from longtide_server.responses import Responses
+from longtide_server.serving import Serving
+from longtide_server.snapshot import CURRENT, ENCODER, MANIFEST, copy_snapshot, load_snapshot, read_manifest, resolve
+from longtide_server.user_state import UserStates
+
+SOON_S = 10.0
+LENIENT = Bars(recall=0.0, latency_s=SOON_S)
+
+
+def copies(source, directory, *names):
+    """The same snapshot under several names, the first being current; each a second younger than the one before."""
+    directory.mkdir()
+    for second, name in enumerate(names):
+        folder = copy_snapshot(resolve(source), directory)
+        manifest = (folder / MANIFEST).read_text()
+        was = read_manifest(folder)
+        manifest = manifest.replace(was.snapshot_id, name)
+        manifest = manifest.replace(was.created_time, f"2026-11-01T00:00:0{second}+00:00")
+        (folder / MANIFEST).write_text(manifest)
+        folder.rename(directory / name)
+    (directory / CURRENT).write_text(names[0])
+    return directory
+
+
+@pytest.fixture
+async def served(tiny_snapshots, tmp_path):
+    """Snapshots a, b and c, of which a is served, over an event log in a file."""
+    directory = copies(tiny_snapshots, tmp_path / "snapshots", "a", "b", "c")
+    store = SqliteEventStore(tmp_path / "events.db")
+    writer = HistoryWriter(store)
+    opened = []
+
+    async def open_serving(folder):
+        snapshot = load_snapshot(folder)
+        encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), SOON_S)
+        states = UserStates(snapshot, store, encoder, 100)
+        writer.add(states)
+        released = asyncio.Event()
+
+        async def release():
+            released.set()
+            writer.remove(states)
+            await encoder.close()
+
+        responses = Responses(Recommender(snapshot, states), lambda surface, items: "token")
+        serving = Serving(snapshot, states, responses, release)
+        opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
+        return serving
+
+    activation = Activation(await open_serving(directory / "a"), open_serving, 2, LENIENT)
+    yield SimpleNamespace(activation=activation, writer=writer, store=store, directory=directory, opened=opened)
+    await activation.close()
+    await writer.close()
+    await store.close()
+    assert all(one.released.is_set() for one in opened)
+
+
+async def answer(served, user="ann"):
+    with served.activation.current as serving:
+        return await serving.responses.recommend(Query(user, 12), SOON_S)
+
+
+async def test_the_newest_comes_first_and_the_active_one_is_marked(served):
+    listed = await served.activation.listed()
+    assert [(one.manifest.snapshot_id, one.active) for one in listed] == [("c", False), ("b", False), ("a", True)]
+    assert (await served.activation.get("b")).folder == served.directory / "b"
+
+
+async def test_the_next_request_is_answered_from_the_new_snapshot(served, event):
+    await served.writer.write([event("e1", "item-3"), event("e2", "item-5", 1.0)])
+    before = await answer(served)
+    active = await served.activation.activate("c")
+    assert (active.manifest.snapshot_id, active.active) == ("c", True)
+    after = await answer(served)
+    assert (before.snapshot_id, after.snapshot_id) == ("a", "c")
+    assert after.recommendations == before.recommendations
+    assert (served.directory / CURRENT).read_text().strip() == "c"
+
+
+async def test_events_are_felt_by_the_new_snapshot_too(served, event):
+    await answer(served)
+    await served.activation.activate("b")
+    await served.writer.write([event("e1", "item-3")])
+    assert "item-3" not in [one.item_id for one in (await answer(served)).recommendations]
+
+
+async def test_an_event_that_is_written_during_the_swap_is_felt(served, event):
+    await served.writer.write([event("e0", "item-1")])
+    await answer(served)
+    activating = asyncio.create_task(served.activation.activate("b"))
+    written = 0
+    while not activating.done():
+        await served.writer.write([event(f"w{written}", f"item-{written % 8}", 1.0 + written)])
+        shown = [one.item_id for one in (await answer(served)).recommendations]
+        assert f"item-{written % 8}" not in shown
+        written += 1
+    assert written > 2
+    assert (await answer(served)).snapshot_id == "b"
+    user = await served.activation.current.states.get("user:ann")
+    assert len(user.items) == written + 1
+
+
+async def test_recent_people_are_warm_before_the_swap(served, event):
+    await served.writer.write([event(f"e{n}", "item-3", float(n), f"u{n}") for n in range(20)])
+    for n in range(20):
+        await answer(served, f"u{n}")
+    await served.activation.activate("b")
+    states = served.activation.current.states
+    assert set(states.recent()) >= {f"user:u{n}" for n in range(20)}
+    assert all((await states.get(f"user:u{n}")).encoded is not None for n in range(20))
+
+
+async def test_what_is_in_use_goes_when_it_is_no_longer(served):
+    with served.activation.current:
+        await served.activation.activate("b")
+        await asyncio.sleep(0.05)
+        assert not served.opened[0].released.is_set()
+        with served.activation.current as new:
+            assert new.snapshot.snapshot_id == "b"
+    async with asyncio.timeout(SOON_S):
+        await served.opened[0].released.wait()
+
+
+async def test_what_is_used_for_too_long_goes_all_the_same(served, monkeypatch):
+    monkeypatch.setattr(activation_module, "DRAIN_S", 0.05)
+    with served.activation.current:
+        await served.activation.activate("b")
+        async with asyncio.timeout(SOON_S):
+            await served.opened[0].released.wait()
+
+
+async def test_an_unknown_snapshot_is_not_found(served):
+    with pytest.raises(NotFound, match="'z'"):
+        await served.activation.activate("z")
+    assert (await answer(served)).snapshot_id == "a"
+
+
+async def test_the_active_snapshot_stays(served):
+    assert (await served.activation.activate("a")).active
+    assert len(served.opened) == 1
+
+
+async def test_a_damaged_snapshot_is_refused(served):
+    (served.directory / "b" / ENCODER).write_bytes(b"short")
+    with pytest.raises(SnapshotError, match="truncated"):
+        await served.activation.activate("b")
+    assert (await answer(served)).snapshot_id == "a"
+    assert (served.directory / CURRENT).read_text().strip() == "a"
+
+
+async def test_one_at_a_time(served):
+    first = asyncio.create_task(served.activation.activate("b"))
+    await asyncio.sleep(0)
+    with pytest.raises(Conflict, match="another snapshot is being activated"):
+        await served.activation.activate("c")
+    assert (await first).manifest.snapshot_id == "b"
+
+
+async def test_it_goes_on_when_the_caller_gives_up(served):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await served.activation.activate("b")
+    async with asyncio.timeout(SOON_S):
+        while served.activation.current.snapshot.snapshot_id != "b":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_canaries_that_find_it_wanting_leave_the_old_one(served, monkeypatch):
+    async def fails(recommender, bars):
+        raise SnapshotError("canaries: no")
+
+    monkeypatch.setattr(activation_module, "try_out", fails)
+    with pytest.raises(SnapshotError, match="canaries"):
+        await served.activation.activate("b")
+    assert served.opened[1].released.is_set()
+    assert (await answer(served)).snapshot_id == "a"
+
+
+async def test_the_last_ones_are_kept_and_the_one_that_is_served(served):
+    await served.activation.activate("c")
+    assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "b", "c"]
+    await served.activation.activate("b")  # back to an older one
+    assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "b", "c"]
+
+
+# The canaries.
+
+
+async def test_canaries_of_a_healthy_snapshot_are_content(served):
+    recommender = served.activation.current.recommender
+    trial = await try_out(recommender, Bars(recall=0.9, latency_s=SOON_S))
+    assert trial.canaries == len(canary_queries(recommender)) > 4
+    assert trial.recall > 0.9
+
+
+async def test_canaries_leave_nothing_in_the_log(served):
+    await try_out(served.activation.current.recommender, LENIENT)
+    assert [piece async for piece in served.store.everything()] == []
+
+
+async def test_an_encoder_that_fails_is_found(world):
+    world.encoder.failure = EncoderUnavailable("broken weights")
+    with pytest.raises(SnapshotError, match=r"degraded.*broken weights"):
+        await try_out(world.recommender, LENIENT)
+
+
+async def test_a_slow_snapshot_is_found(world):
+    with pytest.raises(SnapshotError, match="an answer takes"):
+        await try_out(world.recommender, Bars(recall=0.0, latency_s=0.0))
+
+
+async def test_an_index_that_misses_the_nearest_is_found(make_world, monkeypatch):
+    world = make_world()
+    monkeypatch.setattr(NeighborIndex, "recall", lambda *_: 0.5)
+    with pytest.raises(SnapshotError, match=r"finds 0.50 of the nearest; 0.7 are required"):
+        await try_out(world.recommender, replace(LENIENT, recall=0.7))
+
+
+async def test_scores_that_are_no_numbers_are_found(make_world, make_snapshot):
+    snapshot = make_snapshot()
+    world = make_world(snapshot=replace(snapshot, popularity=np.full(6, np.nan)))
+    with np.errstate(invalid="ignore"), pytest.raises(SnapshotError, match="canaries"):
+        await try_out(world.recommender, LENIENT)

@@ -1,0 +1,90 @@
+"""A failing encoder is left alone, looked after, and used again, without its callers paying for any of it."""
+
+import asyncio
+
+import pytest
+
+from longtide_server.encoder_breaker import FAILURES, BreakingEncoder
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+
+SOON_S = 5.0
+
+
+@pytest.fixture
+async def breaking(world):
+    encoder = BreakingEncoder(world.encoder, state_size=2, probe_every_s=0.02)
+    yield encoder
+    world.encoder.answering_allowed.set()
+    await encoder.close()
+
+
+@pytest.fixture
+def steps(breaking):
+    return breaking._probe_steps
+
+
+async def failures(breaking, steps, count=FAILURES):
+    for _ in range(count):
+        with pytest.raises((EncoderUnavailable, DeadlineExceeded, Overloaded)):
+            await breaking.encode([steps], SOON_S)
+
+
+async def until(condition):
+    async with asyncio.timeout(SOON_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("failure", [EncoderUnavailable("down"), DeadlineExceeded("slow")])
+async def test_after_some_failures_in_a_row_callers_are_told_at_once(world, breaking, steps, failure):
+    world.encoder.failure = failure
+    await failures(breaking, steps)
+    world.encoder.answering_allowed.clear()  # whoever asks the encoder now waits
+    with pytest.raises(EncoderUnavailable, match=f"left alone after 3 failures, the last: {failure}"):
+        async with asyncio.timeout(1.0):
+            await breaking.encode([steps], SOON_S)
+
+
+async def test_a_failure_between_successes_is_no_reason(world, breaking, steps):
+    for _ in range(3 * FAILURES):
+        world.encoder.failure = EncoderUnavailable("down")
+        await failures(breaking, steps, 1)
+        world.encoder.failure = None
+        assert len(await breaking.encode([steps], SOON_S)) == 1
+    assert not breaking.is_open
+
+
+async def test_a_full_queue_is_no_reason(world, breaking, steps):
+    world.encoder.failure = Overloaded("full")
+    await failures(breaking, steps, 3 * FAILURES)
+    assert not breaking.is_open
+
+
+async def test_the_probe_finds_an_encoder_that_is_back(world, breaking, steps):
+    world.encoder.failure = EncoderUnavailable("down")
+    await failures(breaking, steps)
+    probed = len(world.encoder.calls)
+    await until(lambda: len(world.encoder.calls) > probed + 2)  # it goes on while the encoder fails
+    assert breaking.is_open
+    world.encoder.failure = None
+    await until(lambda: not breaking.is_open)
+    assert len(await breaking.encode([steps], SOON_S)) == 1
+
+
+async def test_it_may_fail_again(world, breaking, steps):
+    for _ in range(2):
+        world.encoder.failure = EncoderUnavailable("down")
+        await failures(breaking, steps)
+        assert breaking.is_open
+        world.encoder.failure = None
+        await until(lambda: not breaking.is_open)
+
+
+async def test_closing_ends_the_probe(world, breaking, steps):
+    world.encoder.failure = EncoderUnavailable("down")
+    await failures(breaking, steps)
+    await breaking.close()
+    assert world.encoder.closed
+    calls = len(world.encoder.calls)
+    await asyncio.sleep(0.1)
+    assert len(world.encoder.calls) == calls
