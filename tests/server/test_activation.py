@@ -125,7 +125,8 @@ async def test_recent_people_are_warm_before_the_swap(served, event):
     await served.activation.activate("b")
     states = served.activation.current.states
     assert set(states.recent()) >= {f"user:u{n}" for n in range(20)}
-    assert all((await states.get(f"user:u{n}")).encoded is not None for n in range(20))
+    users = [await states.get(f"user:u{n}") for n in range(20)]
+    assert all(user.encoded is not None for user in users)
 
 
 async def test_what_is_in_use_goes_when_it_is_no_longer(served):
