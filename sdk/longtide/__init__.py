@@ -27,7 +27,7 @@ from longtide._errors import (
     UnavailableError,
     UnknownError,
 )
-from longtide._types import DeletedData, Event, EventError, EventType, FieldViolation, WriteResult
+from longtide._types import DeletedData, Event, EventError, EventType, FieldViolation, SnapshotInfo, WriteResult
 from longtide._version import __version__
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "ResourceExhaustedError",
     "SimilarUser",
     "SimilarUsers",
+    "SnapshotInfo",
     "Source",
     "SourceShare",
     "UnauthenticatedError",

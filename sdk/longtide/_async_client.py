@@ -18,7 +18,7 @@ from longtide import _convert
 from longtide._answers import Ranking, Recommendations, SimilarUsers
 from longtide._async_stream import AsyncStream
 from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, async_batches, checked_batch_size
-from longtide._channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
+from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
 from longtide._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -32,11 +32,12 @@ from longtide._health import POLL_S, attempt_s, not_ready, require_serving
 from longtide._ledger import Ledger, Tally
 from longtide._reconnect import Reconnect, worth_a_retry
 from longtide._rows import Rows
-from longtide._types import DeletedData, Event, WriteResult
+from longtide._types import DeletedData, Event, SnapshotInfo, WriteResult
 from longtide.internal.v1 import standard_pb2
-from longtide.v1 import events_pb2, users_pb2
+from longtide.v1 import events_pb2, snapshots_pb2, users_pb2
 from longtide.v1.events_pb2_grpc import EventServiceStub
 from longtide.v1.recommendation_pb2_grpc import RecommendationServiceStub
+from longtide.v1.snapshots_pb2_grpc import SnapshotServiceStub
 from longtide.v1.users_pb2_grpc import UserServiceStub
 
 Q = TypeVar("Q")
@@ -51,8 +52,9 @@ class AsyncClient:
             for item in await client.recommend("ada", limit=5):
                 print(item.item_id, item.score)
 
-    Every call has a timeout in seconds: the client's, or its own. Unary calls are tried up to 4 times while the server
-    is UNAVAILABLE, within that timeout; nothing else is retried. Every call raises LongtideError or one of its kinds.
+    Every call has a timeout in seconds: the client's, or its own. Unary calls but `activate_snapshot` are tried up to 4
+    times while the server is UNAVAILABLE, within that timeout; nothing else is retried. Every call raises LongtideError
+    or one of its kinds.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class AsyncClient:
         self._events = EventServiceStub(self._channel)
         self._recommendations = RecommendationServiceStub(self._channel)
         self._users = UserServiceStub(self._channel)
+        self._snapshots = SnapshotServiceStub(self._channel)
         self._check_health: grpc.aio.UnaryUnaryMultiCallable[
             standard_pb2.HealthCheckRequest, standard_pb2.HealthCheckResponse
         ] = self._channel.unary_unary(
@@ -258,6 +261,33 @@ class AsyncClient:
         """
         request = users_pb2.DeleteUserDataRequest(owner=_convert.owner(user_id, session_id))
         return _convert.deleted_data(await self._call(self._users.DeleteUserData, request, timeout))
+
+    async def list_snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """Everything that the server can serve, the newest first."""
+        request = snapshots_pb2.ListSnapshotsRequest()
+        response = await self._call(self._snapshots.ListSnapshots, request, timeout)
+        return [_convert.snapshot_info(snapshot) for snapshot in response.snapshots]
+
+    async def get_snapshot(self, snapshot_id: str, *, timeout: float | None = None) -> SnapshotInfo:
+        """What a snapshot is. NotFoundError when the server does not have it."""
+        request = _convert.snapshot_request(snapshot_id)
+        response = await self._call(self._snapshots.GetSnapshot, request, timeout)
+        return _convert.snapshot_info(response.snapshot)
+
+    async def activate_snapshot(self, snapshot_id: str, *, timeout: float = ACTIVATION_TIMEOUT_S) -> SnapshotInfo:
+        """Have the server serve another snapshot, older ones included; returns once it does.
+
+        No request is lost meanwhile, and no answer mixes two snapshots. When the timeout passes, the activation goes
+        on: `list_snapshots` says how it ended. It is not tried again by itself; to do so is safe, since a snapshot that
+        is served already stays.
+
+        NotFoundError when the server does not have the snapshot, FailedPreconditionError while it activates another
+        one, InvalidArgumentError when the snapshot is damaged or its answers are not fit to be served,
+        UnavailableError when its encoder does not start. The old snapshot is served on then.
+        """
+        request = _convert.activate_request(snapshot_id)
+        response = await self._call(self._snapshots.ActivateSnapshot, request, timeout)
+        return _convert.snapshot_info(response.snapshot)
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server says that it is ready.

@@ -9,6 +9,7 @@ from longtide._version import __version__
 
 HEALTH_CHECK_METHOD = "/grpc.health.v1.Health/Check"
 DEFAULT_TIMEOUT_S = 5.0
+ACTIVATION_TIMEOUT_S = 300.0
 
 _RECEIVE_LIMIT_BYTES = 64 * 1024 * 1024
 _METADATA_LIMIT_BYTES = 1024 * 1024
@@ -22,8 +23,13 @@ RETRIED_METHODS = {
     "longtide.v1.EventService": ("WriteEvents",),
     "longtide.v1.RecommendationService": ("Recommend", "Rank", "ListSimilarUsers"),
     "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
+    "longtide.v1.SnapshotService": ("ListSnapshots", "GetSnapshot"),
 }
-"""The unary calls. Every one is safe to repeat: a known `event_id`, a merge or a deletion changes nothing again."""
+"""The unary calls. Every one is safe to repeat: a known `event_id`, a merge or a deletion changes nothing again.
+
+All but ActivateSnapshot: where an encoder did not start, the next three would not, minutes later; and after a lost
+connection the activation goes on, so that a second one would be refused and hide how the first ends.
+"""
 
 
 def channel_options() -> list[tuple[str, Any]]:

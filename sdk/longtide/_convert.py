@@ -19,8 +19,8 @@ from longtide._answers import (
     SourceShare,
 )
 from longtide._errors import error_from_row
-from longtide._types import DeletedData, Event, EventType, text, texts, utc
-from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
+from longtide._types import DeletedData, Event, EventType, SnapshotInfo, text, texts, utc
+from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
 _TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
 _TYPES = {number: kind for kind, number in _TYPE_NUMBERS.items()}
@@ -149,6 +149,32 @@ def events(messages: Iterable[events_pb2.Event]) -> list[Event]:
 def deleted_data(response: users_pb2.DeleteUserDataResponse) -> DeletedData:
     """What became of somebody's data."""
     return DeletedData(response.deleted_count, response.deleted_time.ToDatetime(UTC))
+
+
+def snapshot_request(snapshot_id: str) -> snapshots_pb2.GetSnapshotRequest:
+    """Asks what a snapshot is."""
+    return snapshots_pb2.GetSnapshotRequest(snapshot_id=text("snapshot_id", snapshot_id))
+
+
+def activate_request(snapshot_id: str) -> snapshots_pb2.ActivateSnapshotRequest:
+    """Asks to serve a snapshot."""
+    return snapshots_pb2.ActivateSnapshotRequest(snapshot_id=text("snapshot_id", snapshot_id))
+
+
+def snapshot_info(message: snapshots_pb2.Snapshot) -> SnapshotInfo:
+    """What a snapshot is."""
+    metrics: dict[str, dict[str, float]] = {}
+    for metric in message.metrics:
+        metrics.setdefault(metric.source, {})[metric.name] = metric.value
+    return SnapshotInfo(
+        snapshot_id=message.snapshot_id,
+        created_time=message.created_time.ToDatetime(UTC),
+        active=message.active,
+        user_count=message.user_count,
+        item_count=message.item_count,
+        event_count=message.event_count,
+        metrics=metrics,
+    )
 
 
 def recommendations(user_id: str, response: recommendation_pb2.RecommendResponse) -> Recommendations:

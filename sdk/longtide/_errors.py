@@ -3,7 +3,7 @@
 * LongtideError
   * InvalidArgumentError        the request is wrong; `violations` says where
     * InvalidEventsError        some or all events were refused; the others are written
-  * FailedPreconditionError     the request contradicts what is so already
+  * FailedPreconditionError     the request contradicts what is so now
   * NotFoundError               what the request names does not exist
   * UnauthenticatedError        no credentials, or wrong ones
   * PermissionDeniedError       the credentials do not allow the call
@@ -92,7 +92,7 @@ class InvalidEventsError(InvalidArgumentError):
 
 
 class FailedPreconditionError(LongtideError):
-    """The request contradicts what is so already; sending it again unchanged cannot succeed."""
+    """The request contradicts what is so now; sending it again cannot succeed before that has changed."""
 
     default_status = grpc.StatusCode.FAILED_PRECONDITION
 

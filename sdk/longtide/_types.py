@@ -1,11 +1,11 @@
-"""What a caller writes, and what became of it: plain values that know nothing of the transport."""
+"""What a caller writes, what became of it, what the server serves: plain values that know nothing of the transport."""
 
 from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import SupportsFloat
 
@@ -133,6 +133,26 @@ class DeletedData:
     """How many events were deleted; 0 when there were none."""
     deleted_time: datetime
     """Events that happened until then, in UTC, are not taken any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot that the server can serve."""
+
+    snapshot_id: str
+    """Its name."""
+    created_time: datetime
+    """When it was published, in UTC."""
+    active: bool
+    """Whether it is served now."""
+    user_count: int
+    """How many users' moments it knows."""
+    item_count: int
+    """How many items may be recommended."""
+    event_count: int
+    """How many events it was trained on."""
+    metrics: Mapping[str, Mapping[str, float]] = field(hash=False)
+    """What it reached on validation data, by what was measured: for example `fusion`, then `ndcg@10`; 0 to 1."""
 
 
 def text(name: str, value: str) -> str:

@@ -20,6 +20,8 @@ from longtide.v1 import (
     events_pb2_grpc,
     recommendation_pb2,
     recommendation_pb2_grpc,
+    snapshots_pb2,
+    snapshots_pb2_grpc,
     users_pb2,
     users_pb2_grpc,
 )
@@ -44,6 +46,7 @@ class FakeServer(
     events_pb2_grpc.EventServiceServicer,
     recommendation_pb2_grpc.RecommendationServiceServicer,
     users_pb2_grpc.UserServiceServicer,
+    snapshots_pb2_grpc.SnapshotServiceServicer,
 ):
     """Keeps events by id, refuses those without a user, and fails as a test tells it to."""
 
@@ -64,12 +67,14 @@ class FakeServer(
         self.acknowledge_every = 1
         self.stream_ended = threading.Event()
         self.sequence_numbers = []
+        self.active = "old"  # of the snapshots "new" and "old"
 
     def start(self):
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
         events_pb2_grpc.add_EventServiceServicer_to_server(self, self._server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(self, self._server)
         users_pb2_grpc.add_UserServiceServicer_to_server(self, self._server)
+        snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -207,6 +212,31 @@ class FakeServer(
         answer.deleted_time.FromSeconds(1_700_000_000)
         self.stored.clear()
         return answer
+
+    def _snapshot(self, snapshot_id, context):
+        if snapshot_id not in ("new", "old"):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no snapshot {snapshot_id!r}")
+        snapshot = snapshots_pb2.Snapshot(
+            snapshot_id=snapshot_id, active=snapshot_id == self.active, user_count=3, item_count=2, event_count=7
+        )
+        snapshot.created_time.FromJsonString("2026-11-01T12:00:00.250Z")
+        for source, name, value in (("fusion", "hr@10", 0.5), ("fusion", "ndcg@10", 0.25), ("encoder", "hr@10", 0.125)):
+            snapshot.metrics.add(source=source, name=name, value=value)
+        return snapshot
+
+    def ListSnapshots(self, request, context):
+        self._arrived(request, context)
+        return snapshots_pb2.ListSnapshotsResponse(snapshots=[self._snapshot(one, context) for one in ("new", "old")])
+
+    def GetSnapshot(self, request, context):
+        self._arrived(request, context)
+        return snapshots_pb2.GetSnapshotResponse(snapshot=self._snapshot(request.snapshot_id, context))
+
+    def ActivateSnapshot(self, request, context):
+        self._arrived(request, context)
+        self._snapshot(request.snapshot_id, context)
+        self.active = request.snapshot_id
+        return snapshots_pb2.ActivateSnapshotResponse(snapshot=self._snapshot(request.snapshot_id, context))
 
 
 class BlockingAsyncClient:

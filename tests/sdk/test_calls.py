@@ -12,6 +12,7 @@ from longtide import (
     AsyncClient,
     DeadlineExceededError,
     Event,
+    FailedPreconditionError,
     FieldViolation,
     InternalError,
     InvalidArgumentError,
@@ -25,7 +26,7 @@ from longtide import (
 )
 from longtide._channel import RETRIED_METHODS
 from longtide._reconnect import Reconnect
-from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
+from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
     [
         (code_pb2.INVALID_ARGUMENT, InvalidArgumentError),
         (code_pb2.NOT_FOUND, NotFoundError),
+        (code_pb2.FAILED_PRECONDITION, FailedPreconditionError),
         (code_pb2.UNAUTHENTICATED, UnauthenticatedError),
         (code_pb2.PERMISSION_DENIED, PermissionDeniedError),
         (code_pb2.RESOURCE_EXHAUSTED, ResourceExhaustedError),
@@ -103,16 +105,18 @@ def test_a_large_write_is_retried_too(client, server, rich_status):
     assert len(server.requests) == 2
 
 
-def test_every_unary_call_is_retried_and_no_stream():
+def test_every_unary_call_but_an_activation_is_retried_and_no_stream():
     services = [
         *events_pb2.DESCRIPTOR.services_by_name.values(),
         *recommendation_pb2.DESCRIPTOR.services_by_name.values(),
         *users_pb2.DESCRIPTOR.services_by_name.values(),
+        *snapshots_pb2.DESCRIPTOR.services_by_name.values(),
     ]
     unary = {
         service.full_name: {m.name for m in service.methods if not (m.client_streaming or m.server_streaming)}
         for service in services
     }
+    unary["longtide.v1.SnapshotService"].remove("ActivateSnapshot")
     assert {service: set(methods) for service, methods in RETRIED_METHODS.items()} == unary
 
 
