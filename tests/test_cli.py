@@ -544,6 +544,8 @@ def test_a_snapshot_that_is_not_whole_is_refused_by_everything_that_reads_it(log
     for command in (
         ("info", snapshot),
         ("predict", snapshot, log, "--out", out),
+        ("publish", snapshot, "--to", snapshot.parent / "served"),
+        ("publish", snapshot, "--activate", "--target", "127.0.0.1:1"),
         ("serve", "--snapshot", snapshot, "--data-dir", data, "--encoder", "local", "--listen", "127.0.0.1:0"),
     ):
         said = refusal(run(*command))
@@ -551,10 +553,111 @@ def test_a_snapshot_that_is_not_whole_is_refused_by_everything_that_reads_it(log
         assert str(snapshot) in said, command
     assert not out.exists()
     assert not data.exists()
+    assert not (snapshot.parent / "served").exists()
 
 
 def test_a_file_is_no_snapshot_directory(log):
     assert "no snapshot here" in refusal(run("info", log))
+
+
+# Publishing
+
+
+def test_a_published_snapshot_is_copied_whole_and_current_for_whoever_starts_next(trained, tmp_path):
+    folder, served = resolve(trained), tmp_path / "new" / "served"
+    for source in (trained, folder):
+        done = run("publish", source, "--to", served)
+        assert (done.exit_code, done.stderr) == (0, ""), done.output
+        assert done.stdout == f"{served / folder.name} is what a server that starts in {served} serves\n"
+        assert sorted(entry.name for entry in served.iterdir()) == sorted([folder.name, CURRENT])
+        assert (served / CURRENT).read_text().strip() == folder.name
+    assert json.loads(run("info", served, "--json").stdout) == json.loads(run("info", trained, "--json").stdout)
+    assert json.loads(run("publish", trained, "--to", served, "--json").stdout) == {
+        "snapshot_id": folder.name, "folder": str(served / folder.name), "served": None,
+    }  # fmt: skip
+
+
+def test_publish_needs_to_know_where_to(trained):
+    assert refusal(run("publish", trained)) == (
+        "say where the snapshot goes (--to), or that the running server is to serve it (--activate), or both"
+    )
+
+
+def test_publish_says_so_when_it_cannot_copy(trained, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert refusal(run("publish", trained, "--to", tmp_path / "file")).startswith(f"{tmp_path / 'file'}: cannot be")
+    assert refusal(run("publish", trained, "--to", "/proc")).startswith(
+        "--to: the snapshot cannot be copied into /proc: "
+    )
+
+
+def test_a_snapshot_is_not_published_into_another(trained, snapshot):
+    folder = resolve(snapshot)
+    before = sorted(folder.iterdir())
+    said = refusal(run("publish", trained, "--to", folder))
+    assert said == f"--to: {folder} is a snapshot; name the directory that it lies in"
+    assert sorted(folder.iterdir()) == before
+
+
+def test_what_was_not_activated_is_not_current(trained, tmp_path):
+    done = run("publish", trained, "--to", tmp_path / "served", "--activate", "--target", "127.0.0.1:1")
+    assert "refused" in refusal(done, status=1)
+    assert [entry.name for entry in (tmp_path / "served").iterdir()] == [resolve(trained).name]
+
+
+@pytest.fixture
+def serving(snapshot, tmp_path):
+    """Where a running server serves a copy of the snapshot."""
+    command = [COMMAND, "serve", "--snapshot", snapshot, "--data-dir", tmp_path / "data", "--encoder", "local"]
+    with (tmp_path / "server.log").open("w") as errors:
+        server = subprocess.Popen(
+            [str(part) for part in (*command, "--listen", "127.0.0.1:0")], stdout=subprocess.PIPE, stderr=errors,
+            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        line = server.stdout.readline()
+        assert line.startswith("Serving on "), (tmp_path / "server.log").read_text()
+        yield line.split()[2]
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def test_a_snapshot_is_published_to_a_running_server_and_rolled_back(log, snapshot, serving, tmp_path):
+    at = ("--target", serving)
+    old = resolve(snapshot).name
+    done = run("train", log, "--out", tmp_path / "trained", "--seed", 1, *QUICK)
+    assert done.exit_code == 0, done.output
+    new = resolve(tmp_path / "trained").name
+
+    said = refusal(run("publish", tmp_path / "trained", "--activate", *at), status=1)
+    assert said == f"there is no snapshot {new!r} in the snapshot directory"
+
+    done = run("publish", tmp_path / "trained", "--to", snapshot, "--activate", *at)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{serving} serves {new}: 8 users, 8 items, 40 events\n"
+    assert (snapshot / CURRENT).read_text().strip() == new
+    assert json.loads(run("recommend", "u1", *at, "--json").stdout)["snapshot_id"] == new
+
+    listed = json.loads(run("snapshots", *at, "--json").stdout)
+    assert [(one["snapshot_id"], one["active"]) for one in listed] == [(new, True), (old, False)]
+    manifest = json.loads(run("info", snapshot, "--json").stdout)
+    assert {name: listed[0][name] for name in ("created_time", "metrics")} == {
+        name: manifest[name] for name in ("created_time", "metrics")
+    }
+    rows = [line for line in process(COMMAND, "snapshots", *at).stdout.splitlines() if old in line or new in line]
+    assert ["active" in row for row in rows] == [True, False]
+    assert f"{manifest['metrics']['fusion']['ndcg@10']:.4f}" in rows[0]
+
+    assert run("activate", old, *at).stdout == f"{serving} serves {old}: 8 users, 8 items, 40 events\n"
+    assert json.loads(run("recommend", "u1", *at, "--json").stdout)["snapshot_id"] == old
+    found = json.loads(run("publish", snapshot / new, "--activate", *at, "--json").stdout)
+    assert (found["snapshot_id"], found["folder"], found["served"]["active"]) == (new, str(snapshot / new), True)
+    assert json.loads(run("activate", new, *at, "--json").stdout) == found["served"]
+    assert refusal(run("activate", "older", *at), status=1).startswith("there is no snapshot 'older'")
 
 
 # Real processes

@@ -6,7 +6,7 @@ from longtide import __version__
 from longtide_server.cli.base import Commands
 from longtide_server.cli.events import export, import_, report
 from longtide_server.cli.serving import quickstart, recommend, score, serve
-from longtide_server.cli.snapshots import evaluate, info, predict, train
+from longtide_server.cli.snapshots import activate, evaluate, info, predict, publish, snapshots_, train
 
 __all__ = ["cli"]
 
@@ -17,5 +17,9 @@ def cli() -> None:
     """Longtide: a real-time recommender with long- and short-term interest, over gRPC."""
 
 
-for command in (train, evaluate, predict, info, serve, recommend, score, quickstart, import_, export, report):
+for command in (
+    *(train, evaluate, predict, info, publish, snapshots_, activate),
+    *(serve, recommend, score, quickstart),
+    *(import_, export, report),
+):
     cli.add_command(command)

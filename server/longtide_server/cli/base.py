@@ -88,6 +88,9 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+target_option = click.option(
+    "--target", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="The running server."
+)
 store_option = click.option("--store", default="", metavar="URL", help="Read this event store instead of a LOG.")
 
 

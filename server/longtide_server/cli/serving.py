@@ -21,6 +21,7 @@ from longtide_server.cli.base import (
     console,
     log_options,
     messages,
+    target_option,
     text_option,
     until_stopped,
 )
@@ -79,7 +80,7 @@ def serve(
 
 @click.command()
 @click.argument("user_id", metavar="USER")
-@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
+@target_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
@@ -119,7 +120,7 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | 
 @click.command()
 @click.argument("users", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
-@click.option("--target", default="127.0.0.1:50051", show_default=True, help="HOST:PORT of the server.")
+@target_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
 @click.option("--surface", default="", help="Where the answers will be shown, for `longtide report`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

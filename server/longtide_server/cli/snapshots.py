@@ -1,10 +1,10 @@
-"""The commands around a snapshot: train it, predict with it, measure, say what it is."""
+"""The commands around a snapshot: train it, predict with it, measure, say what it is, have it served."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +15,9 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from longtide import Client, SnapshotInfo
 from longtide_server import errors
-from longtide_server.cli.base import console, log_options, messages, store_option, training_options
+from longtide_server.cli.base import console, log_options, messages, store_option, target_option, training_options
 from longtide_server.cli.logs import read_for_training, read_log_file
 from longtide_server.snapshot import read_manifest, resolve
 
@@ -226,6 +227,117 @@ def info(directory: Path, as_json: bool) -> None:
     folder = resolve(directory)
     check_files(folder, read_manifest(folder))
     _print_snapshot(folder, as_json)
+
+
+@click.command()
+@click.argument("snapshot", type=click.Path(path_type=Path))
+@click.option(
+    "--to", "directory", type=click.Path(path_type=Path), metavar="DIR",
+    help="Copy it into this directory, from which a server serves.",
+)  # fmt: skip
+@click.option("--activate", "activated", is_flag=True, help="Have the running server serve it.")
+@target_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def publish(snapshot: Path, directory: Path | None, activated: bool, target: str, as_json: bool) -> None:
+    """Give SNAPSHOT to a server: a snapshot's folder, or a directory that `longtide train` published into.
+
+    Its files are checked, and with --to copied, all or nothing. With --activate the running server tries it and serves
+    it from then on; without --to it must be in that server's directory already. Without --activate it becomes the
+    snapshot that the next server to start in DIR serves.
+    """
+    from longtide_server.snapshot import check_files
+
+    if directory is None and not activated:
+        raise errors.InvalidInput(
+            "say where the snapshot goes (--to), or that the running server is to serve it (--activate), or both"
+        )
+    folder = resolve(snapshot)
+    manifest = read_manifest(folder)
+    if directory is None:
+        check_files(folder, manifest)
+    else:
+        folder = _copied(folder, directory, current=not activated)
+    served = _activated(target, manifest.snapshot_id) if activated else None
+    if as_json:
+        found = {"snapshot_id": manifest.snapshot_id, "folder": str(folder), "served": served and _described(served)}
+        click.echo(json.dumps(found, indent=2))
+    elif served is not None:
+        _print_served(target, served)
+    else:
+        line = f"{folder} is what a server that starts in {directory} serves"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@click.command("snapshots")
+@target_option
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def snapshots_(target: str, as_json: bool) -> None:
+    """List what a running server can serve, the newest first; the active one is what it serves."""
+    with Client(target) as client:
+        found = client.list_snapshots()
+    if as_json:
+        click.echo(json.dumps([_described(one) for one in found], indent=2))
+    else:
+        console.print(_snapshots_table(target, found))
+
+
+@click.command()
+@click.argument("snapshot_id")
+@target_option
+@click.option("--json", "as_json", is_flag=True, help="Print the snapshot as JSON.")
+def activate(snapshot_id: str, target: str, as_json: bool) -> None:
+    """Have a running server serve SNAPSHOT_ID, one of `longtide snapshots`: an older one, for example, to roll back."""
+    served = _activated(target, snapshot_id)
+    if as_json:
+        click.echo(json.dumps(_described(served), indent=2))
+    else:
+        _print_served(target, served)
+
+
+def _copied(folder: Path, directory: Path, current: bool) -> Path:
+    from longtide_server.snapshot import MANIFEST, copy_snapshot, set_current
+
+    if (directory / MANIFEST).is_file():
+        raise errors.InvalidInput.of("--to", f"{directory} is a snapshot; name the directory that it lies in")
+    try:
+        target = copy_snapshot(folder, directory)
+        if current:
+            set_current(directory, target.name)
+    except OSError as exc:  # no space, no permission
+        reason = f"the snapshot cannot be copied into {directory}: {exc.strerror or exc}"
+        raise errors.InvalidInput.of("--to", reason) from exc
+    return target
+
+
+def _activated(target: str, snapshot_id: str) -> SnapshotInfo:
+    with Client(target) as client, messages.status("Activating"):
+        return client.activate_snapshot(snapshot_id)
+
+
+def _print_served(target: str, served: SnapshotInfo) -> None:
+    line = (
+        f"{target} serves {served.snapshot_id}: {served.user_count:,} users, {served.item_count:,} items, "
+        f"{served.event_count:,} events"
+    )
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def _described(snapshot: SnapshotInfo) -> dict[str, Any]:
+    return {**asdict(snapshot), "created_time": snapshot.created_time.isoformat()}
+
+
+def _snapshots_table(target: str, found: Sequence[SnapshotInfo]) -> Table:
+    table = Table("snapshot", "", "published (UTC)", title=Text(f"What {target} can serve"), title_justify="left")
+    for column in ("users", "items", "events", "validation ndcg@10"):
+        table.add_column(column, justify="right")
+    for one in found:
+        measured = one.metrics.get("fusion", {}).get("ndcg@10")
+        table.add_row(
+            *(Text(one.snapshot_id), "active" if one.active else "", f"{one.created_time:%Y-%m-%d %H:%M:%S}"),
+            *(f"{count:,}" for count in (one.user_count, one.item_count, one.event_count)),
+            "" if measured is None else f"{measured:.4f}",
+        )
+    return table
 
 
 def _check_plot(path: Path) -> None:
