@@ -43,7 +43,7 @@ from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.serving import Serving
-from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot, resolve
+from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
@@ -71,6 +71,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
     address cannot be listened on.
     """
     async with AsyncExitStack() as stack:
+        snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
         stack.enter_context(held(config.data_dir))
         server = grpc.aio.server(
             options=[
@@ -85,7 +86,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         stack.push_async_callback(store.close)
         writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
         opener = Opener(config, store, writer, feedback)
-        first = await opener.open(resolve(config.snapshot_dir))
+        first = await opener.serve(snapshot)
         activation = Activation(first, opener.open, config.keep_snapshots, Bars(latency_s=config.canary_latency_s))
         stack.push_async_callback(activation.close)
         stack.push_async_callback(writer.close)
@@ -110,7 +111,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         for name in ("", *SERVICES):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
-        log.info("serving", address=address, snapshot=first.snapshot.snapshot_id, encoder=config.encoder)
+        log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
         try:
             yield address
         finally:
@@ -156,11 +157,13 @@ class Opener:
             shutil.rmtree(left_over, ignore_errors=True)
 
     async def open(self, folder: Path) -> Serving:
-        """The serving of a folder's snapshot. SnapshotError when it is damaged, EncoderUnavailable when its encoder
-        does not start."""
+        """The serving of a folder's snapshot. SnapshotError when it is damaged, else as `serve`."""
+        return await self.serve(await asyncio.to_thread(load_snapshot, folder))
+
+    async def serve(self, snapshot: Snapshot) -> Serving:
+        """The serving of a loaded snapshot. Unavailable when its encoder does not start."""
         config = self._config
         async with AsyncExitStack() as stack:
-            snapshot = await asyncio.to_thread(load_snapshot, folder)
             hosted = BreakingEncoder(await self._encoder(snapshot, stack), snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(hosted, config.encoder_timeout_s)
             stack.push_async_callback(encoder.close)
