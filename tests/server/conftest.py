@@ -1,4 +1,4 @@
-"""A world small enough to work out by eye, a fake encoder for it, and one tiny snapshot that was really trained.
+"""A world small enough to work out by eye, with a fake encoder, and one tiny snapshot that was trained and is served.
 
 The world lies on a circle: an item's embedding is a direction. a is at 0 degrees, b at 30, c at 60, d at 90 and e at
 180, popular in that order. Whoever's last item is b has the query vector of b.
@@ -14,10 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from longtide_server.activation import Activation
+from longtide_server.canary import Bars
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
-from longtide_server.encoder import CoalescingEncoder, Encoded
+from longtide_server.encoder import CoalescingEncoder, Encoded, LocalEncoder
 from longtide_server.event_store import Appended, History, Version, Written
+from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
@@ -26,7 +29,19 @@ from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
 from longtide_server.responses import Responses
 from longtide_server.serving import Serving
-from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot, load_snapshot
+from longtide_server.snapshot import (
+    CURRENT,
+    ENCODER,
+    MANIFEST,
+    EncoderFacts,
+    Manifest,
+    NeighborSettings,
+    Snapshot,
+    copy_snapshot,
+    load_snapshot,
+    read_manifest,
+    resolve,
+)
 from longtide_server.user_state import UserStates
 
 TEMPERATURE = 0.5
@@ -268,3 +283,51 @@ def timed_world(make_world, make_snapshot):
 @pytest.fixture(scope="session")
 def tiny_snapshot(tiny_snapshots):
     return load_snapshot(tiny_snapshots)
+
+
+def copies(source, directory, *names):
+    """The same snapshot under several names, the first being current; each a second younger than the one before."""
+    directory.mkdir()
+    for second, name in enumerate(names):
+        folder = copy_snapshot(resolve(source), directory)
+        manifest = (folder / MANIFEST).read_text()
+        was = read_manifest(folder)
+        manifest = manifest.replace(was.snapshot_id, name)
+        manifest = manifest.replace(was.created_time, f"2026-11-01T00:00:0{second}+00:00")
+        (folder / MANIFEST).write_text(manifest)
+        folder.rename(directory / name)
+    (directory / CURRENT).write_text(names[0])
+    return directory
+
+
+@pytest.fixture
+async def served(tiny_snapshots, tmp_path):
+    """Snapshots a, b and c, of which a is served, over an event log in a file."""
+    directory = copies(tiny_snapshots, tmp_path / "snapshots", "a", "b", "c")
+    store = SqliteEventStore(tmp_path / "events.db")
+    writer = HistoryWriter(store)
+    opened = []
+
+    async def open_serving(folder):
+        snapshot = load_snapshot(folder)
+        encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), 10.0)
+        states = UserStates(snapshot, store, encoder, 100)
+        writer.add(states)
+        released = asyncio.Event()
+
+        async def release():
+            released.set()
+            writer.remove(states)
+            await encoder.close()
+
+        responses = Responses(Recommender(snapshot, states), lambda surface, items: "token")
+        serving = Serving(snapshot, states, responses, release)
+        opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
+        return serving
+
+    activation = Activation(await open_serving(directory / "a"), open_serving, 2, Bars(recall=0.0, latency_s=10.0))
+    yield SimpleNamespace(activation=activation, writer=writer, store=store, directory=directory, opened=opened)
+    await activation.close()
+    await writer.close()
+    await store.close()
+    assert all(one.released.is_set() for one in opened)

@@ -2,75 +2,19 @@
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from longtide_server import activation as activation_module
-from longtide_server.activation import Activation
 from longtide_server.canary import Bars, canary_queries, try_out
-from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
-from longtide_server.event_store.sqlite import SqliteEventStore
-from longtide_server.history_writer import HistoryWriter
 from longtide_server.neighbors import NeighborIndex
-from longtide_server.recommender import Query, Recommender
-from longtide_server.responses import Responses
-from longtide_server.serving import Serving
-from longtide_server.snapshot import CURRENT, ENCODER, MANIFEST, copy_snapshot, load_snapshot, read_manifest, resolve
-from longtide_server.user_state import UserStates
+from longtide_server.recommender import Query
+from longtide_server.snapshot import CURRENT, ENCODER
 
 SOON_S = 10.0
 LENIENT = Bars(recall=0.0, latency_s=SOON_S)
-
-
-def copies(source, directory, *names):
-    """The same snapshot under several names, the first being current; each a second younger than the one before."""
-    directory.mkdir()
-    for second, name in enumerate(names):
-        folder = copy_snapshot(resolve(source), directory)
-        manifest = (folder / MANIFEST).read_text()
-        was = read_manifest(folder)
-        manifest = manifest.replace(was.snapshot_id, name)
-        manifest = manifest.replace(was.created_time, f"2026-11-01T00:00:0{second}+00:00")
-        (folder / MANIFEST).write_text(manifest)
-        folder.rename(directory / name)
-    (directory / CURRENT).write_text(names[0])
-    return directory
-
-
-@pytest.fixture
-async def served(tiny_snapshots, tmp_path):
-    """Snapshots a, b and c, of which a is served, over an event log in a file."""
-    directory = copies(tiny_snapshots, tmp_path / "snapshots", "a", "b", "c")
-    store = SqliteEventStore(tmp_path / "events.db")
-    writer = HistoryWriter(store)
-    opened = []
-
-    async def open_serving(folder):
-        snapshot = load_snapshot(folder)
-        encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), SOON_S)
-        states = UserStates(snapshot, store, encoder, 100)
-        writer.add(states)
-        released = asyncio.Event()
-
-        async def release():
-            released.set()
-            writer.remove(states)
-            await encoder.close()
-
-        responses = Responses(Recommender(snapshot, states), lambda surface, items: "token")
-        serving = Serving(snapshot, states, responses, release)
-        opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
-        return serving
-
-    activation = Activation(await open_serving(directory / "a"), open_serving, 2, LENIENT)
-    yield SimpleNamespace(activation=activation, writer=writer, store=store, directory=directory, opened=opened)
-    await activation.close()
-    await writer.close()
-    await store.close()
-    assert all(one.released.is_set() for one in opened)
 
 
 async def answer(served, user="ann"):
