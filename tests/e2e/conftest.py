@@ -176,14 +176,13 @@ def quickstart():
 
 @pytest.fixture(scope="module")
 def start(world, tmp_path_factory):
-    """Starts servers of the world's snapshot; whatever a test leaves running is ended."""
+    """Starts servers, of the world's snapshot or of another one; whatever a test leaves running is ended."""
     started: list[Longtide] = []
 
-    def start(data: Path | None = None, *options: object) -> Longtide:
+    def start(data: Path | None = None, *options: object, snapshot: Path | None = None) -> Longtide:
         data = data or tmp_path_factory.mktemp("data")
-        server = Longtide(
-            "serve", "--snapshot", world.snapshot, "--data-dir", data, "--listen", "127.0.0.1:0", *options
-        )
+        serve = ("serve", "--snapshot", snapshot or world.snapshot, "--data-dir", data, "--listen", "127.0.0.1:0")
+        server = Longtide(*serve, *options)
         started.append(server)
         return server
 

@@ -1,0 +1,77 @@
+"""Another snapshot is activated under load, each over a TorchServe of its own, and nobody notices."""
+
+import asyncio
+from collections import defaultdict
+from datetime import UTC, datetime
+
+import psutil
+
+from longtide import AsyncClient
+from longtide_server.snapshot import copy_snapshot, resolve, set_current
+
+CALLERS = 8
+PAUSE_S = 0.01
+ENOUGH = 100
+AT = datetime(2024, 3, 1, tzinfo=UTC)  # a fixed time, so that a snapshot's answer is always the same
+
+
+def java_processes(server) -> list[psutil.Process]:
+    return [process for process in server.tree() if process.name() == "java"]
+
+
+async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, start, command, alive, tmp_path):
+    served, trained = tmp_path / "served", tmp_path / "trained"
+    old = copy_snapshot(resolve(world.snapshot), served).name
+    set_current(served, old)
+    server = start(snapshot=served)
+    smaller = [part for name in ("model.dim=8", "model.hidden=8", "train.epochs=3") for part in ("--set", name)]
+    command("train", world.log, "--items", world.items, "--out", trained, "--text-model", "none", *smaller)
+
+    answers = []  # (whether the activation was over when it was asked for, who asked, the answer)
+    activated = stopped = False
+
+    async def ask(client, caller):
+        session = [] if caller % 2 else ["item-c"]  # what a session adds is always encoded, the rest may be kept
+        while not stopped:
+            after = activated
+            answer = await client.recommend(world.users[caller], 12, session_items=session, request_time=AT)
+            answers.append((after, caller, answer))
+            await asyncio.sleep(PAUSE_S)
+
+    async def answered(count):
+        target = len(answers) + count
+        while len(answers) < target:  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE_S)
+
+    async with AsyncClient(server.wait_serving(), timeout=20.0) as client:
+        await client.write_events(world.events())
+        (java,) = java_processes(server)
+        async with asyncio.TaskGroup() as load:  # a call that fails ends the test
+            for caller in range(CALLERS):
+                load.create_task(ask(client, caller))
+            await answered(ENOUGH)
+            new = copy_snapshot(resolve(trained), served).name
+            before = len(answers)
+            snapshot = await client.activate_snapshot(new)
+            during = len(answers) - before
+            activated = True
+            await answered(ENOUGH)
+            stopped = True
+        listed = await client.list_snapshots()
+
+    assert (snapshot.snapshot_id, snapshot.active) == (new, True)
+    assert [(one.snapshot_id, one.active) for one in listed] == [(new, True), (old, False)]
+    assert during > ENOUGH
+    assert not [answer.degraded_reason for _, _, answer in answers if answer.degraded]
+    assert {answer.snapshot_id for _, _, answer in answers[:before]} == {old}
+    assert {answer.snapshot_id for _, _, answer in answers} == {old, new}
+    assert {answer.snapshot_id for after, _, answer in answers if after} == {new}
+
+    lists = defaultdict(set)
+    for _, caller, answer in answers:
+        lists[caller, answer.snapshot_id].add(tuple(item.item_id for item in answer))
+    assert {len(found) for found in lists.values()} == {1}  # none is a mixture
+    assert any(lists[caller, old] != lists[caller, new] for caller in range(CALLERS))
+
+    assert alive([java]) == []
+    assert "Traceback" not in "".join(server.errors)
