@@ -93,7 +93,7 @@ class Activation:
             trial = await try_out(serving.recommender, self._bars)
             recent = self.current.states.recent()
             warmed = await serving.warm(recent[:WARM_USERS], WARM_S)
-            await asyncio.to_thread(set_current, self._directory, snapshot_id)
+            await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
         except BaseException:
             await serving.close(0.0)
             raise

@@ -160,10 +160,10 @@ def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
     return target
 
 
-def set_current(directory: Path, snapshot_id: str) -> None:
-    """Make a snapshot of the directory the one that is served by whoever starts."""
+def set_current(directory: Path, name: str) -> None:
+    """Make a snapshot of the directory, by its folder's name, the one that is served by whoever starts."""
     pointer = directory / f".{CURRENT}-{os.getpid()}"
-    pointer.write_text(snapshot_id + "\n", encoding="utf-8")
+    pointer.write_text(name + "\n", encoding="utf-8")
     pointer.replace(directory / CURRENT)
 
 

@@ -11,7 +11,7 @@ from longtide_server.canary import Bars, canary_queries, try_out
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
 from longtide_server.neighbors import NeighborIndex
 from longtide_server.recommender import Query
-from longtide_server.snapshot import CURRENT, ENCODER
+from longtide_server.snapshot import CURRENT, ENCODER, resolve
 
 SOON_S = 10.0
 LENIENT = Bars(recall=0.0, latency_s=SOON_S)
@@ -101,6 +101,12 @@ async def test_an_unknown_snapshot_is_not_found(served):
 async def test_the_active_snapshot_stays(served):
     assert (await served.activation.activate("a")).active
     assert len(served.opened) == 1
+
+
+async def test_a_snapshot_whose_folder_was_renamed_is_found_after_a_restart(served):
+    (served.directory / "b").rename(served.directory / "by-hand")
+    await served.activation.activate("b")
+    assert resolve(served.directory) == served.directory / "by-hand"
 
 
 async def test_a_damaged_snapshot_is_refused(served):
