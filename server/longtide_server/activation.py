@@ -86,6 +86,7 @@ class Activation:
     async def _activate(self, snapshot_id: str) -> Listed:
         chosen = await self.get(snapshot_id)
         if chosen.active:
+            await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
             return chosen
         log.info("snapshot_activating", snapshot=snapshot_id)
         serving = await self._open(chosen.folder)

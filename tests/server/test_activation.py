@@ -98,9 +98,11 @@ async def test_an_unknown_snapshot_is_not_found(served):
     assert (await answer(served)).snapshot_id == "a"
 
 
-async def test_the_active_snapshot_stays(served):
+async def test_the_active_snapshot_stays_also_after_a_restart(served):
+    (served.directory / CURRENT).write_text("c")  # as a training into the directory does
     assert (await served.activation.activate("a")).active
     assert len(served.opened) == 1
+    assert (served.directory / CURRENT).read_text().strip() == "a"
 
 
 async def test_a_snapshot_whose_folder_was_renamed_is_found_after_a_restart(served):
