@@ -14,12 +14,13 @@ from pathlib import Path
 import structlog
 
 from longtide_server.canary import Bars, try_out
-from longtide_server.errors import Conflict, NotFound
+from longtide_server.errors import Conflict, LongtideError, NotFound
 from longtide_server.serving import Serving
-from longtide_server.snapshot import Manifest, published, set_current
+from longtide_server.snapshot import CURRENT, Manifest, published, set_current
 
 WARM_USERS = 2_000
 WARM_S = 20.0
+WARM_REST_S = 300.0
 DRAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -47,7 +48,8 @@ class Activation:
         self._bars = bars
         self._directory = first.snapshot.path.parent
         self._activating: asyncio.Task[Listed] | None = None
-        self._aside: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._warming: asyncio.Task[int] | None = None
 
     async def listed(self) -> Sequence[Listed]:
         """Every snapshot of the directory, the newest first."""
@@ -68,20 +70,28 @@ class Activation:
         NotFound when it is not there, Conflict while another one is being activated, SnapshotError when it is damaged
         or its canaries find it wanting, Unavailable when its encoder does not start; the old one is served on then.
         """
-        if self._activating is not None and not self._activating.done():
+        if self._activating is None or self._activating.done():
+            self._activating = asyncio.create_task(self._told(snapshot_id), name=snapshot_id)
+        elif self._activating.get_name() != snapshot_id:
             raise Conflict("another snapshot is being activated")
-        self._activating = asyncio.create_task(self._activate(snapshot_id))
         return await asyncio.shield(self._activating)
 
     async def close(self) -> None:
         """Let go of what is served, and of what still is on its way out."""
-        tasks: list[asyncio.Task[object]] = [*self._aside]
-        if self._activating is not None:
-            self._activating.cancel()
-            tasks.append(self._activating)
-        if tasks:
+        unfinished = [task for task in (self._activating, self._warming) if task is not None]
+        for task in unfinished:
+            task.cancel()
+        if tasks := {*unfinished, *self._leaving}:
             await asyncio.wait(tasks)
         await self.current.close(0.0)
+
+    async def _told(self, snapshot_id: str) -> Listed:
+        """Activate, and tell the log when that fails: the caller may have gone."""
+        try:
+            return await self._activate(snapshot_id)
+        except LongtideError as exc:
+            log.warning("snapshot_not_activated", snapshot=snapshot_id, reason=str(exc))
+            raise
 
     async def _activate(self, snapshot_id: str) -> Listed:
         chosen = await self.get(snapshot_id)
@@ -89,6 +99,7 @@ class Activation:
             await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
             return chosen
         log.info("snapshot_activating", snapshot=snapshot_id)
+        ours = (self._directory / CURRENT).is_file()
         serving = await self._open(chosen.folder)
         try:
             trial = await try_out(serving.recommender, self._bars)
@@ -103,19 +114,13 @@ class Activation:
             "snapshot_activated", snapshot=snapshot_id, canaries=trial.canaries, recall=trial.recall,
             median_s=trial.latency_s, warmed=warmed,
         )  # fmt: skip
-        self._go_on(old.close(DRAIN_S))
-        self._go_on(self._warm_rest(serving, recent[WARM_USERS:]))
-        await asyncio.to_thread(self._prune)
+        leaving = asyncio.create_task(old.close(DRAIN_S))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        self._warming = asyncio.create_task(serving.warm(recent[WARM_USERS:], WARM_REST_S))
+        if ours:  # a folder without CURRENT is somebody's folder that happens to hold a snapshot
+            await asyncio.to_thread(self._prune)
         return Listed(chosen.folder, chosen.manifest, active=True)
-
-    async def _warm_rest(self, serving: Serving, owners: Sequence[str]) -> None:
-        await serving.warm(owners, 10 * WARM_S)
-
-    def _go_on(self, work: Awaitable[None]) -> None:
-        """Do something while requests are answered."""
-        task = asyncio.ensure_future(work)
-        self._aside.add(task)
-        task.add_done_callback(self._aside.discard)
 
     def _prune(self) -> None:
         """Delete the oldest snapshots, but for the newest `keep` and the one that is served."""

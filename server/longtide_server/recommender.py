@@ -170,8 +170,6 @@ class Recommender:
         user = asker.user
         if query.exclude_item_ids or query.session_item_ids or asker.stale_reason:
             return None
-        if user.encoded_count < len(user.items):
-            return None
         weights, wait_s = self.snapshot.request_time, _wait_s(query, user)
         wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
         return query.limit, query.min_similarity, wait

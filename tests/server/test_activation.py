@@ -11,6 +11,7 @@ from longtide_server.canary import Bars, canary_queries, try_out
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
 from longtide_server.neighbors import NeighborIndex
 from longtide_server.recommender import Query
+from longtide_server.serving import Serving
 from longtide_server.snapshot import CURRENT, ENCODER, resolve
 
 SOON_S = 10.0
@@ -125,6 +126,33 @@ async def test_one_at_a_time(served):
     with pytest.raises(Conflict, match="another snapshot is being activated"):
         await served.activation.activate("c")
     assert (await first).manifest.snapshot_id == "b"
+
+
+async def test_whoever_asks_for_the_same_waits_for_it_too(served):
+    both = await asyncio.gather(served.activation.activate("b"), served.activation.activate("b"))
+    assert [one.manifest.snapshot_id for one in both] == ["b", "b"]
+    assert len(served.opened) == 2
+
+
+async def test_nothing_is_deleted_where_no_snapshot_was_current(served):
+    (served.directory / CURRENT).unlink()
+    await served.activation.activate("c")
+    assert (served.directory / "a").is_dir()
+
+
+async def test_closing_does_not_wait_for_warming(served, monkeypatch):
+    monkeypatch.setattr(activation_module, "WARM_USERS", 0)
+    began, hang = asyncio.Event(), asyncio.Event()
+
+    async def warm(self, owners, timeout_s):
+        if timeout_s == activation_module.WARM_REST_S:
+            began.set()
+            await hang.wait()
+        return 0
+
+    monkeypatch.setattr(Serving, "warm", warm)
+    await served.activation.activate("b")
+    await began.wait()  # the fixture closes it now
 
 
 async def test_it_goes_on_when_the_caller_gives_up(served):

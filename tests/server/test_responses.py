@@ -48,14 +48,13 @@ def without_token(response):
 
 async def test_the_same_question_is_worked_out_once_and_shown_twice(world, counting):
     await world.did("ann", "ab")
-    await counting.recommend()  # encodes
     first, second = await counting.recommend(surface="home"), await counting.recommend(surface="cart")
-    assert counting.worked_out == 2
+    assert counting.worked_out == 1
     assert without_token(first) == without_token(second)
-    assert (first.attribution_token, second.attribution_token) == ("token-2", "token-3")
-    assert [surface for surface, _ in counting.shown[1:]] == ["home", "cart"]
-    assert counting.shown[1][1] == counting.shown[2][1]
-    assert counting.shown[1][1] == tuple((one.item_id, one.sources[0].source) for one in first.recommendations)
+    assert (first.attribution_token, second.attribution_token) == ("token-1", "token-2")
+    assert [surface for surface, _ in counting.shown] == ["home", "cart"]
+    assert counting.shown[0][1] == counting.shown[1][1]
+    assert counting.shown[0][1] == tuple((one.item_id, one.sources[0].source) for one in first.recommendations)
 
 
 async def test_what_is_kept_is_what_the_recommender_says(world, counting):
@@ -129,7 +128,7 @@ async def test_a_wait_that_means_something_else_is_another_question(timed_world,
     as_soon = await counting.recommend(request_time_s=11.0)  # 10 and 11 s are a wait of the same power of two
     late = await counting.recommend(request_time_s=1e6)
     assert without_token(soon) == without_token(as_soon)
-    assert counting.worked_out == 3
+    assert counting.worked_out == 3  # without a time, soon and late
     assert [one.item_id for one in soon.recommendations] != [one.item_id for one in late.recommendations]
 
 
