@@ -165,6 +165,13 @@ class Recommender:
         log.warning("recommend_from_memory", reason=reason)
         return Asker(self.states.remembered(owner), f"the event log could not be asked: {reason}")
 
+    async def prepare(self, query: Query, timeout_s: float) -> None:
+        """Have a user's state encoded, so that `recommend` has no encoder to wait for, as far as that is possible."""
+        begun = time.monotonic()
+        asker = await self.asker(query.owner, timeout_s)
+        left = _for_encoder_s(timeout_s - (time.monotonic() - begun))
+        await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left)
+
     def depends_on(self, query: Query, asker: Asker) -> tuple[int, float | None, int] | None:
         """What an answer depends on beside the user's history; none where it depends on more than can be compared."""
         user = asker.user
@@ -250,7 +257,7 @@ class Recommender:
 
     async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
         user = asker.user
-        wanted = TOP_N_MARGIN + query.limit + len(user.seen) + len(session)
+        wanted = _wanted(query, user, len(session))
         encoded, reason = await self._encoded(asker, session, wanted, _for_encoder_s(timeout_s))
         votes: dict[Source, Scored] = {}
         neighbors = NO_NEIGHBORS
@@ -374,6 +381,11 @@ class Recommender:
         end = position + NEXT_ITEMS_SHOWN
         items = positions.next_item[position:end][positions.user[position:end] == user]
         return tuple(self.snapshot.catalog.item_id(int(item)) for item in items)
+
+
+def _wanted(query: Query, user: UserState, session_items: int) -> int:
+    """How many items the encoder is asked for, so that enough are left without those that the user has had."""
+    return TOP_N_MARGIN + query.limit + len(user.seen) + session_items
 
 
 def _wait_s(query: Query, user: UserState) -> float | None:

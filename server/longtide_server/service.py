@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server import requests
@@ -17,9 +21,12 @@ from longtide_server.recommender import Query
 from longtide_server.retention import Retention, too_old
 from longtide_server.serving import Serving
 from longtide_server.status import Context, answered, remaining_s, status_of
+from longtide_server.streams import in_order
 
 BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
-ROWS_AT_ONCE = 32  # of a stream's message: together they hold the event loop for some tens of milliseconds
+MESSAGES_AT_ONCE = 2  # of a stream of rows: the next one's users are encoded while these are answered
+ROWS_AHEAD = 128  # of a message are encoded while one is answered
+ROW_PATIENCE = 6  # a row may take so many times as long as a call: nobody looks at a screen and waits
 
 
 class EventService(events_pb2_grpc.EventServiceServicer):
@@ -63,26 +70,15 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         context: Context,
     ) -> AsyncIterator[events_pb2.StreamEventsResponse]:
         """See the contract."""
-        last, writing = 0, deque[asyncio.Task[events_pb2.StreamEventsResponse]]()
-        reading: asyncio.Future[events_pb2.StreamEventsRequest | None] | None = _next(request_iterator)
-        try:
-            while reading is not None or writing:
-                # With enough on its way nothing more is read: gRPC's flow control holds the client back.
-                may_read = reading if len(writing) < BATCHES_AT_ONCE else None
-                awaited = [future for future in (may_read, *list(writing)[:1]) if future is not None]
-                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if may_read is not None and may_read.done():
-                    request = may_read.result()
-                    reading = None if request is None else _next(request_iterator)
-                    if request is not None:
-                        writing.append(asyncio.create_task(self._write_batch(request, last)))
-                        writing[-1].add_done_callback(_heard)
-                        last = request.sequence_number
-                if writing and writing[0].done():
-                    yield await answered(context, lambda: _acknowledged(writing))
-        finally:
-            if reading is not None:
-                reading.cancel()
+        last = 0
+
+        def write(request: events_pb2.StreamEventsRequest) -> Coroutine[Any, Any, events_pb2.StreamEventsResponse]:
+            nonlocal last
+            before, last = last, request.sequence_number
+            return self._write_batch(request, before)
+
+        async for writing in in_order(request_iterator, write, BATCHES_AT_ONCE):
+            yield await answered(context, partial(_acknowledged, writing))
 
     async def _write_batch(self, request: events_pb2.StreamEventsRequest, last: int) -> events_pb2.StreamEventsResponse:
         number = request.sequence_number
@@ -116,13 +112,6 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         return await self._write_good(good), errors
 
 
-def _next(
-    requests: AsyncIterator[events_pb2.StreamEventsRequest],
-) -> asyncio.Future[events_pb2.StreamEventsRequest | None]:
-    """The next message of a stream, or None at its end."""
-    return asyncio.ensure_future(anext(requests, None))
-
-
 async def _acknowledged(
     writing: deque[asyncio.Task[events_pb2.StreamEventsResponse]],
 ) -> events_pb2.StreamEventsResponse:
@@ -135,12 +124,6 @@ async def _acknowledged(
         response.duplicate_count += following.duplicate_count
         response.errors.extend(following.errors)
     return response
-
-
-def _heard(task: asyncio.Task[events_pb2.StreamEventsResponse]) -> None:
-    """A batch that fails after its stream has ended is nobody's error; asyncio would report it as one."""
-    if not task.cancelled():
-        task.exception()
 
 
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
@@ -172,23 +155,44 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         context: Context,
     ) -> AsyncIterator[recommendation_pb2.StreamRecommendResponse]:
         """See the contract."""
-        async for message in request_iterator:
 
-            async def answer(
-                message: recommendation_pb2.StreamRecommendRequest = message,
-            ) -> recommendation_pb2.StreamRecommendResponse:
-                requests.check_rows(message)
-                response = recommendation_pb2.StreamRecommendResponse()
-                with self._current() as serving:
-                    for at in range(0, len(message.requests), ROWS_AT_ONCE):
-                        timeout_s = min(self._timeout_s(context), self._default_timeout_s)
-                        rows = message.requests[at : at + ROWS_AT_ONCE]
-                        results = (self._row(serving, row, timeout_s) for row in rows)
-                        response.results.extend(await asyncio.gather(*results))
-                        await asyncio.sleep(0)  # other callers have their turn
-                return response
+        def answer(
+            message: recommendation_pb2.StreamRecommendRequest,
+        ) -> Coroutine[Any, Any, recommendation_pb2.StreamRecommendResponse]:
+            return self._rows(message, min(self._timeout_s(context), ROW_PATIENCE * self._default_timeout_s))
 
-            yield await answered(context, answer)
+        async for answering in in_order(request_iterator, answer, MESSAGES_AT_ONCE):
+            yield await answered(context, answering.popleft)
+
+    async def _rows(
+        self, message: recommendation_pb2.StreamRecommendRequest, timeout_s: float
+    ) -> recommendation_pb2.StreamRecommendResponse:
+        """The results of a message: users are encoded some rows ahead, many in one call, and answered one by one."""
+        requests.check_rows(message)
+        response = recommendation_pb2.StreamRecommendResponse()
+        encoding, ahead = iter(message.requests), deque[asyncio.Task[recommendation_pb2.RecommendResult | None]]()
+        with self._current() as serving:
+            try:
+                for row in message.requests:
+                    for later in itertools.islice(encoding, ROWS_AHEAD - len(ahead)):
+                        ahead.append(asyncio.create_task(self._prepared(serving, later, timeout_s)))
+                    result = await ahead.popleft()
+                    response.results.append(result or await self._row(serving, row, timeout_s))
+                    await asyncio.sleep(0)  # other callers have their turn
+            finally:
+                for task in ahead:
+                    task.cancel()
+        return response
+
+    async def _prepared(
+        self, serving: Serving, row: recommendation_pb2.RecommendRequest, timeout_s: float
+    ) -> recommendation_pb2.RecommendResult | None:
+        """Have a row's user encoded. Where the encoding is of this row alone, its result."""
+        if row.session_item_ids:
+            return await self._row(serving, row, timeout_s)
+        with suppress(LongtideError):  # the row's own turn finds out, and says so
+            await serving.recommender.prepare(requests.read_query(row, None), timeout_s)
+        return None
 
     async def _row(
         self, serving: Serving, request: recommendation_pb2.RecommendRequest, timeout_s: float
