@@ -45,6 +45,7 @@ from longtide_server.service import EventService, RecommendationService, wall_cl
 from longtide_server.serving import Serving
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
+from longtide_server.state_file import SavedStates, save_states
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
@@ -53,6 +54,8 @@ from longtide_server.user_service import UserService
 from longtide_server.user_state import UserStates
 
 HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
+SAVE_STATES_EVERY_S = 600.0
+KEPT_STATE_FILES = 3
 SERVICES = (
     events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
@@ -167,7 +170,11 @@ class Opener:
             hosted = BreakingEncoder(await self._encoder(snapshot, stack), snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(hosted, config.encoder_timeout_s)
             stack.push_async_callback(encoder.close)
-            states = UserStates(snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s)
+            path = config.data_dir / "states" / f"{snapshot.snapshot_id}.arrow"
+            saved = await asyncio.to_thread(SavedStates, path, snapshot.snapshot_id)
+            states = UserStates(snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved)
+            stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
+            stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
             self._writer.add(states)
             stack.callback(self._writer.remove, states)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
@@ -204,6 +211,24 @@ class Opener:
         stack.push_async_callback(torchserve.stop)
         await torchserve.start()
         return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
+
+
+async def _save_states(path: Path, snapshot_id: str, states: UserStates) -> None:
+    """Save the states for the next run, and leave no more than a few snapshots' files."""
+    try:
+        await asyncio.to_thread(save_states, path, snapshot_id, states.rows())
+        files = sorted(path.parent.glob("*.arrow"), key=lambda file: file.stat().st_mtime)
+        for old in files[:-KEPT_STATE_FILES]:
+            old.unlink()
+    except OSError as exc:
+        log.warning("states_not_saved", path=str(path), reason=str(exc))
+
+
+async def _keep_saving(path: Path, snapshot_id: str, states: UserStates) -> None:
+    """Save again and again, until it is cancelled."""
+    while True:
+        await asyncio.sleep(SAVE_STATES_EVERY_S)
+        await _save_states(path, snapshot_id, states)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -26,6 +28,7 @@ from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import Histories, History, Known, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.snapshot import Snapshot
+from longtide_server.state_file import SavedStates, StateRow
 
 TOP_N_MARGIN = 200
 MAX_TOP_N = 1_500
@@ -70,13 +73,22 @@ class UserState:
         self.times.insert(at, event.time_s)
         self.items.insert(at, number)
         self.types.insert(at, event.type)
-        self.values.insert(at, float("nan") if event.value is None else event.value)
+        self.values.insert(at, math.nan if event.value is None else event.value)
         self.seen.add(number)
         if at < len(self.times) - 1:
             self.generation += 1
             if at < self.encoded_count:
                 self.kept = [(count, state) for count, state in self.kept if count <= at]
                 self.encoded, self.encoded_count = None, self.kept[-1][0] if self.kept else 0
+
+    def append(self, events: Sequence[Event], numbers: Sequence[int]) -> None:
+        """Put many events at the end, where they belong: by time, none before the last one that is there."""
+        known = [(event, number) for event, number in zip(events, numbers, strict=True) if number]
+        self.times += [event.time_s for event, _ in known]
+        self.items += [number for _, number in known]
+        self.types += [event.type for event, _ in known]
+        self.values += [math.nan if event.value is None else event.value for event, _ in known]
+        self.seen.update(number for _, number in known)
 
     def many_late(self, events: Sequence[Event]) -> bool:
         """Whether so many events belong before others that to put them there would hold everybody up."""
@@ -142,8 +154,11 @@ class UserStates:
         encoder: CoalescingEncoder,
         capacity: int,
         step_timeout_s: float = 10.0,
+        saved: SavedStates | None = None,
     ) -> None:
+        """saved: states of an earlier run, for histories that have not changed since."""
         self._step_timeout_s = step_timeout_s
+        self._saved = saved
         self._snapshot = snapshot
         self._store = store
         self._encoder = encoder
@@ -175,6 +190,14 @@ class UserStates:
         """The owner of a history as far as memory goes, which may be nowhere."""
         owner = self._merged.get(name, name)
         return self._users.get(owner) or UserState(owner)
+
+    def rows(self) -> list[StateRow]:
+        """What is known of everybody in memory, for the next run."""
+        return [
+            StateRow(user.owner, user.version, user.encoded_count, user.encoded)
+            for user in self._users.values()
+            if user.encoded is not None and user.encoded_count == len(user.items) and user.owner not in self._outdated
+        ]
 
     def recent(self) -> list[str]:
         """The owners in memory, the one that was asked for last first."""
@@ -337,11 +360,19 @@ class UserStates:
             await asyncio.to_thread(self._extend, user, history.events, history.version)
         else:
             self._extend(user, history.events, history.version)
+        saved = self._saved.find(user.owner, user.version, len(user.items)) if self._saved else None
+        if saved is not None:
+            user.advance(saved, len(user.items))
         return user
 
     def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:
-        for event in events:
-            user.add(event, self._snapshot.catalog.number(event.item_id))
+        numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
+        times = [*user.times[-1:], *(event.time_s for event in events)]
+        if all(earlier <= later for earlier, later in itertools.pairwise(times)):
+            user.append(events, numbers)
+        else:
+            for event, number in zip(events, numbers, strict=True):
+                user.add(event, number)
         user.version = version
 
     def _remember_name(self, name: str, owner: str) -> None:

@@ -15,6 +15,7 @@ from longtide import AsyncClient, Event, InvalidEventsError
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.config import ServerConfig
+from longtide_server.encoder import LocalEncoder
 from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
@@ -70,6 +71,27 @@ async def test_events_are_felt_at_once_and_survive_a_restart(config):
     async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
         assert await recommended(channel) == before
         assert (await write(channel, event("e1"))).duplicate_count == 1
+
+
+async def test_states_survive_a_restart(config, monkeypatch):
+    encoded = []
+    encode = LocalEncoder.encode
+
+    async def counted(self, batch, timeout_s):
+        encoded.extend(len(steps.items) for steps in batch)
+        return await encode(self, batch, timeout_s)
+
+    monkeypatch.setattr(LocalEncoder, "encode", counted)
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, *(event(f"e{n}", f"item-{n}") for n in range(5)))
+        before = await recommended(channel)
+    assert encoded == [5]
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        assert await recommended(channel) == before
+        assert encoded == [5]
+        await write(channel, event("e5", "item-6"))
+        await recommended(channel)
+    assert encoded == [5, 1]
 
 
 async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):

@@ -71,6 +71,21 @@ async def test_an_event_in_order_is_one_step(world):
     assert world.encoder.rows == [[[1, 2, 3]], [[5]]]
 
 
+async def test_the_first_events_may_come_in_any_order(world, event):
+    await world.states.get("user:ann")  # in memory, without events
+    await world.write(event("e1", "c", 3.0), event("e2", "a", 1.0), event("e3", "b", 1.0))
+    user = await world.states.get("user:ann")
+    assert (user.items, user.times, user.seen) == ([1, 2, 3], [1.0, 1.0, 3.0], {1, 2, 3})
+    assert world.store.reads == ["ann"]
+
+
+async def test_events_on_unknown_items_are_left_out_wherever_they_come(world, event):
+    await world.write(event("e1", "?", 1.0), event("e2", "a", 2.0), event("e3", "?", 3.0))
+    await world.states.get("user:ann")
+    await world.write(event("e4", "?", 4.0), event("e5", "b", 3.5), event("e6", "c", 5.0))
+    assert (await world.states.get("user:ann")).items == [1, 2, 3]
+
+
 async def test_an_event_of_the_same_time_as_the_last_is_in_order(world, event):
     await world.write(event("e1", "a", 1.0), event("e2", "b", 2.0))
     await encoded(world)
