@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+PARALLEL_EVENTS = 512  # from so many in a call on, threads are worth what it costs to bring them together
+
 
 class LongtideEncoderHandler:
     """A TorchServe custom handler: `initialize` once a worker, `handle` once a call."""
@@ -42,6 +44,7 @@ class LongtideEncoderHandler:
         torch.backends.cudnn.allow_tf32 = False
         weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
         self.model = torch.jit.load(str(weights), map_location=self.device).eval()  # type: ignore[no-untyped-call]
+        self.threads = torch.get_num_threads()  # what TorchServe's OMP_NUM_THREADS allows
         # Profiling runs would make the first calls slow and their results differ in the last digit.
         torch._C._jit_set_profiling_executor(False)
         self.initialized = True
@@ -54,6 +57,7 @@ class LongtideEncoderHandler:
     def answer(self, request: Mapping[str, bytes]) -> bytes:
         """One packed request to one packed answer."""
         lengths = self._array(request, "lengths", np.int32).long()
+        torch.set_num_threads(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1)
         query, state, items, log_probability, log_z = self.model(
             self._array(request, "items", np.int32).long(),
             self._array(request, "types", np.uint8).long(),

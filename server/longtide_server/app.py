@@ -77,12 +77,16 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
         stack.enter_context(held(config.data_dir))
         server = grpc.aio.server(
+            maximum_concurrent_rpcs=config.max_calls,
             options=[
+                # gRPC would cancel calls, without a word, when this many wait to be taken up: we refuse them ourselves.
+                ("grpc.server.max_pending_requests", 10 * config.max_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 20 * config.max_calls),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.so_reuseport", 0),
                 # The SDK pings idle streams once a minute; without this gRPC would end them for that.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-            ]
+            ],
         )
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
         store = await open_store(config.store_url)

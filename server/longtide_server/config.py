@@ -40,6 +40,8 @@ class ServerConfig:
     """How many snapshots stay in the snapshot directory after one was activated, 1 or more."""
     canary_latency_s: float = 1.0
     """The median time of an answer that a snapshot may need to be activated."""
+    max_calls: int = 2_000
+    """Calls that may be under way, streams included; further ones are refused with RESOURCE_EXHAUSTED."""
     max_message_bytes: int = 16 * 1024 * 1024
     """The largest message that is accepted."""
     stop_grace_s: float = 5.0

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +41,7 @@ from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 ANSWER_MARGIN_S = 0.01
 ANSWER_SHARE = 0.2
+SEARCHERS = os.cpu_count() or 1
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5
@@ -148,6 +151,7 @@ class Recommender:
     def __init__(self, snapshot: Snapshot, states: UserStates) -> None:
         self.snapshot = snapshot
         self.states = states
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
     async def asker(self, owner: str, timeout_s: float) -> Asker:
@@ -229,7 +233,7 @@ class Recommender:
         # A user holds many moments, so more moments than users are fetched, until there are enough.
         count = max(settings.count, 4 * limit)
         while True:
-            neighbors = self._search(encoded, user.owner, count, min_similarity)
+            neighbors = await self._search(encoded, user.owner, count, min_similarity)
             users = self._people(neighbors, limit)
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
@@ -263,7 +267,7 @@ class Recommender:
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
-            neighbors = self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
+            neighbors = await self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             wait_s = _wait_s(query, user)
             if wait_s is not None:
@@ -310,8 +314,12 @@ class Recommender:
         temperature = self.snapshot.manifest.encoder.temperature
         return encoder_probability(items, encoded.query, self.snapshot.embeddings, temperature, encoded.log_z)
 
-    def _search(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
-        """The moments of other users that are like this one."""
+    async def _search(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
+        """The moments of other users that are like this one; sought aside, since Annoy lets other threads go on."""
+        search = asyncio.get_running_loop().run_in_executor
+        return await search(self._searchers, self._neighbors, encoded, owner, count, min_similarity)
+
+    def _neighbors(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
         settings = self.snapshot.manifest.neighbors
         least = settings.min_similarity if min_similarity is None else min_similarity
         own = self.snapshot.user_numbers.get(owner.removeprefix(USER_PREFIX))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,8 @@ _SAVING = threading.Lock()  # a server that ends must not meet a save that is un
 log = structlog.get_logger(__name__)
 
 
-class StateRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StateRow:
     """The state of an owner."""
 
     owner: str

@@ -262,10 +262,11 @@ class UserStates:
         if user.advancing is None or user.advancing.done():
             user.advancing = asyncio.create_task(self._advance(user, top_n))
             user.advancing.add_done_callback(_heard)
-        done, _ = await asyncio.wait((user.advancing,), timeout=max(timeout_s, 0.0))
+        advancing = user.advancing  # whoever is woken first may begin the next one
+        done, _ = await asyncio.wait((advancing,), timeout=max(timeout_s, 0.0))
         if not done:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s")
-        user.advancing.result()
+        advancing.result()
 
     async def _advance(self, user: UserState, top_n: int) -> None:
         start, generation = user.encoded_count, user.generation

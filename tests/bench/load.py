@@ -88,7 +88,7 @@ async def closed(ask: Callable[[], Awaitable[bytes]], callers: int, seconds: flo
             try:
                 answer = await ask()
             except grpc.aio.AioRpcError as exc:
-                load.failures.append(f"{exc.code().name}: {exc.details()}")
+                load.failures.append(f"{exc.code().name}: {exc.details()} {exc.debug_error_string()}")
                 continue
             load.latency_ms.append(1e3 * (time.perf_counter() - sent))
             load.degraded += is_degraded(answer)
@@ -119,7 +119,7 @@ async def offered(
                 due = time.perf_counter()
             answer = await ask(number)
         except grpc.aio.AioRpcError as exc:
-            load.failures.append(f"{exc.code().name}: {exc.details()}")
+            load.failures.append(f"{exc.code().name}: {exc.details()} {exc.debug_error_string()}")
             return
         load.latency_ms.append(1e3 * (time.perf_counter() - due))
         load.degraded += is_degraded(answer)

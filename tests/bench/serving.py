@@ -54,6 +54,7 @@ SOAK_WARM = 50_000
 SOAK_EVENTS_SHARE = 0.02
 STEADY_PER_S = 200.0
 TRY_AGAIN_FOR_S = 30.0
+PREPARED = "prepared"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def main() -> None:
     with gzip.open(train, "rt", encoding="utf-8", newline="") as file:
         users = tuple(dict.fromkeys(row["user_id"] for row in csv.DictReader(file)))
     world = World(served, load_snapshot(served), train, users, work)
-    output(*LONGTIDE, "import", train, "--store", f"sqlite:///{(work / 'events.db').resolve()}")
+    prepare(world)
     figures = []
     for step in STEPS:
         if asked.only and step.__name__ not in asked.only:
@@ -321,10 +322,10 @@ def long_history(world: World) -> Iterator[Figure]:
 
 def batch_scoring(world: World) -> Iterator[Figure]:
     """`StreamRecommend` for everybody, nothing encoded before, beside the encoder alone in this process."""
-    alone = max(module_users_per_s(world, batch) for batch in (16, 32, 64, 128, 256))
+    alone = max(module_users_per_s(world, batch) for batch in (16, 64, 256))
     cold, warm = [], []
     for turn in range(ROUNDS):
-        with served(world, f"batch-{turn}") as (address, _):
+        with served(world, f"batch-{turn}", states=False) as (address, _):
             for found in (cold, warm):
                 begun = time.perf_counter()
                 asyncio.run(ask_everybody(address, world))
@@ -497,17 +498,27 @@ def soak(world: World) -> Iterator[Figure]:
 
 
 @contextmanager
-def served(world: World, name: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server over a log of its own that holds everybody's history."""
-    with serving(world.snapshot_dir, data_dir(world, name)) as found:
+def served(world: World, name: str, states: bool = True) -> Iterator[tuple[str, psutil.Process]]:
+    """A server over a log of its own that holds everybody's history, with the states of an earlier run or without."""
+    with serving(world.snapshot_dir, data_dir(world, name, states)) as found:
         yield found
 
 
-def data_dir(world: World, name: str) -> Path:
-    """A data directory with everybody's history."""
+def prepare(world: World) -> None:
+    """A data directory to copy: everybody's history, and the states that a server had when it was stopped."""
+    directory = world.work / PREPARED
+    output(*LONGTIDE, "import", world.train, "--store", f"sqlite:///{(directory / 'events.db').resolve()}")
+    with serving(world.snapshot_dir, directory) as (address, _):
+        asyncio.run(ask_everybody(address, world))
+
+
+def data_dir(world: World, name: str, states: bool = True) -> Path:
+    """A data directory with everybody's history, and the states of an earlier run."""
     directory = world.work / name
     directory.mkdir()
-    shutil.copy(world.work / "events.db", directory / "events.db")
+    shutil.copy(world.work / PREPARED / "events.db", directory / "events.db")
+    if states:
+        shutil.copytree(world.work / PREPARED / "states", directory / "states")
     return directory
 
 

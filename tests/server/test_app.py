@@ -94,6 +94,25 @@ async def test_states_survive_a_restart(config, monkeypatch):
     assert encoded == [5, 1]
 
 
+async def test_more_calls_than_are_allowed_are_refused_and_the_others_answered(config, monkeypatch):
+    encode = LocalEncoder.encode
+
+    async def slow(self, batch, timeout_s):
+        await asyncio.sleep(0.3)
+        return await encode(self, batch, timeout_s)
+
+    monkeypatch.setattr(LocalEncoder, "encode", slow)
+    async with running(config(max_calls=4)) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, *(event(f"e{n}", user_id=f"u{n}") for n in range(12)))
+        asked = (recommended(channel, f"u{n}") for n in range(12))
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [one for one in found if isinstance(one, grpc.aio.AioRpcError)]
+        assert {one.code() for one in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert 0 < len(refused) < 12
+        assert all(len(one) == 11 for one in found if one not in refused)
+        assert len(await recommended(channel, "u0")) == 11
+
+
 async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
     cli(redis_port, "flushall")
     store = f"redis://127.0.0.1:{redis_port}"

@@ -334,6 +334,16 @@ async def test_a_long_history_is_read_whole(world, event):
     assert len(user.items) == many + 1
 
 
+async def test_callers_who_wait_for_one_step_while_another_event_arrives_are_all_answered(world):
+    await world.did("ann", "a")
+    world.encoder.answering_allowed.clear()
+    waiting = [asyncio.ensure_future(state(world)) for _ in range(3)]
+    await world.encoder.call_begun.acquire()
+    await world.did("ann", "b")
+    world.encoder.answering_allowed.set()
+    assert await asyncio.gather(*waiting) == [[2, 1 / 2 + 2]] * 3
+
+
 async def test_an_event_that_arrives_during_an_encoding_is_the_next_step(world):
     await world.did("ann", "ab")
     world.encoder.answering_allowed.clear()

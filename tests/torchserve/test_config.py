@@ -48,7 +48,16 @@ def test_torchserves_own_variables_cannot_override_ours(tmp_path, monkeypatch):
     assert seen["JAVA_HOME"].endswith("java-runtime")
 
 
-@pytest.mark.parametrize("changes", [{"model_name": "a=b"}, {"workers": 0}, {"job_queue_size": 0}])
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+def test_workers_share_the_cores(tmp_path, monkeypatch, cores, workers, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    config = TorchServeConfig(work_dir=tmp_path, archive=tmp_path, model_name="enc", workers=workers)
+    assert environment(config, Folders(tmp_path), tmp_path / "tmp")["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_name": "a=b"}, {"workers": 0}, {"threads_per_worker": -1}, {"job_queue_size": 0}]
+)
 def test_a_wrong_setting_is_named(tmp_path, changes):
     with pytest.raises(InvalidInput, match=next(iter(changes))):
         text(tmp_path, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from longtide_server.cli.base import (
 )
 from longtide_server.cli.logs import read_for_training
 from longtide_server.config import ServerConfig
+
+SWITCH_S = 0.0005
 
 
 @click.command()
@@ -75,6 +78,8 @@ def serve(
             click.echo(f"Serving on {address} (Ctrl-C stops)")
             await asyncio.Event().wait()
 
+    # Searches and reads end on threads of their own; the event loop must let them in before 5 ms, Python's default.
+    sys.setswitchinterval(SWITCH_S)
     asyncio.run(until_stopped(run()))
 
 

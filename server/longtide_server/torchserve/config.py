@@ -33,8 +33,8 @@ class TorchServeConfig:
     """The name it is served under."""
     workers: int = 1
     """Python processes, each with a copy of the model; at least 1. On GPUs: one for each."""
-    threads_per_worker: int = 1
-    """OMP_NUM_THREADS of a worker; at least 1."""
+    threads_per_worker: int = 0
+    """OMP_NUM_THREADS of a worker, which uses them for large calls; 0: its share of the cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where TorchServe sees one. cuda: refuse to start without one."""
     startup_timeout_s: float = 120.0
@@ -63,7 +63,9 @@ class TorchServeConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.model_name):
             raise InvalidInput.of("model_name", f"{self.model_name!r}: use letters, digits, - and _ only")
-        for name in ("workers", "threads_per_worker", "job_queue_size", "response_timeout_s"):
+        if self.threads_per_worker < 0:
+            raise InvalidInput.of("threads_per_worker", f"{self.threads_per_worker}: must be at least 0")
+        for name in ("workers", "job_queue_size", "response_timeout_s"):
             if getattr(self, name) < 1:
                 raise InvalidInput.of(name, f"{getattr(self, name)}: must be at least 1")
 
@@ -179,7 +181,8 @@ def environment(config: TorchServeConfig, folders: Folders, scratch: Path) -> di
         "LOG_LOCATION": str(folders.logs),
         "METRICS_LOCATION": str(folders.logs),
         "TMPDIR": str(scratch),
-        "OMP_NUM_THREADS": str(config.threads_per_worker),
+        "OMP_NUM_THREADS": str(config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.workers)),
+        "OMP_WAIT_POLICY": "passive",  # threads without work would take the cores from our server
     }
 
 
