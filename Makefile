@@ -15,7 +15,7 @@ SNAPSHOT = .longtide/snapshot
 STORE = .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-events clean
+.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-events bench-serving clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,8 @@ LOGS = ../shared/data
 SCORER = ../shared/eval/score.py
 JSON =
 BENCH = .longtide/bench
+# A snapshot of MovieLens-1M for bench-serving, where there is one already.
+SERVED =
 
 bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accuracy figures (hours; goes on where it was; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.accuracy --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
@@ -82,6 +84,10 @@ bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accurac
 
 bench-events: setup  ## Measure ingest, read-your-writes, long histories, import and kills (half an hour; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.events --data $(LOGS) $(if $(JSON),--json "$(JSON)")
+
+bench-serving: setup  ## Measure what an answer costs and what it survives (half an hour, and an hour of training; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.serving --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
+	  $(if $(SERVED),--snapshot "$(SERVED)") $(if $(JSON),--json "$(JSON)")
 
 bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours)
 	$(BIN)/python -m tests.bench.ablation $(LOGS)/amazon-beauty/interactions.csv.gz

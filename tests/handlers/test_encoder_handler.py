@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import longtide_handlers.encoder_handler as handler_file
-from longtide_handlers.encoder_handler import LongtideEncoderHandler
+from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler
 from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
@@ -123,6 +123,18 @@ def test_a_batch_of_requests_gets_an_answer_each(weights):
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
     found = unpack(handler(weights).answer(pack(BATCH)), BATCH)
     assert [len(one.items) for one in found] == [one.top_n for one in BATCH]
+
+
+@pytest.mark.parametrize(("events", "threads"), [(1, 1), (PARALLEL_EVENTS - 1, 1), (PARALLEL_EVENTS, 2)])
+def test_only_large_calls_use_threads(weights, events, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        made = handler(weights)
+        made.answer(pack([steps(events)]))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_is_ready_only_once_initialised(weights):

@@ -245,6 +245,7 @@ def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folde
     )
     np.save(folder / DIRECTIONS, directions)
     shadows = project(vectors, directions)
+    del vectors  # a gigabyte for a million moments, and the index needs room
     build_index(shadows, folder / INDEX, settings.neighbors.trees)
     index = NeighborIndex(folder / INDEX, directions, positions)
     queries = _held_out_queries(model, sequences, settings)
