@@ -172,7 +172,7 @@ def test_without_a_user_with_two_events_there_is_nothing_to_learn(tmp_path):
 
 def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "REQUIRED_RECALL", 1.1)
-    with pytest.raises(InvalidInput, match=r"finds 1\.000 of the true neighbours .* 1\.1 is required.*trees=20"):
+    with pytest.raises(InvalidInput, match=r"finds 1\.000 of the true neighbours .* 1\.1 is required.*trees=40"):
         train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
     (kept,) = tmp_path.iterdir()  # the training is not lost: the next one, with more trees, takes it up
     assert kept.name.startswith(".training-")
