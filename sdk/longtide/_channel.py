@@ -60,6 +60,6 @@ def _service_config() -> dict[str, Any]:
         "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # the latter: see `error_from_rpc`
     }
     return {"methodConfig": [{"name": names, "retryPolicy": policy}]}

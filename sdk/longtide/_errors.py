@@ -176,6 +176,8 @@ def error_from_rpc(exc: grpc.RpcError) -> LongtideError:
     # The type stubs know no common type for the trailers of both gRPC libraries; both are pairs.
     trailers = cast("Iterable[tuple[str, str | bytes]]", exc.trailing_metadata() or ())
     packed = next((value for key, value in trailers if key == _DETAILS_KEY), None)
+    if exc.code() == grpc.StatusCode.CANCELLED:  # not by us: a server that shuts down drops what it has not taken up
+        return UnavailableError(exc.details() or "the server dropped the call", status=exc.code())
     return _error(exc.code(), exc.details() or "", _details(packed))
 
 

@@ -308,8 +308,9 @@ def serving(snapshot: Path, data_dir: Path, *options: str) -> Iterator[tuple[str
                 raise SystemExit(f"the server did not start: {line}")
             yield line.split()[2], process
         finally:
-            process.terminate()
-            process.wait(60)
+            if process.poll() is None:
+                process.terminate()
+                process.wait(60)
 
 
 def resident_mib(process: psutil.Process) -> float:

@@ -54,7 +54,6 @@ SOAK_WARM = 50_000
 SOAK_EVENTS_SHARE = 0.02
 STEADY_PER_S = 200.0
 TRY_AGAIN_FOR_S = 30.0
-PREPARED = "prepared"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,11 @@ class World:
     train: Path
     users: tuple[str, ...]
     work: Path
+
+    @property
+    def prepared(self) -> Path:
+        """A data directory with everybody's history and states, kept from one run to the next."""
+        return self.work.with_name(f"serving-{self.snapshot.snapshot_id}")
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -506,7 +510,10 @@ def served(world: World, name: str, states: bool = True) -> Iterator[tuple[str, 
 
 def prepare(world: World) -> None:
     """A data directory to copy: everybody's history, and the states that a server had when it was stopped."""
-    directory = world.work / PREPARED
+    directory = world.prepared
+    if (directory / "states").is_dir():  # by an earlier run
+        return
+    shutil.rmtree(directory, ignore_errors=True)
     output(*LONGTIDE, "import", world.train, "--store", f"sqlite:///{(directory / 'events.db').resolve()}")
     with serving(world.snapshot_dir, directory) as (address, _):
         asyncio.run(ask_everybody(address, world))
@@ -516,9 +523,9 @@ def data_dir(world: World, name: str, states: bool = True) -> Path:
     """A data directory with everybody's history, and the states of an earlier run."""
     directory = world.work / name
     directory.mkdir()
-    shutil.copy(world.work / PREPARED / "events.db", directory / "events.db")
+    shutil.copy(world.prepared / "events.db", directory / "events.db")
     if states:
-        shutil.copytree(world.work / PREPARED / "states", directory / "states")
+        shutil.copytree(world.prepared / "states", directory / "states")
     return directory
 
 

@@ -86,8 +86,9 @@ def test_a_write_refused_for_another_reason_than_its_events_fails_as_such(client
     assert type(caught.value) is InvalidArgumentError
 
 
-def test_unavailable_is_retried(client, server, rich_status):
-    server.failures.extend([rich_status(code_pb2.UNAVAILABLE, "starting")] * 3)
+@pytest.mark.parametrize("code", [code_pb2.UNAVAILABLE, code_pb2.CANCELLED])
+def test_what_a_server_that_starts_or_ends_says_is_retried(client, server, rich_status, code):
+    server.failures.extend([rich_status(code, "starting")] * 3)
     assert len(client.recommend("ada")) == 10
     assert len(server.requests) == 4
 
@@ -97,6 +98,13 @@ def test_retries_end(client, server, rich_status):
     with pytest.raises(UnavailableError, match="starting"):
         client.recommend("ada")
     assert len(server.requests) == 4
+
+
+def test_a_call_that_the_server_dropped_says_unavailable(client, server, rich_status):
+    server.failures.extend([rich_status(code_pb2.CANCELLED, "")] * 5)
+    with pytest.raises(UnavailableError, match=r"CANCELLED|dropped") as caught:
+        client.recommend("ada")
+    assert caught.value.status == grpc.StatusCode.CANCELLED
 
 
 def test_a_large_write_is_retried_too(client, server, rich_status):
