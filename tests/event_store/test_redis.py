@@ -301,6 +301,17 @@ async def test_a_redis_that_is_full_is_unavailable_and_leaves_nothing_half_writt
         await store.close()
 
 
+async def test_a_probe_of_a_full_redis_fails_until_there_is_room(tmp_path):
+    with redis_server(tmp_path) as (port, _):
+        store = await open_store(f"redis://127.0.0.1:{port}")
+        cli(port, "config", "set", "maxmemory", "1")
+        with pytest.raises(Unavailable, match="maxmemory"):
+            await store.probe()
+        cli(port, "config", "set", "maxmemory", "200mb")
+        await store.probe()
+        await store.close()
+
+
 async def test_only_so_many_events_may_wait(redis_port, event, monkeypatch):
     cli(redis_port, "flushall")
     monkeypatch.setattr(redis_store, "MAX_WAITING_EVENTS", 3)

@@ -146,6 +146,30 @@ async def test_a_locked_file_is_unavailable_and_writes_again_later(path, lock, e
     await store.close()
 
 
+async def test_a_probe_of_a_locked_file_fails_until_it_is_free(path, lock, monkeypatch):
+    monkeypatch.setattr(sqlite_log, "BUSY_TIMEOUT_S", 0.05)
+    store = SqliteEventStore(path)
+    unlock = lock()
+    with pytest.raises(Unavailable, match="locked"):
+        await store.probe()
+    unlock()
+    await store.probe()
+    await store.close()
+
+
+async def test_a_probe_writes_to_the_disk_so_that_a_full_one_is_noticed(store, path):
+    log = path.with_name(f"{path.name}-wal")
+    before = log.stat().st_size
+    await store.probe()
+    assert log.stat().st_size > before
+
+
+async def test_a_probe_reads_too(store, path):
+    with pytest.raises(Unavailable, match="no such table"):
+        store._connection.execute("DROP TABLE events")
+        await store.probe()
+
+
 async def test_a_short_lock_is_waited_out(traced, path, lock, event):
     store = SqliteEventStore(path)
     unlock = lock()

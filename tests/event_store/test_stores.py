@@ -391,3 +391,16 @@ async def test_what_was_shown_adds_up(store):
     await store.add_shown({home: 4})
     assert await store.shown() == {home: 7, cart: 1}
     assert [piece async for piece in store.everything()] == []
+
+
+# Whether it works
+
+
+async def test_a_probe_succeeds_and_changes_nothing(store, event):
+    await store.write([event("e1")])
+    before = await known_now(store)
+    for _ in range(3):
+        await store.probe()
+    assert await known_now(store) == before
+    assert [owner async for piece in store.everything() for owner, _ in piece] == ["user:ann"]
+    assert await store.shown() == {}

@@ -153,6 +153,10 @@ class EventStore(Histories, Protocol):
         """How many items were recommended."""
         ...
 
+    async def probe(self) -> None:
+        """Write and read a little, and change nothing: Unavailable when events can't be written or read now."""
+        ...
+
     async def close(self) -> None:
         """Finish what was accepted and let go of the storage."""
         ...

@@ -33,6 +33,7 @@ from longtide_server.events import Event
 MAX_WAITING_EVENTS = 200_000
 MAX_EVENTS_PER_PIPELINE = 10_000
 EXPIRING_S = 3_000
+PROBE_KEPT_S = 60
 
 log = structlog.get_logger(__name__)
 
@@ -211,6 +212,11 @@ class RedisEventStore:
         """See EventStore."""
         found = await self._commands.run("HGETALL", f"{PREFIX}shown")
         return {msgspec.json.decode(name, type=Shown): int(count) for name, count in found.items()}
+
+    async def probe(self) -> None:
+        """See EventStore. One server of a cluster answers for all: without one of them, by default, none does."""
+        await self._commands.run("SET", f"{PREFIX}probe", "1", "EX", PROBE_KEPT_S)
+        await self._commands.run("GET", f"{PREFIX}probe")
 
     async def close(self) -> None:
         """See EventStore."""

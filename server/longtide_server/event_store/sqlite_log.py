@@ -107,6 +107,16 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
 
 
+def touch(connection: sqlite3.Connection) -> None:
+    """Write a page as it is."""
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def look(connection: sqlite3.Connection) -> None:
+    """Read a page of the events."""
+    connection.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+
+
 def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
     """Insert what is new."""
     owners: dict[str, tuple[Owner, float]] = {}
