@@ -707,6 +707,17 @@ def test_serve_on_a_taken_port_is_refused(trained, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_serve_on_a_taken_metrics_port_is_refused(trained, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = process(
+            *(COMMAND, "serve", "--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local"),
+            *("--listen", "127.0.0.1:0", "--metrics", address),
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"longtide: metrics: {address} cannot be listened on: Address already in use\n"
+
+
 @pytest.mark.parametrize("listen", ["50051", "127.0.0.1", "127.0.0.1:", ":50051", "127.0.0.1:http"])
 def test_serve_on_what_is_no_address_is_refused(trained, tmp_path, listen):
     done = run("serve", "--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local", "--listen", listen)

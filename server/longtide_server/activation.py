@@ -9,12 +9,14 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import structlog
 
 from longtide_server.canary import Bars, try_out
-from longtide_server.errors import Conflict, LongtideError, NotFound
+from longtide_server.errors import Conflict, InvalidInput, LongtideError, NotFound
+from longtide_server.observer import NOBODY, Activated, Observer
 from longtide_server.serving import Serving
 from longtide_server.snapshot import CURRENT, Manifest, published, set_current
 
@@ -39,10 +41,16 @@ class Activation:
     """The serving that is current, and the way to another."""
 
     def __init__(
-        self, first: Serving, open_serving: Callable[[Path], Awaitable[Serving]], keep: int, bars: Bars
+        self,
+        first: Serving,
+        open_serving: Callable[[Path], Awaitable[Serving]],
+        keep: int,
+        bars: Bars,
+        observer: Observer = NOBODY,
     ) -> None:
         """`open_serving` loads the snapshot of a folder, its encoder included; `keep` is how many snapshots stay."""
-        self.current = first
+        self._observer = observer
+        self._serve(first)
         self._open = open_serving
         self._keep = keep
         self._bars = bars
@@ -86,12 +94,20 @@ class Activation:
         await self.current.close(0.0)
 
     async def _told(self, snapshot_id: str) -> Listed:
-        """Activate, and tell the log when that fails: the caller may have gone."""
+        """Activate, and say what came of it: the caller may have gone."""
+        before = self.current
+        result: Activated = "failed"
         try:
-            return await self._activate(snapshot_id)
+            listed = await self._activate(snapshot_id)
+            result = "unchanged" if self.current is before else "activated"
         except LongtideError as exc:
             log.warning("snapshot_not_activated", snapshot=snapshot_id, reason=str(exc))
+            if isinstance(exc, (InvalidInput, NotFound)):
+                result = "refused"
             raise
+        finally:
+            self._observer.activation(result)
+        return listed
 
     async def _activate(self, snapshot_id: str) -> Listed:
         chosen = await self.get(snapshot_id)
@@ -109,7 +125,8 @@ class Activation:
         except BaseException:
             await serving.close(0.0)
             raise
-        old, self.current = self.current, serving
+        old = self.current
+        self._serve(serving)
         log.info(
             "snapshot_activated", snapshot=snapshot_id, canaries=trial.canaries, recall=trial.recall,
             median_s=trial.latency_s, warmed=warmed,
@@ -121,6 +138,11 @@ class Activation:
         if ours:  # a folder without CURRENT is somebody's folder that happens to hold a snapshot
             await asyncio.to_thread(self._prune)
         return Listed(chosen.folder, chosen.manifest, active=True)
+
+    def _serve(self, serving: Serving) -> None:
+        self.current = serving
+        manifest = serving.snapshot.manifest
+        self._observer.serving(manifest.snapshot_id, datetime.fromisoformat(manifest.created_time).timestamp())
 
     def _prune(self) -> None:
         """Delete the oldest snapshots, but for the newest `keep` and the one that is served."""

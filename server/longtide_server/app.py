@@ -29,6 +29,7 @@ from longtide.v1 import (
     users_pb2_grpc,
 )
 from longtide_server.activation import Activation
+from longtide_server.calls import Calls
 from longtide_server.canary import Bars
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
@@ -36,8 +37,12 @@ from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store import Histories
 from longtide_server.event_store.urls import open_store
+from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.metrics import Metrics
+from longtide_server.observed import ObservedEncoder, ObservedStore
+from longtide_server.observer import NOBODY, Gauges, Observer
 from longtide_server.recommender import Recommender
 from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
@@ -56,12 +61,11 @@ from longtide_server.user_state import UserStates
 HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
 SAVE_STATES_EVERY_S = 600.0
 KEPT_STATE_FILES = 3
-SERVICES = (
-    events_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
-    recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
-    users_pb2.DESCRIPTOR.services_by_name["UserService"].full_name,
-    snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"].full_name,
-)
+EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
+RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
+USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
+SNAPSHOTS = snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"]
+SERVICES = tuple(service.full_name for service in (EVENTS, RECOMMENDATIONS, USERS, SNAPSHOTS))
 
 log = structlog.get_logger(__name__)
 
@@ -89,12 +93,15 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             ],
         )
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
-        store = await open_store(config.store_url)
+        observer = _observer(config, stack)
+        calls = Calls(observer)
+        store = ObservedStore(await open_store(config.store_url), observer)
         stack.push_async_callback(store.close)
         writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
-        opener = Opener(config, store, writer, feedback)
+        opener = Opener(config, store, writer, feedback, observer)
         first = await opener.serve(snapshot)
-        activation = Activation(first, opener.open, config.keep_snapshots, Bars(latency_s=config.canary_latency_s))
+        bars = Bars(latency_s=config.canary_latency_s)
+        activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
         stack.push_async_callback(activation.close)
         stack.push_async_callback(writer.close)
         if config.retention:
@@ -102,13 +109,17 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             stack.push_async_callback(_cancelled, expiring)
         stack.push_async_callback(feedback.flush)
         stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
-        events = EventService(writer.write, wall_clock_s, config.retention)
+        events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
         events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationService(lambda: activation.current, config.default_timeout_s, wall_clock_s), server
+        recommendations = calls.watched(
+            RecommendationService(lambda: activation.current, config.default_timeout_s, wall_clock_s, observer),
+            RECOMMENDATIONS,
         )
-        users_pb2_grpc.add_UserServiceServicer_to_server(UserService(store, writer, wall_clock_s), server)
-        snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotService(activation), server)
+        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
+        users = calls.watched(UserService(store, writer, wall_clock_s), USERS)
+        users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+        snapshots = calls.watched(SnapshotService(activation), SNAPSHOTS)
+        snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshots, server)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -143,7 +154,7 @@ def held(data_dir: Path) -> Iterator[None]:
 
 def check_listen(listen: str) -> None:
     """Whether an address can be listened on, without a server. InvalidInput when it cannot."""
-    host, port = _host_and_port(listen)
+    host, port = _host_and_port(listen, "listen")
     try:
         with socket.create_server((host.strip("[]"), port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return
@@ -154,8 +165,16 @@ def check_listen(listen: str) -> None:
 class Opener:
     """Opens servings: everything that belongs to one snapshot."""
 
-    def __init__(self, config: ServerConfig, store: Histories, writer: HistoryWriter, feedback: Feedback) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Histories,
+        writer: HistoryWriter,
+        feedback: Feedback,
+        observer: Observer,
+    ) -> None:
         self._config = config
+        self._observer = observer
         self._store = store
         self._writer = writer
         self._feedback = feedback
@@ -171,18 +190,30 @@ class Opener:
         """The serving of a loaded snapshot. Unavailable when its encoder does not start."""
         config = self._config
         async with AsyncExitStack() as stack:
-            hosted = BreakingEncoder(await self._encoder(snapshot, stack), snapshot.manifest.encoder.state_size)
-            encoder = CoalescingEncoder(hosted, config.encoder_timeout_s)
+            hosted = ObservedEncoder(await self._encoder(snapshot, stack), self._observer)
+            breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
+            encoder = CoalescingEncoder(breaker, config.encoder_timeout_s)
             stack.push_async_callback(encoder.close)
             path = config.data_dir / "states" / f"{snapshot.snapshot_id}.arrow"
             saved = await asyncio.to_thread(SavedStates, path, snapshot.snapshot_id)
-            states = UserStates(snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved)
+            states = UserStates(
+                snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved, self._observer
+            )
             stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
             self._writer.add(states)
             stack.callback(self._writer.remove, states)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
-            responses = Responses(Recommender(snapshot, states), shown, config.cached_users)
+            recommender = Recommender(snapshot, states, self._observer)
+            responses = Responses(recommender, shown, config.cached_users, self._observer)
+            gauges = Gauges(
+                users=lambda: states.count,
+                answers=lambda: responses.count,
+                waiting=lambda: encoder.waiting,
+                left_alone=lambda: breaker.is_open,
+            )
+            self._observer.watch(gauges)
+            stack.callback(self._observer.unwatch, gauges)
             return Serving(snapshot, states, responses, stack.pop_all().aclose)
 
     async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
@@ -235,6 +266,17 @@ async def _keep_saving(path: Path, snapshot_id: str, states: UserStates) -> None
         await _save_states(path, snapshot_id, states)
 
 
+def _observer(config: ServerConfig, stack: AsyncExitStack) -> Observer:
+    """Who is told what happens: nobody, unless metrics are asked for. InvalidInput when their address is no good."""
+    if not config.metrics:
+        return NOBODY
+    metrics = Metrics()
+    exposition = Exposition(metrics.registry, *_host_and_port(config.metrics, "metrics"))
+    stack.push_async_callback(exposition.close)
+    log.info("metrics_shown", url=exposition.url)
+    return metrics
+
+
 async def _cancelled(task: asyncio.Task[None]) -> None:
     """Cancel until it is true: Python 3.11's `wait_for`, which redis-py uses, may swallow a cancellation."""
     while not task.done():
@@ -243,15 +285,15 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
-    _host_and_port(listen)
+    _host_and_port(listen, "listen")
     try:
         return server.add_insecure_port(listen)
     except RuntimeError as exc:
         raise InvalidInput.of("listen", f"{listen} cannot be listened on; is something else there?") from exc
 
 
-def _host_and_port(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
+def _host_and_port(address: str, field: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:  # gRPC would take it modulo 65,536
-        raise InvalidInput.of("listen", f"{listen!r} is not HOST:PORT")
+        raise InvalidInput.of(field, f"{address!r} is not HOST:PORT")
     return host, int(port)

@@ -143,6 +143,11 @@ class CoalescingEncoder:
         self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many users wait for the next call."""
+        return len(self._waiting)
+
     async def encode(self, steps: Steps, timeout_s: float) -> Encoded:
         """Encode one user within `timeout_s`."""
         if len(self._waiting) >= MAX_WAITING:

@@ -34,6 +34,7 @@ from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.events import USER_PREFIX, owner_key
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
+from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.ranking import Ranked, rank
 from longtide_server.request_time import query_after, wait_class
 from longtide_server.snapshot import Snapshot
@@ -148,9 +149,10 @@ class Asker:
 class Recommender:
     """Answers requests from one snapshot and the states of its users."""
 
-    def __init__(self, snapshot: Snapshot, states: UserStates) -> None:
+    def __init__(self, snapshot: Snapshot, states: UserStates, observer: StageObserver = NOBODY) -> None:
         self.snapshot = snapshot
         self.states = states
+        self._observer = observer
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
@@ -159,6 +161,7 @@ class Recommender:
         user = self.states.at_hand(owner)
         if user is not None:
             return Asker(user)
+        begun_s = time.perf_counter()
         try:
             async with asyncio.timeout(STORE_SHARE * timeout_s):
                 return Asker(await self.states.get(owner))
@@ -166,6 +169,8 @@ class Recommender:
             reason = str(exc)
         except TimeoutError:
             reason = "it did not answer in time"
+        finally:
+            self._observer.stage("state", begun_s)
         log.warning("recommend_from_memory", reason=reason)
         return Asker(self.states.remembered(owner), f"the event log could not be asked: {reason}")
 
@@ -193,15 +198,20 @@ class Recommender:
 
     async def recommend_to(self, asker: Asker, query: Query, timeout_s: float) -> Answer:
         """The best items that this user has not had, within `timeout_s`."""
-        evidence, candidates = await self._considered(asker, query, timeout_s)
+        session = self._numbers(query.session_item_ids)
+        evidence = await self._evidence(asker, query, session, timeout_s)
+        begun_s = time.perf_counter()
+        candidates = self._considered(asker, query, session, evidence)
         ranked = self._rank(candidates, evidence, query.limit)
+        self._observer.stage("fusion", begun_s)
         return Answer(self._recommendations(ranked, evidence), self.snapshot.snapshot_id, evidence.degraded_reason)
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""
         asker = await self.asker(query.owner, timeout_s)
-        _, candidates = await self._considered(asker, query, timeout_s)
-        return candidates
+        session = self._numbers(query.session_item_ids)
+        evidence = await self._evidence(asker, query, session, timeout_s)
+        return self._considered(asker, query, session, evidence)
 
     async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
@@ -248,16 +258,14 @@ class Recommender:
         settings = self.snapshot.manifest.neighbors
         return await asyncio.to_thread(self.snapshot.neighbors.recall, encoded.query, settings.count, settings.search_k)
 
-    async def _considered(self, asker: Asker, query: Query, timeout_s: float) -> tuple[Evidence, Candidates]:
-        """What the sources say, and of which items."""
-        session = self._numbers(query.session_item_ids)
-        evidence = await self._evidence(asker, query, session, timeout_s)
+    def _considered(self, asker: Asker, query: Query, session: list[int], evidence: Evidence) -> Candidates:
+        """What the sources say, of the items that may be recommended."""
         seen = asker.user.seen
         excluded = self._numbers(query.exclude_item_ids)
         blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
         popular = self._popular[: query.limit + len(blocked)]
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
-        return evidence, self._complete(gather(votes, blocked, len(self.snapshot.catalog)), evidence)
+        return self._complete(gather(votes, blocked, len(self.snapshot.catalog)), evidence)
 
     async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
         user = asker.user
@@ -267,7 +275,9 @@ class Recommender:
         neighbors = NO_NEIGHBORS
         manifest = self.snapshot.manifest
         if encoded is not None:
+            begun_s = time.perf_counter()
             neighbors = await self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
+            self._observer.stage("neighbors", begun_s)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             wait_s = _wait_s(query, user)
             if wait_s is not None:
@@ -284,11 +294,19 @@ class Recommender:
         self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float
     ) -> tuple[Encoded | None, str]:
         """The user's encoding, or the last known one; and why it may be old."""
+        if asker.stale_reason:
+            self._observer.degraded("store")
+        if not session and asker.user.encoded_count == len(asker.user.items):  # nothing to wait for
+            return asker.user.encoded, asker.stale_reason
+        begun_s = time.perf_counter()
         try:
             return await self.states.encoded(asker.user, session, top_n, timeout_s), asker.stale_reason
         except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
+            self._observer.degraded("encoder")
             log.warning("recommend_degraded", reason=str(exc))
             return asker.user.encoded, asker.stale_reason or f"the encoder could not be asked: {exc}"
+        finally:
+            self._observer.stage("encoder", begun_s)
 
     def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
         """The encoder's best items: those that came with the encoding, or when they are too few, the best of all."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from longtide.v1 import recommendation_pb2
 from longtide_server.event_store import Version
+from longtide_server.observer import NOBODY, Observer
 from longtide_server.recommender import Answer, Query, Recommender
 
 ShownItems = Sequence[tuple[str, int]]
@@ -33,13 +34,23 @@ class Responses:
     """The answers of one recommender, at most `capacity` of them kept."""
 
     def __init__(
-        self, recommender: Recommender, shown: Callable[[str, ShownItems], str], capacity: int = 20_000
+        self,
+        recommender: Recommender,
+        shown: Callable[[str, ShownItems], str],
+        capacity: int = 20_000,
+        observer: Observer = NOBODY,
     ) -> None:
         """`shown` is told of every answer, where it is shown and what it holds, and gives its attribution token."""
         self.recommender = recommender
         self._shown = shown
         self._capacity = capacity
+        self._observer = observer
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+
+    @property
+    def count(self) -> int:
+        """How many answers are kept."""
+        return len(self._kept)
 
     async def recommend(self, query: Query, timeout_s: float) -> recommendation_pb2.RecommendResponse:
         """The best items that the user has not had, within `timeout_s`; see `Recommender.recommend`."""
@@ -47,17 +58,20 @@ class Responses:
         asker = await self.recommender.asker(query.owner, timeout_s)
         depends_on = self.recommender.depends_on(query, asker)
         if depends_on is None:
+            self._observer.answer_lookup("bypass")
             answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
             return self._with_token(query, write_answer(answer), shown_items(answer))
         key = (asker.user.owner, depends_on)
         kept = self._kept.get(key)
         if kept is None or kept.version != asker.user.version:
+            self._observer.answer_lookup("miss")
             version = asker.user.version
             answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
             kept = _Kept(version, write_answer(answer).SerializeToString(), shown_items(answer))
             if asker.user.version == version and not answer.degraded_reason:
                 self._keep(key, kept)
         else:
+            self._observer.answer_lookup("hit")
             self._kept.move_to_end(key)
         return self._with_token(query, recommendation_pb2.RecommendResponse.FromString(kept.wire), kept.shown)
 

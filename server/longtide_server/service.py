@@ -17,6 +17,7 @@ from longtide_server import requests
 from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
+from longtide_server.observer import NOBODY, Observer
 from longtide_server.recommender import Query
 from longtide_server.retention import Retention, too_old
 from longtide_server.serving import Serving
@@ -37,8 +38,10 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         write: Callable[[Sequence[Event]], Awaitable[Written]],
         clock: Callable[[], float],
         retention: Retention = MappingProxyType({}),
+        observer: Observer = NOBODY,
     ) -> None:
         self._write_good = write
+        self._observer = observer
         self._clock = clock
         self._retention = retention
 
@@ -107,9 +110,11 @@ class EventService(events_pb2_grpc.EventServiceServicer):
                         index=index, event_id=message.event_id[:MAX_ID_BYTES], field=wrong.field, reason=wrong.reason
                     )
                 )
-        if not good:
-            return Written(0, 0), errors
-        return await self._write_good(good), errors
+        written = await self._write_good(good) if good else Written(0, 0)
+        now_s = self._clock()
+        lags_s = (now_s - event.time_s for appended in written.appended.values() for event in appended.events)
+        self._observer.events(written.new, written.duplicates, len(errors), lags_s)
+        return written, errors
 
 
 async def _acknowledged(
@@ -129,8 +134,15 @@ async def _acknowledged(
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
     """Answers from the snapshot that is served."""
 
-    def __init__(self, current: Callable[[], Serving], default_timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        current: Callable[[], Serving],
+        default_timeout_s: float,
+        clock: Callable[[], float],
+        observer: Observer = NOBODY,
+    ) -> None:
         """`current` gives the serving that a call uses from its beginning to its end."""
+        self._observer = observer
         self._current = current
         self._clock = clock
         self._default_timeout_s = default_timeout_s
@@ -182,6 +194,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
             finally:
                 for task in ahead:
                     task.cancel()
+        failed = sum(result.HasField("error") for result in response.results)
+        self._observer.rows(len(response.results) - failed, failed)
         return response
 
     async def _prepared(

@@ -27,6 +27,7 @@ from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import Histories, History, Known, Version, Written
 from longtide_server.events import Event, EventType
+from longtide_server.observer import NOBODY, Observer
 from longtide_server.snapshot import Snapshot
 from longtide_server.state_file import SavedStates, StateRow
 
@@ -155,6 +156,7 @@ class UserStates:
         capacity: int,
         step_timeout_s: float = 10.0,
         saved: SavedStates | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
         """saved: states of an earlier run, for histories that have not changed since."""
         self._step_timeout_s = step_timeout_s
@@ -163,6 +165,7 @@ class UserStates:
         self._store = store
         self._encoder = encoder
         self._capacity = capacity
+        self._observer = observer
         self._users: OrderedDict[str, UserState] = OrderedDict()
         self._reading: dict[str, asyncio.Task[UserState | None]] = {}
         """Of a log that only this server writes to: the readings that all who ask for an owner share."""
@@ -184,6 +187,7 @@ class UserStates:
         user = self._users.get(owner)
         if user is not None:
             self._users.move_to_end(owner)
+            self._observer.state_lookup("hit")
         return user
 
     def remembered(self, name: str) -> UserState:
@@ -198,6 +202,11 @@ class UserStates:
             for user in self._users.values()
             if user.encoded is not None and user.encoded_count == len(user.items) and user.owner not in self._outdated
         ]
+
+    @property
+    def count(self) -> int:
+        """How many are in memory."""
+        return len(self._users)
 
     def recent(self) -> list[str]:
         """The owners in memory, the one that was asked for last first."""
@@ -323,6 +332,7 @@ class UserStates:
 
     async def _taken(self, history: History, known: Known | None) -> UserState | None:
         """The entry with what was read; none when it has changed meanwhile and must be read again."""
+        self._observer.state_lookup("miss" if history.whole else "hit")
         user = self._users.get(history.owner)
         unchanged = user is not None and known == (history.owner, user.version)
         if history.whole:

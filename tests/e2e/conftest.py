@@ -191,18 +191,28 @@ def start(world, tmp_path_factory):
         server.kill()
 
 
-@pytest.fixture(scope="module")
-def torchserve_address() -> str:
-    """Where the shared server's TorchServe takes predictions."""
+def free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
-def server_address(start, torchserve_address) -> str:
+def torchserve_address() -> str:
+    """Where the shared server's TorchServe takes predictions."""
+    return free_address()
+
+
+@pytest.fixture(scope="module")
+def metrics_address() -> str:
+    """Where the shared server shows its metrics."""
+    return free_address()
+
+
+@pytest.fixture(scope="module")
+def server_address(start, torchserve_address, metrics_address) -> str:
     """One server over TorchServe, shared by a module."""
     ports = torchserve_address.rpartition(":")[2] + ",0,0,0"
-    return start(None, "--torchserve-ports", ports).wait_serving()
+    return start(None, "--torchserve-ports", ports, "--metrics", metrics_address).wait_serving()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import urllib.request
 from datetime import timedelta
 from pathlib import Path
 
@@ -217,6 +218,20 @@ async def test_torchserve_and_the_local_encoder_give_the_same_numbers(client, to
         np.testing.assert_allclose(one.log_probability, other.log_probability, atol=1e-5)
         assert one.items.tolist() == other.items.tolist()
         assert one.log_z == pytest.approx(other.log_z, abs=1e-5)
+
+
+# Seen from outside
+
+
+def test_what_the_server_does_can_be_scraped(client, metrics_address):
+    client.write_events([Event("watched", "item-a")])
+    client.recommend("watched", 12)
+    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=20) as page:
+        shown = dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if line[0] != "#")
+    assert float(shown['longtide_requests_total{code="OK",rpc="Recommend"}']) >= 1
+    assert float(shown["longtide_encoder_call_duration_seconds_count"]) >= 1
+    assert float(shown["longtide_store_up"]) == 1
+    assert float(shown["longtide_encoder_breaker_open"]) == 0
 
 
 # Imported and anonymous

@@ -18,6 +18,7 @@ from longtide_server.activation import Activation
 from longtide_server.canary import Bars
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
+from longtide_server.config import ServerConfig
 from longtide_server.encoder import CoalescingEncoder, Encoded, LocalEncoder
 from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -280,6 +281,17 @@ def timed_world(make_world, make_snapshot):
     return make_world(snapshot=replace(snapshot, request_time=weights))
 
 
+@pytest.fixture
+def config(tiny_snapshots, tmp_path):
+    """Settings of a server; tests change what they are about."""
+
+    def made(**changes):
+        base = {"snapshot_dir": tiny_snapshots, "data_dir": tmp_path / "data", "listen": "127.0.0.1:0"}
+        return ServerConfig(**(base | {"encoder": "local", "stop_grace_s": 1.0} | changes))
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def tiny_snapshot(tiny_snapshots):
     return load_snapshot(tiny_snapshots)
@@ -298,6 +310,12 @@ def copies(source, directory, *names):
         folder.rename(directory / name)
     (directory / CURRENT).write_text(names[0])
     return directory
+
+
+@pytest.fixture
+def copied(tiny_snapshots, tmp_path):
+    """Makes a snapshot directory: copied("a", "b") holds the tiny snapshot under two names, the first being current."""
+    return lambda *names: copies(tiny_snapshots, tmp_path / "snapshots", *names)
 
 
 @pytest.fixture

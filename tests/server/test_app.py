@@ -14,7 +14,6 @@ from tests.redis_servers import cli
 from longtide import AsyncClient, Event, InvalidEventsError
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
-from longtide_server.config import ServerConfig
 from longtide_server.encoder import LocalEncoder
 from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -22,17 +21,6 @@ from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Snapshot")]
-
-
-@pytest.fixture
-def config(tiny_snapshots, tmp_path):
-    """Settings of a server; tests change what they are about."""
-
-    def made(**changes):
-        base = {"snapshot_dir": tiny_snapshots, "data_dir": tmp_path / "data", "listen": "127.0.0.1:0"}
-        return ServerConfig(**(base | {"encoder": "local", "stop_grace_s": 1.0} | changes))
-
-    return made
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ SWITCH_S = 0.0005
     "--keep-snapshots", type=click.IntRange(1), default=5, show_default=True,
     help="How many snapshots stay in the directory when another one is activated.",
 )  # fmt: skip
+@click.option("--metrics", default="", metavar="HOST:PORT", help="Show Prometheus metrics there; port 0 picks one.")
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 def serve(
     snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401
