@@ -39,6 +39,7 @@ from longtide_server.event_store import Histories
 from longtide_server.event_store.urls import open_store
 from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
+from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.metrics import Metrics
 from longtide_server.observed import ObservedEncoder, ObservedStore
@@ -66,6 +67,8 @@ RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["Recommendation
 USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 SNAPSHOTS = snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"]
 SERVICES = tuple(service.full_name for service in (EVENTS, RECOMMENDATIONS, USERS, SNAPSHOTS))
+STORE_SERVICES = (EVENTS.full_name, USERS.full_name)
+"""Those that can do nothing without the event store. Recommendations are answered from memory then."""
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +131,15 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         stack.push_async_callback(status.enter_graceful_shutdown)
         for name in ("", *SERVICES):
             await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+        async def store_works(works: bool) -> None:
+            observer.store_works(works)
+            healthy = health_pb2.HealthCheckResponse.SERVING if works else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in STORE_SERVICES:
+                await status.set(name, healthy)
+
+        probing = asyncio.create_task(keep_probing(store, config.store_probe_every_s, store_works))
+        stack.push_async_callback(_cancelled, probing)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
         log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
         try:

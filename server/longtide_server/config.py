@@ -44,6 +44,8 @@ class ServerConfig:
     """Calls that may be under way, streams included; further ones are refused with RESOURCE_EXHAUSTED."""
     max_message_bytes: int = 16 * 1024 * 1024
     """The largest message that is accepted."""
+    store_probe_every_s: float = 2.0
+    """How often the event store is tried, for the health of the services that need it."""
     metrics: str = ""
     """HOST:PORT where Prometheus finds the metrics, port 0 picks a free one; nothing is counted where it is empty."""
     stop_grace_s: float = 5.0

@@ -379,6 +379,15 @@ async def test_what_the_store_does_and_fails_to_do_is_counted(lock, server):
     assert scrape("store_call_duration_seconds_count", operation="write") == 1
 
 
+async def test_whether_the_store_works_is_shown(config, lock):
+    async with observed(config, store_probe_every_s=0.05) as server:
+        await server.until("store_up", 1)
+        unlock = lock()
+        await server.until("store_up", 0)
+        unlock()
+        await server.until("store_up", 1)
+
+
 def test_a_conflict_is_no_failure_of_the_store_but_has_a_kind():
     assert kind_of(InvalidInput("wrong")) == "refused"
 
