@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Longtide needs Python 3.11 or newer: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,dev,plot,tensorboard,text,wandb]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,dev,otel,plot,tensorboard,text,wandb]'
 	@touch $@
 
 run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv MAPPING=user_id=userId,... for your own log)

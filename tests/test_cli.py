@@ -718,6 +718,15 @@ def test_serve_on_a_taken_metrics_port_is_refused(trained, tmp_path):
     assert done.stderr == f"longtide: metrics: {address} cannot be listened on: Address already in use\n"
 
 
+def test_traces_without_opentelemetry_say_what_to_install(trained, tmp_path):
+    options = ["serve", "--snapshot", str(trained), "--data-dir", str(tmp_path), "--encoder", "local"]
+    options += ["--listen", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:4318"]
+    script = f"import sys; sys.modules['opentelemetry'] = None; from longtide_server.cli import cli; cli({options!r})"
+    done = process(sys.executable, "-c", script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "longtide: otlp_endpoint: needs pip install 'longtide[otel]'\n"
+
+
 @pytest.mark.parametrize("listen", ["50051", "127.0.0.1", "127.0.0.1:", ":50051", "127.0.0.1:http"])
 def test_serve_on_what_is_no_address_is_refused(trained, tmp_path, listen):
     done = run("serve", "--snapshot", trained, "--data-dir", tmp_path, "--encoder", "local", "--listen", listen)

@@ -43,7 +43,7 @@ from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.metrics import Metrics
 from longtide_server.observed import ObservedEncoder, ObservedStore
-from longtide_server.observer import NOBODY, Gauges, Observer
+from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
 from longtide_server.recommender import Recommender
 from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
@@ -96,12 +96,11 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
             ],
         )
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
-        observer = _observer(config, stack)
-        calls = Calls(observer)
+        observer, stages, calls = await _observers(config, stack)
         store = ObservedStore(await open_store(config.store_url), observer)
         stack.push_async_callback(store.close)
         writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
-        opener = Opener(config, store, writer, feedback, observer)
+        opener = Opener(config, store, writer, feedback, observer, stages)
         first = await opener.serve(snapshot)
         bars = Bars(latency_s=config.canary_latency_s)
         activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
@@ -184,9 +183,11 @@ class Opener:
         writer: HistoryWriter,
         feedback: Feedback,
         observer: Observer,
+        stages: StageObserver,
     ) -> None:
         self._config = config
         self._observer = observer
+        self._stages = stages
         self._store = store
         self._writer = writer
         self._feedback = feedback
@@ -216,7 +217,7 @@ class Opener:
             self._writer.add(states)
             stack.callback(self._writer.remove, states)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
-            recommender = Recommender(snapshot, states, self._observer)
+            recommender = Recommender(snapshot, states, self._stages)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             gauges = Gauges(
                 users=lambda: states.count,
@@ -278,15 +279,26 @@ async def _keep_saving(path: Path, snapshot_id: str, states: UserStates) -> None
         await _save_states(path, snapshot_id, states)
 
 
-def _observer(config: ServerConfig, stack: AsyncExitStack) -> Observer:
-    """Who is told what happens: nobody, unless metrics are asked for. InvalidInput when their address is no good."""
-    if not config.metrics:
-        return NOBODY
-    metrics = Metrics()
-    exposition = Exposition(metrics.registry, *_host_and_port(config.metrics, "metrics"))
-    stack.push_async_callback(exposition.close)
-    log.info("metrics_shown", url=exposition.url)
-    return metrics
+async def _observers(config: ServerConfig, stack: AsyncExitStack) -> tuple[Observer, StageObserver, Calls]:
+    """Who is told what happens: nobody, unless metrics or traces are asked for.
+
+    InvalidInput when the metrics' address cannot be listened on, or OpenTelemetry is not installed.
+    """
+    observer: Observer = NOBODY
+    if config.metrics:
+        observer = metrics = Metrics()
+        exposition = Exposition(metrics.registry, *_host_and_port(config.metrics, "metrics"))
+        stack.push_async_callback(exposition.close)
+        log.info("metrics_shown", url=exposition.url)
+    if not config.otlp_endpoint:
+        return observer, observer, Calls(observer)
+    try:
+        from longtide_server.tracing import Tracing
+    except ImportError as exc:
+        raise InvalidInput.of("otlp_endpoint", "needs pip install 'longtide[otel]'") from exc
+    tracing = Tracing(config.otlp_endpoint)
+    stack.push_async_callback(tracing.close)
+    return observer, tracing.stages(observer), Calls(observer, tracing)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

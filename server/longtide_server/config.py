@@ -48,6 +48,8 @@ class ServerConfig:
     """How often the event store is tried, for the health of the services that need it."""
     metrics: str = ""
     """HOST:PORT where Prometheus finds the metrics, port 0 picks a free one; nothing is counted where it is empty."""
+    otlp_endpoint: str = ""
+    """Base URL of the OpenTelemetry collector that is sent traces over OTLP; none are made where it is empty."""
     stop_grace_s: float = 5.0
     """How long calls under way may go on after a stop was asked for."""
 

@@ -61,6 +61,10 @@ SWITCH_S = 0.0005
     help="How many snapshots stay in the directory when another one is activated.",
 )  # fmt: skip
 @click.option("--metrics", default="", metavar="HOST:PORT", help="Show Prometheus metrics there; port 0 picks one.")
+@click.option(
+    "--otlp-endpoint", default="", metavar="URL",
+    help="Send traces to the OpenTelemetry collector at this base URL, over HTTP; needs longtide[otel].",
+)  # fmt: skip
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 def serve(
     snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401
