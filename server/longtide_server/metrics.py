@@ -73,8 +73,9 @@ class Metrics(Observer):
         self._encoder_durations = durations(
             "longtide_encoder_call_duration_seconds", "How long calls to the encoder took that did not fail."
         )
+        kinds = ("unavailable", "deadline_exceeded", "overloaded", "unexpected")
         self._encoder_errors = counter(
-            "longtide_encoder_errors", "Calls to the encoder that failed.", "kind", known=get_args(Kind)
+            "longtide_encoder_errors", "Calls to the encoder that failed.", "kind", known=kinds
         )
         gauge("longtide_encoder_queue_users", "Users who wait for the next call to the encoder.").set_function(
             self._sum(lambda one: one.waiting())
