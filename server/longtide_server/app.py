@@ -86,9 +86,10 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         server = grpc.aio.server(
             maximum_concurrent_rpcs=config.max_calls,
             options=[
-                # gRPC would cancel calls, without a word, when this many wait to be taken up: we refuse them ourselves.
-                ("grpc.server.max_pending_requests", 10 * config.max_calls),
-                ("grpc.server.max_pending_requests_hard_limit", 20 * config.max_calls),
+                # gRPC drops some of the calls that arrive while so many wait to be taken up, and all at twice as many.
+                # A longer queue would have every call answered late, or after its caller has gone.
+                ("grpc.server.max_pending_requests", config.max_waiting_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_waiting_calls),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.so_reuseport", 0),
                 # The SDK pings idle streams once a minute; without this gRPC would end them for that.

@@ -42,6 +42,8 @@ class ServerConfig:
     """The median time of an answer that a snapshot may need to be activated."""
     max_calls: int = 2_000
     """Calls that may be under way, streams included; further ones are refused with RESOURCE_EXHAUSTED."""
+    max_waiting_calls: int = 128
+    """Calls that may wait to be taken up; of further ones, gRPC drops some, and all at twice as many (CANCELLED)."""
     max_message_bytes: int = 16 * 1024 * 1024
     """The largest message that is accepted."""
     store_probe_every_s: float = 2.0
