@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ from longtide import AsyncClient, Event, InvalidEventsError
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.encoder import LocalEncoder
-from longtide_server.errors import InvalidInput, SnapshotError, Unavailable
+from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
@@ -99,6 +100,33 @@ async def test_more_calls_than_are_allowed_are_refused_and_the_others_answered(c
         assert 0 < len(refused) < 12
         assert all(len(one) == 11 for one in found if one not in refused)
         assert len(await recommended(channel, "u0")) == 11
+
+
+async def test_calls_that_would_wait_long_to_be_taken_up_are_dropped(config, monkeypatch):
+    """The event loop stands still while many calls arrive from other threads."""
+
+    async def still(self, batch, timeout_s):
+        time.sleep(1.0)  # noqa: ASYNC251
+        raise EncoderUnavailable("stood still")
+
+    def ask(user):
+        try:
+            with grpc.insecure_channel(address) as channel:
+                stub = recommendation_pb2_grpc.RecommendationServiceStub(channel)
+                stub.Recommend(recommendation_pb2.RecommendRequest(user_id=user), timeout=10.0)
+        except grpc.RpcError as exc:
+            return exc.code()
+        return grpc.StatusCode.OK
+
+    async with running(config(max_waiting_calls=2)) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, event("e1"))
+        monkeypatch.setattr(LocalEncoder, "encode", still)
+        with ThreadPoolExecutor(40) as threads:
+            first = threads.submit(ask, "ann")
+            await asyncio.sleep(0.2)
+            codes = [threads.submit(ask, f"u{n}") for n in range(39)]
+            found = [await asyncio.wrap_future(one) for one in (first, *codes)]
+    assert set(found) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
 
 
 async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
