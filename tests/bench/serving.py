@@ -54,7 +54,8 @@ HISTORY_TRIES = 300
 SOAK_REQUESTS = 1_000_000
 SOAK_WARM = 50_000
 SOAK_EVENTS_SHARE = 0.02
-STEADY_PER_S = 200.0
+STEADY_PER_S = 50.0
+SWAP_S = 90.0
 TRY_AGAIN_FOR_S = 30.0
 
 
@@ -243,11 +244,12 @@ def against_plain_torchserve(world: World) -> Iterator[Figure]:
     """The mixed load against TorchServe asked once a request with the whole history, as without Longtide."""
     ours, plain_ones = asyncio.run(_against_plain_torchserve(world))
     best, theirs = best_within(ours), best_within(plain_ones)
+    most, their_most = (max(load.per_s for load in loads) for loads in (ours, plain_ones))
     note = (
         f"{best:,.0f} against {theirs:,.0f} requests/s, each with as many callers as give the most at "
-        f"p90 < {CAPACITY_P90_MS:.0f} ms"
+        f"p90 < {CAPACITY_P90_MS:.0f} ms (0: none does); {most:,.0f} against {their_most:,.0f} at any latency"
     )
-    ratio = best / theirs if theirs else float("inf")
+    ratio = best / max(theirs, 1.0)
     yield at_least("mixed load, throughput against plain TorchServe's", round(ratio, 2), 4.0, "ratio", note)
 
 
@@ -397,7 +399,7 @@ def swap(world: World) -> Iterator[Figure]:
                     seen.update(name for name in (second.name,) if name.encode() in answer)
                     return answer
 
-                load = asyncio.create_task(offered(mixed.write, ask, STEADY_PER_S, 40.0))
+                load = asyncio.create_task(offered(mixed.write, ask, STEADY_PER_S, SWAP_S))
                 await asyncio.sleep(3.0)
                 await client.activate_snapshot(second.name)
                 return await load, seen
