@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import longtide_handlers.encoder_handler as handler_file
-from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler
+from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, like_lengths
 from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
@@ -118,6 +118,30 @@ def test_a_batch_of_requests_gets_an_answer_each(weights):
     made = handler(weights)
     requests = [pack(BATCH), pack(BATCH[:1])]
     assert made.handle(requests, None) == [made.answer(request) for request in requests]
+
+
+def test_rows_of_unlike_lengths_are_answered_as_each_alone(weights):
+    batch = [steps(count, top_n=5) for count in (300, 2, 90, 1, 4, 250, 3, 5, 100, 280, 110, 1)]
+    made = handler(weights)
+    for found, one in zip(unpack(made.answer(pack(batch)), batch), batch, strict=True):
+        [alone] = unpack(made.answer(pack([one])), [one])
+        np.testing.assert_allclose(found.query, alone.query, atol=1e-5)
+        np.testing.assert_allclose(found.state, alone.state, atol=1e-5)
+        assert found.items.tolist() == alone.items.tolist()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([1], [[0]]),
+        ([1] * 6, [[0, 1, 2, 3, 4, 5]]),
+        ([9, 1, 9, 1, 9, 1, 9, 1], [[1, 3, 5, 7], [0, 2, 4, 6]]),
+        ([10, 11, 10, 12, 11], [[0, 2, 1, 4, 3]]),
+        ([1, 2_000, 1], [[0, 2, 1]]),  # too few for a pass of their own
+    ],
+)
+def test_rows_of_like_lengths_go_together(lengths, groups):
+    assert [rows.tolist() for rows in like_lengths(np.array(lengths))] == groups
 
 
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
