@@ -23,6 +23,8 @@ from longtide_server.snapshot import CURRENT, Manifest, published, set_current
 WARM_USERS = 2_000
 WARM_S = 20.0
 WARM_REST_S = 300.0
+WARMED_AT_ONCE = 64
+WARMED_ASIDE = 2  # while people are answered
 DRAIN_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -120,7 +122,7 @@ class Activation:
         try:
             trial = await try_out(serving.recommender, self._bars)
             recent = self.current.states.recent()
-            warmed = await serving.warm(recent[:WARM_USERS], WARM_S)
+            warmed = await serving.warm(recent[:WARM_USERS], WARM_S, WARMED_AT_ONCE)
             await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
         except BaseException:
             await serving.close(0.0)
@@ -134,7 +136,7 @@ class Activation:
         leaving = asyncio.create_task(old.close(DRAIN_S))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
-        self._warming = asyncio.create_task(serving.warm(recent[WARM_USERS:], WARM_REST_S))
+        self._warming = asyncio.create_task(serving.warm(recent[WARM_USERS:], WARM_REST_S, WARMED_ASIDE))
         if ours:  # a folder without CURRENT is somebody's folder that happens to hold a snapshot
             await asyncio.to_thread(self._prune)
         return Listed(chosen.folder, chosen.manifest, active=True)

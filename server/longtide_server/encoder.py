@@ -23,7 +23,8 @@ from longtide_server.torchserve.client import TorchServeClient
 
 MODEL_NAME = "longtide-encoder"
 MAX_BATCH_USERS = 256
-MAX_BATCH_EVENTS = 65_536
+MAX_BATCH_EVENTS = 4_096  # some tenths of a second on one core: what arrives meanwhile waits for no more than that
+FEW_EVENTS = 32
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
 
@@ -186,15 +187,23 @@ class CoalescingEncoder:
                         waiting.result.set_result(encoded)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, without the callers who gave up."""
-        self._waiting = [waiting for waiting in self._waiting if not waiting.result.done()]
-        count, events = 0, 0
-        for waiting in self._waiting[:MAX_BATCH_USERS]:
-            events += len(waiting.steps.items)
-            if count and events > MAX_BATCH_EVENTS:
+        """The next batch, without the callers who gave up.
+
+        Everybody with few events is in it, and of those with many, oldest first, as many as do not take long: nobody
+        waits for another's long history, and in every batch there is room for one.
+        """
+        waiting = [one for one in self._waiting if not one.result.done()]
+        few = [one for one in waiting if len(one.steps.items) <= FEW_EVENTS]
+        many = [one for one in waiting if len(one.steps.items) > FEW_EVENTS]
+        batch = few[: MAX_BATCH_USERS - bool(many)]
+        events = 0
+        for one in many[: MAX_BATCH_USERS - len(batch)]:
+            events += len(one.steps.items)
+            if events > MAX_BATCH_EVENTS and one is not many[0]:
                 break
-            count += 1
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+            batch.append(one)
+        taken = set(map(id, batch))
+        self._waiting = [one for one in waiting if id(one) not in taken]
         return batch
 
 

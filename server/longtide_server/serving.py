@@ -14,7 +14,6 @@ from longtide_server.responses import Responses
 from longtide_server.snapshot import Snapshot
 from longtide_server.user_state import TOP_N_MARGIN, UserStates
 
-WARMED_AT_ONCE = 64
 LIMIT_WARMED = 20
 
 log = structlog.get_logger(__name__)
@@ -46,8 +45,8 @@ class Serving:
         if not self._users:
             self._unused.set()
 
-    async def warm(self, owners: Sequence[str], timeout_s: float) -> int:
-        """Encode these owners' histories, as many as there is time for; how many it were."""
+    async def warm(self, owners: Sequence[str], timeout_s: float, at_once: int) -> int:
+        """Encode these owners' histories, so many at once, as many as there is time for; how many it were."""
         waiting = iter(owners)
         warmed = 0
 
@@ -60,7 +59,7 @@ class Serving:
 
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*(work() for _ in range(WARMED_AT_ONCE)))
+                await asyncio.gather(*(work() for _ in range(at_once)))
         except (TimeoutError, LongtideError) as exc:  # whoever asks is encoded then
             log.info("warming_ended", warmed=warmed, reason=str(exc) or "time is over")
         return warmed

@@ -144,7 +144,7 @@ async def test_closing_does_not_wait_for_warming(served, monkeypatch):
     monkeypatch.setattr(activation_module, "WARM_USERS", 0)
     began, hang = asyncio.Event(), asyncio.Event()
 
-    async def warm(self, owners, timeout_s):
+    async def warm(self, owners, timeout_s, at_once):
         if timeout_s == activation_module.WARM_REST_S:
             began.set()
             await hang.wait()

@@ -233,11 +233,22 @@ async def test_a_batch_holds_only_so_many_users(world, held, monkeypatch):
 
 
 async def test_a_batch_holds_only_so_many_events_but_one_history_always_fits(world, held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 0)
     monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 3)
     callers = calling(world.coalescing, steps(1, 1), steps(2), steps(3), steps(4, 4, 4, 4, 4), steps(5))
     held.answering_allowed.set()
     await outcomes(callers)
     assert held.rows == [[[1, 1], [2]], [[3]], [[4] * 5], [[5]]]
+
+
+async def test_nobody_waits_for_long_histories_nor_they_for_ever(world, held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 4)
+    monkeypatch.setattr(encoder_module, "MAX_BATCH_USERS", 3)
+    callers = calling(world.coalescing, *(steps(*[item] * 4) for item in (1, 2, 3)), *map(steps, (4, 5, 1)))
+    held.answering_allowed.set()
+    await outcomes(callers)
+    assert held.rows == [[[4], [5], [1] * 4], [[1], [2] * 4], [[3] * 4]]
 
 
 async def test_who_gave_up_is_not_encoded_later(world, held):
