@@ -41,7 +41,7 @@ def test_the_sdks_generated_code_is_current(tmp_path):
     # It defines no service, so `make proto` removes its empty stubs.
     without_service = {name for name in fresh if name.startswith("longtide/internal/") and "_grpc" in name}
     assert generated(ROOT / "sdk") == {name: code for name, code in fresh.items() if name not in without_service}
-    assert len(fresh) == 20
+    assert len(fresh) == 24
 
 
 def test_the_servers_generated_code_is_current(tmp_path):
