@@ -52,6 +52,7 @@ from longtide_server.serving import Serving
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
 from longtide_server.state_file import SavedStates, save_states
+from longtide_server.stepping import Stepper
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
@@ -215,8 +216,11 @@ class Opener:
             )
             stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
-            self._writer.add(states)
-            stack.callback(self._writer.remove, states)
+            stepper = Stepper(states)
+            stack.push_async_callback(stepper.close)
+            for copies in (states, stepper):  # in this order: who follows what was written must know of it
+                self._writer.add(copies)
+                stack.callback(self._writer.remove, copies)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
             recommender = Recommender(snapshot, states, self._stages)
             responses = Responses(recommender, shown, config.cached_users, self._observer)

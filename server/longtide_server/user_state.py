@@ -38,6 +38,8 @@ KEPT_STATES = 3
 KEPT_FROM_EVENTS = 64  # fewer are encoded anew faster than they are worth
 KEPT_NEAR_EVENTS = 16
 KEPT_FAR_EVENTS = 128
+MAX_STEPS_AHEAD = 32  # more are a history that has just been loaded, which nobody may ever ask for
+ITEMS_AHEAD = 10
 MANY_LATE_EVENTS = 64
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
@@ -248,6 +250,19 @@ class UserStates:
                 self._extend(user, appended.events, appended.after)
             elif user is not None or owner in self._reading:
                 self._outdated.add(owner)
+
+    def steps_due(self, owner: str) -> bool:
+        """Whether a user has a state that is a few events behind what happened."""
+        user = self._users.get(owner)
+        if user is None or owner in self._outdated or not user.encoded_count:
+            return False
+        return 0 < len(user.items) - user.encoded_count <= MAX_STEPS_AHEAD
+
+    async def step(self, owner: str) -> None:
+        """Bring the state of such a user up to what happened, before anybody asks. Fails as `encoded` does."""
+        user = self._users.get(owner)
+        if user is not None and self.steps_due(owner):
+            await self.encoded(user, (), TOP_N_MARGIN + ITEMS_AHEAD + len(user.seen), self._step_timeout_s)
 
     async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.

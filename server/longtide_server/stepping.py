@@ -1,0 +1,65 @@
+"""Takes the steps of new events ahead of demand, so that whoever asks next finds the user's state fresh.
+
+Only of users whose state is at hand: whoever has not asked yet costs nothing until they do. One batch is under way at a
+time, and the users written about meanwhile are the next one, so a busy server takes several events of a user at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import structlog
+
+from longtide_server.encoder import MAX_BATCH_USERS
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.event_store import Written
+from longtide_server.user_state import UserStates
+
+MAX_DUE = 16 * MAX_BATCH_USERS  # the rest waits until it is asked for
+
+log = structlog.get_logger(__name__)
+
+
+class Stepper:
+    """Has the states of one snapshot's users follow the events that this server writes."""
+
+    def __init__(self, states: UserStates) -> None:
+        self._states = states
+        self._due: dict[str, None] = {}
+        """Owners, in the order in which they were written about."""
+        self._running: asyncio.Task[None] | None = None
+
+    def apply(self, written: Written) -> None:
+        """Have the written events' users follow soon; the states must know of the events already."""
+        for owner in written.appended:
+            if len(self._due) < MAX_DUE and self._states.steps_due(owner):
+                self._due[owner] = None
+        if self._due and (self._running is None or self._running.done()):
+            self._running = asyncio.create_task(self._run())
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Of histories that are read anew there is nothing to follow."""
+        for name in names:
+            self._due.pop(name, None)
+
+    async def close(self) -> None:
+        """Stop; what is due is encoded when it is asked for."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+
+    async def _run(self) -> None:
+        while self._due:
+            owners = [*self._due][:MAX_BATCH_USERS]
+            for owner in owners:
+                del self._due[owner]
+            steps = [asyncio.create_task(self._states.step(owner)) for owner in owners]
+            try:
+                await asyncio.gather(*steps)
+            except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
+                log.info("steps_left_for_later", reason=str(exc), users=len(owners) + len(self._due))
+                self._due.clear()
+            finally:
+                for step in steps:
+                    step.cancel()

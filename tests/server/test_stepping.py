@@ -1,0 +1,141 @@
+"""States that follow what is written before anybody asks."""
+
+import asyncio
+
+import pytest
+
+from longtide_server import stepping
+from longtide_server.errors import EncoderUnavailable
+from longtide_server.stepping import Stepper
+
+SOON_S = 5.0
+
+
+@pytest.fixture
+async def stepper(world):
+    made = Stepper(world.states)
+    world.writer.add(made)
+    yield made
+    await made.close()
+
+
+async def asked(world, user_id):
+    return await world.states.encoded(await world.states.get(f"user:{user_id}"), (), 3, SOON_S)
+
+
+async def caught_up(world, *user_ids):
+    async with asyncio.timeout(SOON_S):
+        while True:
+            await asyncio.sleep(0.001)
+            if not any(world.states.steps_due(f"user:{user_id}") for user_id in user_ids):
+                return
+
+
+async def test_a_new_event_is_stepped_before_anybody_asks(world, stepper):
+    await world.did("ann", "abc")
+    await asked(world, "ann")
+    await world.did("ann", "e")
+    await caught_up(world, "ann")
+    assert world.encoder.rows == [[[1, 2, 3]], [[5]]]
+    assert (await asked(world, "ann")).state.tolist() == [4, 1 / 8 + 2 / 4 + 3 / 2 + 5]
+    assert len(world.encoder.calls) == 2
+
+
+async def test_whoever_has_not_asked_costs_nothing(world, stepper):
+    await world.did("ann", "abc")
+    await world.states.get("user:ann")  # in memory, and not encoded
+    await world.did("ann", "e")
+    await asyncio.sleep(0.01)
+    assert world.encoder.calls == []
+
+
+async def test_many_events_at_once_wait_until_somebody_asks(world, stepper):
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    await world.did("ann", "ab" * 17)
+    await asyncio.sleep(0.01)
+    assert world.encoder.rows == [[[1]]]
+
+
+async def test_users_written_about_while_a_batch_is_under_way_are_the_next_batch(world, stepper):
+    for user in ("ann", "bea", "cid"):
+        await world.did(user, "a")
+        await asked(world, user)
+    world.encoder.answering_allowed.clear()
+    del world.encoder.calls[:]
+    await world.did("ann", "b")
+    await world.encoder.call_begun.acquire()
+    await world.did("bea", "c")
+    await world.did("cid", "d")
+    await world.did("cid", "e")
+    world.encoder.answering_allowed.set()
+    await caught_up(world, "ann", "bea", "cid")
+    assert world.encoder.rows == [[[2]], [[3], [4, 5]]]
+
+
+async def test_who_asks_during_the_step_waits_for_it_and_makes_no_other(world, stepper):
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    world.encoder.answering_allowed.clear()
+    await world.did("ann", "b")
+    asking = asyncio.create_task(asked(world, "ann"))
+    await asyncio.sleep(0.01)
+    world.encoder.answering_allowed.set()
+    assert (await asking).state.tolist() == [2, 1 / 2 + 2]
+    assert world.encoder.rows == [[[1]], [[2]]]
+
+
+async def test_an_encoder_that_fails_is_left_alone_until_the_next_event(world, stepper):
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    world.encoder.failure = EncoderUnavailable("it is down")
+    await world.did("ann", "b")
+    await asyncio.sleep(0.01)
+    assert len(world.encoder.calls) == 2
+    world.encoder.failure = None
+    await world.did("ann", "c")
+    await caught_up(world, "ann")
+    assert world.encoder.rows[-1] == [[2, 3]]
+
+
+async def test_what_is_due_is_bounded(world, stepper, monkeypatch):
+    monkeypatch.setattr(stepping, "MAX_DUE", 1)
+    for user in ("ann", "bea", "cid"):
+        await world.did(user, "a")
+        await asked(world, user)
+    world.encoder.answering_allowed.clear()
+    del world.encoder.calls[:]
+    await world.did("ann", "b")
+    await world.encoder.call_begun.acquire()
+    await world.did("bea", "b")
+    await world.did("cid", "b")
+    world.encoder.answering_allowed.set()
+    await caught_up(world, "ann", "bea")
+    assert world.states.steps_due("user:cid")
+    assert (await asked(world, "cid")).state.tolist() == [2, 1 / 2 + 2]
+
+
+async def test_a_deleted_history_is_not_followed(world, stepper):
+    for user in ("ann", "bea"):
+        await world.did(user, "a")
+        await asked(world, user)
+    world.encoder.answering_allowed.clear()
+    del world.encoder.calls[:]
+    await world.did("ann", "b")
+    await world.encoder.call_begun.acquire()
+    await world.did("bea", "b")
+    world.writer.forget(("user:bea",))
+    world.encoder.answering_allowed.set()
+    await caught_up(world, "ann")
+    await asyncio.sleep(0.01)
+    assert world.encoder.rows == [[[2]]]
+
+
+async def test_closing_stops_it(world, stepper):
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    world.encoder.answering_allowed.clear()
+    await world.did("ann", "b")
+    await world.encoder.call_begun.acquire()
+    async with asyncio.timeout(SOON_S):
+        await stepper.close()
