@@ -1,9 +1,9 @@
-"""Similar users at similar moments: an Annoy index over the query vectors along all histories.
+"""Nearest vectors: similar users at similar moments along all histories, and similar items. Alone in importing annoy.
 
-They are searched along the directions that hold most of the vectors: a part of the dimensions keeps the neighbours and
-takes a part of the memory and time. The only file that imports annoy. Annoy's `angular` distance of unit vectors is
-sqrt(2 - 2 cosine); its `dot` is not used because release 1.17.3 gets it wrong. An index is built once, on disk, and
-never changed: items added to a built Annoy index would be ignored without a word.
+Moments are searched along the directions that hold most of the vectors: a part of the dimensions keeps the neighbours
+and takes a part of the memory and time. Annoy's `angular` distance of unit vectors is sqrt(2 - 2 cosine); its `dot` is
+not used because release 1.17.3 gets it wrong. An index is built once and never changed: items added to a built Annoy
+index would be ignored without a word.
 """
 
 from __future__ import annotations
@@ -125,6 +125,25 @@ class NeighborIndex:
         nearest = self.search(query, at, everything, -1.0).similarity
         found = self.search(query, count, search_k, -1.0).similarity[:at]
         return float((found >= nearest[-1] - 1e-6).mean())
+
+
+class VectorIndex:
+    """An index in memory over vectors that change now and then: it is built anew, and takes the old one's place."""
+
+    def __init__(self, vectors: NDArray[np.float32], trees: int) -> None:
+        """vectors (R, D), each of length 1, or zeros where a row is not to be found. It takes long: use a thread."""
+        self.rows = np.flatnonzero(vectors.any(axis=1))
+        """(R',) the rows that can be found."""
+        self._index = AnnoyIndex(vectors.shape[1], "angular")
+        self._index.set_seed(BUILD_SEED)
+        for number, row in enumerate(self.rows.tolist()):
+            self._index.add_item(number, vectors[row])
+        self._index.build(trees, n_jobs=1)
+
+    def search(self, vector: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `count` rows most similar to a vector (D,) of length 1, and their cosines; most similar first."""
+        found, distances = self._index.get_nns_by_vector(vector, count, include_distances=True)
+        return self.rows[found], np.asarray(1.0 - np.square(distances) / 2.0, np.float32)
 
 
 def recall(index: NeighborIndex, vectors: NDArray[np.float32], queries: NDArray[np.float32], count: int, search_k: int,

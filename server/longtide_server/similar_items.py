@@ -1,0 +1,100 @@
+"""Which items are like an item: by what people do with them, by what they are, or by both.
+
+Every way of comparing is a space in which an item is a vector of length 1. A space is searched through an index that
+is built in the background; until it is there, and where only few items may appear, every item is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.neighbors import VectorIndex
+
+TREES = 20
+COMPARED_AT_MOST = 4_096  # rows of a space are compared one by one: that takes less than a millisecond
+FETCHED_MORE = 4
+
+
+class Basis(enum.IntEnum):
+    """What makes items alike. The numbers are those of the contract."""
+
+    BEHAVIOR = 1
+    CONTENT = 2
+    BOTH = 3
+
+
+Spaces = Mapping[Basis, NDArray[np.float32]]
+"""(I + 1, any) vectors of length 1 by item number, zeros for items that a space says nothing of; row 0 is padding."""
+
+
+def spaces_of(behavior: NDArray[np.float32], content: NDArray[np.float32] | None) -> Spaces:
+    """The spaces of items' embeddings (I + 1, D) and of what their content says (I + 1, E), where that is known.
+
+    In both together a cosine is the mean of the two cosines; an item that one says nothing of is found by the other.
+    """
+    if content is None:
+        return {Basis.BEHAVIOR: behavior}
+    joined = np.concatenate([behavior, content], axis=1)
+    length = np.linalg.norm(joined, axis=1, keepdims=True)
+    return {Basis.BEHAVIOR: behavior, Basis.CONTENT: content, Basis.BOTH: joined / np.maximum(length, 1e-12)}
+
+
+class SimilarItems:
+    """Finds items that are alike."""
+
+    def __init__(self, spaces: Spaces) -> None:
+        self._spaces = spaces
+        self._indexes: dict[Basis, VectorIndex] = {}
+
+    def basis(self, wanted: Basis | None) -> Basis:
+        """What is compared where something is wanted that there may not be: by default as much as there is."""
+        return wanted if wanted is not None and wanted in self._spaces else max(self._spaces)
+
+    async def build(self) -> None:
+        """Make the indexes, one after the other, beside whoever is answered meanwhile."""
+        for basis, vectors in self._spaces.items():
+            self._indexes[basis] = await asyncio.to_thread(VectorIndex, vectors, TREES)
+
+    async def replace(self, spaces: Spaces) -> None:
+        """Go over to other vectors once they are indexed; until then what was there before is found."""
+        other = SimilarItems(spaces)
+        await other.build()
+        self._spaces, self._indexes = other._spaces, other._indexes
+
+    def find(
+        self, basis: Basis, item: int, allowed: NDArray[np.bool_], limit: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The numbers of at most `limit` allowed items most like an item, and their cosines, most similar first.
+
+        allowed (I + 1,). The item itself is not among them; nothing is where the space says nothing of it.
+        """
+        vectors = self._spaces[basis]
+        if not vectors[item].any():
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        few = int(np.count_nonzero(allowed)) <= COMPARED_AT_MOST
+        index = self._indexes.get(basis)
+        if index is not None and not few:
+            items, cosine = index.search(vectors[item], FETCHED_MORE * limit + 1)
+            kept = allowed[items] & (items != item)
+            if np.count_nonzero(kept) >= limit:
+                return items[kept][:limit], cosine[kept][:limit]
+        return _nearest(vectors, item, allowed, limit)
+
+
+def _nearest(
+    vectors: NDArray[np.float32], item: int, allowed: NDArray[np.bool_], limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The same as `SimilarItems.find` by a comparison of every allowed item."""
+    items = np.flatnonzero(allowed)
+    items = items[items != item]
+    rows = vectors[items]  # (A, D)
+    cosine = rows @ vectors[item]
+    known = rows.any(axis=1)
+    items, cosine = items[known], cosine[known]
+    order = np.argsort(-cosine, kind="stable")[:limit]
+    return items[order], cosine[order]
