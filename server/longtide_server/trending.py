@@ -1,0 +1,57 @@
+"""What many people turn to at present: events counted so that an older one counts for less.
+
+An event counts half as much after every half-life (an exponentially decaying count, Cormode, Korn & Tirthapura 2008).
+All counts are kept relative to one moment, so nothing has to be done while nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.candidates import NOTHING, Scored
+from longtide_server.catalog import Catalog
+from longtide_server.event_store import Written
+
+LARGEST_EXPONENT = 500.0  # of two: far from what a float cannot hold
+
+
+class Trending:
+    """Counts the events that are written, by the items of one catalogue."""
+
+    def __init__(self, catalog: Catalog, clock: Callable[[], float], half_life_s: float = 86_400.0) -> None:
+        """clock: seconds since 1970. half_life_s: above 0."""
+        self._catalog = catalog
+        self._clock = clock
+        self._half_life_s = half_life_s
+        self._since_s = clock()
+        self._count = np.zeros(len(catalog) + 1)
+        """(I + 1,) as counted at `_since_s`: what happens later counts for more than 1, what was before for less."""
+
+    def apply(self, written: Written) -> None:
+        """Count what is new."""
+        now_s = self._clock()
+        if now_s - self._since_s > LARGEST_EXPONENT * self._half_life_s:
+            self._count *= 0.5 ** min((now_s - self._since_s) / self._half_life_s, 1_000.0)
+            self._since_s = now_s
+        for appended in written.appended.values():
+            numbers = [self._catalog.number(event.item_id) for event in appended.events]
+            # A clock that is ahead must not make an event count for more than one that happens now.
+            times = np.minimum([event.time_s for event in appended.events], now_s)
+            np.add.at(self._count, numbers, np.exp2((times - self._since_s) / self._half_life_s))
+        self._count[0] = 0.0  # what is not in the catalogue
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Counts hold no names: there is nothing to forget."""
+
+    def votes(self, allowed: NDArray[np.bool_] | None, limit: int) -> Scored:
+        """The `limit` items of which most happens, of those allowed (I + 1,), with their share of all that happens."""
+        count = self._count if allowed is None else np.where(allowed, self._count, 0.0)
+        total = float(self._count.sum())
+        if not total:
+            return NOTHING
+        best = np.argpartition(-count, min(limit, len(count) - 1))[:limit]
+        best = best[count[best] > 0.0]
+        return Scored(best.astype(np.int64), count[best] / total)

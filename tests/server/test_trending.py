@@ -1,0 +1,87 @@
+"""Counts that fade: with a half-life of ten seconds, by hand."""
+
+import numpy as np
+import pytest
+
+from longtide_server.catalog import Catalog, ItemInfo
+from longtide_server.event_store import Appended, Version, Written
+from longtide_server.trending import Trending
+
+CATALOG = Catalog(("a", "b", "c"), (ItemInfo(),) * 3)
+
+
+class Clock:
+    now_s = 1_000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def trending(clock):
+    return Trending(CATALOG, clock, half_life_s=10.0)
+
+
+@pytest.fixture
+def happened(event, trending):
+    def write(item_id, time_s, times=1):
+        events = [event(f"e{n}", item_id, time_s) for n in range(times)]
+        trending.apply(Written(times, 0, {"user:ann": Appended(Version(), Version(), events)}))
+
+    return write
+
+
+def shares(trending, allowed=None, limit=10):
+    votes = trending.votes(allowed, limit)
+    return dict(zip(votes.items.tolist(), votes.probability.tolist(), strict=True))
+
+
+def test_before_anything_happens_nothing_trends(trending):
+    assert shares(trending) == {}
+
+
+def test_an_event_counts_half_after_a_half_life(trending, happened):
+    happened("a", 990.0)
+    happened("b", 1_000.0)
+    assert shares(trending) == pytest.approx({1: 1 / 3, 2: 2 / 3})
+
+
+def test_of_old_events_it_takes_many(trending, happened):
+    happened("a", 980.0, times=12)
+    happened("b", 1_000.0, times=1)
+    assert shares(trending) == pytest.approx({1: 3 / 4, 2: 1 / 4})
+
+
+def test_a_clock_that_is_ahead_gains_nothing(trending, happened):
+    happened("a", 5_000.0)
+    happened("b", 1_000.0)
+    assert shares(trending) == pytest.approx({1: 1 / 2, 2: 1 / 2})
+
+
+def test_what_is_not_in_the_catalogue_does_not_trend(trending, happened):
+    happened("?", 1_000.0, times=5)
+    assert shares(trending) == {}
+
+
+def test_only_the_best_of_what_is_allowed(trending, happened):
+    happened("a", 1_000.0, times=3)
+    happened("b", 1_000.0, times=2)
+    happened("c", 1_000.0, times=1)
+    assert shares(trending, limit=2) == pytest.approx({1: 3 / 6, 2: 2 / 6})
+    assert shares(trending, np.array([False, False, True, True]), limit=2) == pytest.approx({2: 2 / 6, 3: 1 / 6})
+
+
+def test_after_a_long_time_the_old_is_nothing_and_the_new_is_counted(trending, happened, clock):
+    happened("a", 1_000.0, times=1_000)
+    for _ in range(3):
+        clock.now_s += 10.0 * 400
+        happened("b", clock.now_s)
+    assert shares(trending)[2] == pytest.approx(1.0)
+    clock.now_s += 1e9
+    happened("c", clock.now_s)
+    assert shares(trending)[3] == pytest.approx(1.0)
