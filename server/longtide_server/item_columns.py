@@ -1,0 +1,300 @@
+"""What many items say, column by column, so that a condition on all of them is a few array operations.
+
+Rows are numbers from 0. Whatever is a word (a category, a tag, a brand, the text of an attribute) has a list of the
+rows that hold it; numbers and times stand in arrays. A change costs what it changes, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.item import Item
+from longtide_server.item_filter import (
+    AllOf,
+    AnyOf,
+    HasBrand,
+    HasFlag,
+    HasNumber,
+    HasPrice,
+    HasTag,
+    HasText,
+    InCategory,
+    InDomain,
+    InLanguage,
+    IsAvailable,
+    ItemFilter,
+    NoneOf,
+    Published,
+    Span,
+)
+
+FEW_ENTRIES = 64  # of a list are never worth tidying while nobody reads it
+
+Word = tuple[Hashable, ...]
+"""Something that an item either holds or does not: the kind, then what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is kept in memory of an item: what may be asked of it, and what people read."""
+
+    title: str = ""
+    words: tuple[Word, ...] = ()
+    """None twice."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Of the attributes that are numbers."""
+    price: float | None = None
+    publish_s: float = -math.inf
+    """-inf where there is none; seconds since 1970-01-01 UTC."""
+    expire_s: float = math.inf
+    """inf where there is none."""
+    available: bool = True
+
+    @property
+    def offer(self) -> tuple[bool, float, float]:
+        """What decides whether the item may be recommended."""
+        return self.available, self.publish_s, self.expire_s
+
+
+def facts_of(item: Item) -> Facts:
+    """What is kept of an item."""
+    return Facts(
+        title=item.title,
+        words=tuple(dict.fromkeys(_words(item))),
+        numbers={name: float(value) for name, value in item.attributes.items() if _is_number(value)},
+        price=item.price,
+        publish_s=-math.inf if item.publish_time_s is None else item.publish_time_s,
+        expire_s=math.inf if item.expire_time_s is None else item.expire_time_s,
+        available=item.available,
+    )
+
+
+def _words(item: Item) -> Iterable[Word]:
+    for path in item.categories:
+        for depth in range(1, len(path) + 1):
+            yield "category", path[:depth]
+    for tag in item.tags:
+        yield "tag", tag
+    for kind, name in (("brand", item.brand), ("domain", item.domain), ("language", item.language)):
+        if name:
+            yield kind, name
+    for name, value in item.attributes.items():
+        if isinstance(value, str):
+            yield "text", name, value
+        elif isinstance(value, bool):
+            yield "flag", name, value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class _Postings:
+    """The rows that hold a word: a log of who came, as the row, and who left, as ~row; tidied when it is read."""
+
+    __slots__ = ("_log", "_tidy", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._log = array("i")
+        self._tidy = True
+
+    def add(self, row: int) -> None:
+        """Let a row in that is not there."""
+        self._log.append(row)
+        self.count += 1
+
+    def remove(self, row: int) -> None:
+        """Let a row go that is there."""
+        self._log.append(~row)
+        self.count -= 1
+        self._tidy = False
+        if len(self._log) > 2 * self.count + FEW_ENTRIES:
+            self._tidy_up()
+
+    def mark(self, mask: NDArray[np.bool_]) -> None:
+        """Set the rows in a mask."""
+        if not self._tidy:
+            self._tidy_up()
+        mask[np.frombuffer(self._log, np.int32)] = True
+
+    def _tidy_up(self) -> None:
+        log = np.frombuffer(self._log, np.int32)
+        rows = np.where(log < 0, ~log, log)
+        there = np.zeros(rows.max() + 1, np.bool_)
+        there[rows] = log >= 0  # in order: a row's last entry counts
+        self._log = array("i", np.flatnonzero(there).astype(np.int32).tobytes())
+        self._tidy = True
+
+
+class _Numbers:
+    """What rows say of a number: a log of rows and values, NaN where one says nothing any more; tidied when read."""
+
+    __slots__ = ("_rows", "_tidy", "_values", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How many rows say something."""
+        self._rows = array("i")
+        self._values = array("d")
+        self._tidy = True
+
+    def put(self, row: int, before: float | None, value: float | None) -> None:
+        """A row says another number, or none."""
+        self._rows.append(row)
+        self._values.append(math.nan if value is None else value)
+        self.count += (value is not None) - (before is not None)
+        self._tidy = self._tidy and before is None
+        if len(self._rows) > 2 * self.count + FEW_ENTRIES:
+            self._tidy_up()
+
+    def mark(self, mask: NDArray[np.bool_], span: Span) -> None:
+        """Set the rows in a mask whose numbers are in a span."""
+        if not self._tidy:
+            self._tidy_up()
+        values = np.frombuffer(self._values)
+        mask[np.frombuffer(self._rows, np.int32)[(values >= span.low) & (values <= span.high)]] = True
+
+    def _tidy_up(self) -> None:
+        rows = np.frombuffer(self._rows, np.int32)
+        last = np.full(rows.max() + 1, math.nan)
+        last[rows] = np.frombuffer(self._values)  # in order: a row's last entry counts
+        said = np.flatnonzero(~np.isnan(last))
+        self._rows = array("i", said.astype(np.int32).tobytes())
+        self._values = array("d", last[said].tobytes())
+        self._tidy = True
+
+
+class ItemColumns:
+    """The facts of items by row, and which rows pass a filter."""
+
+    def __init__(self, rows: int) -> None:
+        """rows: how many there are at first; none of them exists."""
+        self.rows = rows
+        self._words: dict[Word, _Postings] = {}
+        self._numbers: dict[str, _Numbers] = {}
+        self._exists = np.zeros(rows, np.bool_)
+        self._available = np.zeros(rows, np.bool_)
+        self._price = np.full(rows, math.nan)
+        self._publish_s = np.full(rows, -math.inf)
+        self._expire_s = np.full(rows, math.inf)
+
+    def put(self, row: int, before: Facts | None, after: Facts | None) -> None:
+        """A row, one of those that there are or the next one, says something else. None: it does not exist."""
+        if row >= len(self._exists):
+            self._grow(row + 1)
+        self.rows = max(self.rows, row + 1)
+        was, now = before or _NOTHING, after or _NOTHING
+        self._put_words(row, set(was.words), set(now.words))
+        self._put_numbers(row, was.numbers, now.numbers)
+        self._exists[row] = after is not None
+        self._available[row] = now.available
+        self._price[row] = math.nan if now.price is None else now.price
+        self._publish_s[row] = now.publish_s
+        self._expire_s[row] = now.expire_s
+
+    def passing(self, wanted: ItemFilter) -> NDArray[np.bool_]:
+        """(rows,) which ones exist and pass a filter, as `item_filter.passes` says of each."""
+        mask = self._passing(wanted)
+        mask &= self._exists[: self.rows]
+        return mask
+
+    def recommendable(self, rows: slice | NDArray[np.int64], now_s: float) -> NDArray[np.bool_]:
+        """Which of some rows exist, can be had, are published and have not expired."""
+        offered = self._exists[rows] & self._available[rows]
+        offered &= self._publish_s[rows] <= now_s
+        offered &= self._expire_s[rows] > now_s
+        return offered
+
+    def next_change_s(self, rows: slice | NDArray[np.int64], now_s: float) -> float:
+        """When time alone changes what `recommendable` says of some rows, at the earliest; inf for never."""
+        publish_s, expire_s = self._publish_s[rows], self._expire_s[rows]
+        published_s = publish_s.min(where=publish_s > now_s, initial=math.inf)
+        return float(expire_s.min(where=expire_s > now_s, initial=published_s))
+
+    def _passing(self, wanted: ItemFilter) -> NDArray[np.bool_]:
+        """A mask (rows,) of the caller's own; what it says of rows that do not exist means nothing."""
+        mask = np.zeros(self.rows, np.bool_)
+        match wanted:
+            case AllOf(filters):
+                mask[:] = True
+                for one in filters:
+                    mask &= self._passing(one)
+            case AnyOf(filters):
+                for one in filters:
+                    mask |= self._passing(one)
+            case NoneOf(filters):
+                for one in filters:
+                    mask |= self._passing(one)
+                np.logical_not(mask, out=mask)
+            case InCategory(path):
+                self._mark(mask, [("category", path)])
+            case HasTag(names):
+                self._mark(mask, (("tag", name) for name in names))
+            case HasBrand(names):
+                self._mark(mask, (("brand", name) for name in names))
+            case InDomain(names):
+                self._mark(mask, (("domain", name) for name in names))
+            case InLanguage(names):
+                self._mark(mask, (("language", name) for name in names))
+            case HasText(attribute, texts):
+                self._mark(mask, (("text", attribute, text) for text in texts))
+            case HasFlag(attribute, flag):
+                self._mark(mask, [("flag", attribute, flag)])
+            case HasNumber(attribute, span):
+                if (numbers := self._numbers.get(attribute)) is not None:
+                    numbers.mark(mask, span)
+            case HasPrice(span):
+                price = self._price[: self.rows]
+                np.logical_and(price >= span.low, price <= span.high, out=mask)  # false for NaN
+            case Published(start_s, end_s):
+                publish_s = self._publish_s[: self.rows]
+                np.logical_and(publish_s >= start_s, publish_s < end_s, out=mask)
+                mask &= publish_s > -math.inf
+            case IsAvailable(available):
+                np.equal(self._available[: self.rows], available, out=mask)
+        return mask
+
+    def _mark(self, mask: NDArray[np.bool_], words: Iterable[Word]) -> None:
+        for word in words:
+            if (postings := self._words.get(word)) is not None:
+                postings.mark(mask)
+
+    def _put_words(self, row: int, before: set[Word], after: set[Word]) -> None:
+        for word in before - after:
+            postings = self._words[word]
+            postings.remove(row)
+            if not postings.count:
+                del self._words[word]
+        for word in after - before:
+            if (found := self._words.get(word)) is None:
+                found = self._words[word] = _Postings()
+            found.add(row)
+
+    def _put_numbers(self, row: int, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        for name in before.keys() | after.keys():
+            was, now = before.get(name), after.get(name)
+            if was == now:
+                continue
+            if (numbers := self._numbers.get(name)) is None:
+                numbers = self._numbers[name] = _Numbers()
+            numbers.put(row, was, now)
+            if not numbers.count:
+                del self._numbers[name]
+
+    def _grow(self, rows: int) -> None:
+        more = max(rows, 2 * len(self._exists)) - len(self._exists)
+        self._exists = np.append(self._exists, np.zeros(more, np.bool_))
+        self._available = np.append(self._available, np.zeros(more, np.bool_))
+        self._price = np.append(self._price, np.full(more, math.nan))
+        self._publish_s = np.append(self._publish_s, np.full(more, -math.inf))
+        self._expire_s = np.append(self._expire_s, np.full(more, math.inf))
+
+
+_NOTHING = Facts(available=False)

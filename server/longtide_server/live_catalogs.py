@@ -1,0 +1,68 @@
+"""Tells every live catalogue what was stored. Each snapshot at work has one; while one replaces another, two are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from longtide_server.item import Item
+from longtide_server.live_catalog import LiveCatalog
+
+ITEMS_AT_ONCE = 200  # of a page are taken up before others have their turn
+
+Page = tuple[Sequence[Item], Sequence[str]]
+"""Some of what is stored: items, and ids of items that were deleted."""
+
+
+async def nothing_stored() -> AsyncIterator[Page]:
+    """The pages of a store that holds no items."""
+    none: Sequence[Page] = ()
+    for page in none:
+        yield page
+
+
+class LiveCatalogs:
+    """The live catalogues at work, and the way of a new one to what is stored."""
+
+    def __init__(self, pages: Callable[[], AsyncIterator[Page]]) -> None:
+        """`pages` reads everything that is stored, in any order."""
+        self._pages = pages
+        self._catalogs: list[LiveCatalog] = []
+        self._changed: list[set[str]] = []
+        """For each catalogue that is reading the pages, what has been stored since it began."""
+
+    def apply(self, items: Sequence[Item], deleted: Sequence[str]) -> None:
+        """Let what was stored count from the next request on: call it once it is durable, before that is answered."""
+        for catalog in self._catalogs:
+            catalog.apply(items, deleted)
+        for changed in self._changed:
+            changed.update(item.item_id for item in items)
+            changed.update(deleted)
+
+    async def add(self, catalog: LiveCatalog) -> None:
+        """Let a catalogue follow what is stored; returns once it knows all of it.
+
+        What is stored while pages are read counts, and not what a page says of it, which may be older. Raises what
+        reading the pages raises.
+        """
+        changed: set[str] = set()
+        self._catalogs.append(catalog)
+        self._changed.append(changed)
+        try:
+            async for items, deleted in self._pages():
+                for at in range(0, max(len(items), len(deleted)), ITEMS_AT_ONCE):
+                    some = slice(at, at + ITEMS_AT_ONCE)
+                    catalog.apply(
+                        [item for item in items[some] if item.item_id not in changed],
+                        [item_id for item_id in deleted[some] if item_id not in changed],
+                    )
+                    await asyncio.sleep(0)
+        except BaseException:
+            self.remove(catalog)
+            raise
+        finally:
+            self._changed = [one for one in self._changed if one is not changed]
+
+    def remove(self, catalog: LiveCatalog) -> None:
+        """Tell a catalogue nothing any more."""
+        self._catalogs = [one for one in self._catalogs if one is not catalog]
