@@ -41,6 +41,8 @@ from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
 from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.live_catalog import LiveCatalog
+from longtide_server.live_catalogs import LiveCatalogs, nothing_stored
 from longtide_server.metrics import Metrics
 from longtide_server.observed import ObservedEncoder, ObservedStore
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
@@ -102,7 +104,8 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         store = ObservedStore(await open_store(config.store_url), observer)
         stack.push_async_callback(store.close)
         writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
-        opener = Opener(config, store, writer, feedback, observer, stages)
+        catalogs = LiveCatalogs(nothing_stored)  # what stores items gives its pages here, and tells `apply` of writes
+        opener = Opener(config, store, writer, feedback, catalogs, observer, stages)
         first = await opener.serve(snapshot)
         bars = Bars(latency_s=config.canary_latency_s)
         activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
@@ -184,6 +187,7 @@ class Opener:
         store: Histories,
         writer: HistoryWriter,
         feedback: Feedback,
+        catalogs: LiveCatalogs,
         observer: Observer,
         stages: StageObserver,
     ) -> None:
@@ -193,6 +197,7 @@ class Opener:
         self._store = store
         self._writer = writer
         self._feedback = feedback
+        self._catalogs = catalogs
         self._number = itertools.count(1)
         for left_over in config.data_dir.glob("torchserve-*"):  # by a server that was killed
             shutil.rmtree(left_over, ignore_errors=True)
@@ -202,7 +207,7 @@ class Opener:
         return await self.serve(await asyncio.to_thread(load_snapshot, folder))
 
     async def serve(self, snapshot: Snapshot) -> Serving:
-        """The serving of a loaded snapshot. Unavailable when its encoder does not start."""
+        """The serving of a loaded snapshot. Unavailable when its encoder does not start, or items cannot be read."""
         config = self._config
         async with AsyncExitStack() as stack:
             hosted = ObservedEncoder(await self._encoder(snapshot, stack), self._observer)
@@ -221,8 +226,11 @@ class Opener:
             for copies in (states, stepper):  # in this order: who follows what was written must know of it
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
+            live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
+            await self._catalogs.add(live)
+            stack.callback(self._catalogs.remove, live)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
-            recommender = Recommender(snapshot, states, self._stages)
+            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             gauges = Gauges(
                 users=lambda: states.count,

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from longtide_server.neighbors import Neighbors, Positions
 
+MANY_SHARE = 3  # one in three items is many
+
 
 class Source(enum.IntEnum):
     """Where a candidate came from. The numbers are those of the contract, and the columns of a fusion less one."""
@@ -115,6 +117,38 @@ def gather(votes: dict[Source, Scored], blocked: NDArray[np.int64], item_count: 
         brought[scored.items] = True
     brought[blocked] = False
     return tabulate(np.flatnonzero(brought), votes, item_count)
+
+
+def gather_allowed(votes: dict[Source, Scored], allowed: NDArray[np.bool_]) -> Candidates:
+    """Join what the sources bring of the allowed items (I + 1,)."""
+    brought = np.zeros(len(allowed), np.bool_)
+    for scored in votes.values():
+        brought[scored.items] = True
+    brought &= allowed
+    return tabulate(np.flatnonzero(brought), votes, len(allowed) - 1)
+
+
+def first_allowed(order: NDArray[np.int64], allowed: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """The first items of an order (I,) that are allowed (I + 1,), at most `count`."""
+    looked_at = 8 * count
+    while True:  # the beginning is enough, unless few are allowed
+        head = order[:looked_at]
+        found = head[allowed[head]]
+        if len(found) >= count or looked_at >= len(order):
+            return found[:count]
+        looked_at *= 8
+
+
+def nearest_allowed(
+    allowed: NDArray[np.bool_], query: NDArray[np.float32], embeddings: NDArray[np.float32], count: int
+) -> NDArray[np.int64]:
+    """The allowed items (I + 1,) nearest to a query vector (D,), at most `count`, by unit embeddings (I + 1, D)."""
+    items = np.flatnonzero(allowed)
+    if len(items) <= count:
+        return items
+    # To read every embedding in order is faster than to copy a large part of them.
+    cosine = (embeddings @ query)[items] if MANY_SHARE * len(items) > len(allowed) else embeddings[items] @ query
+    return items[np.argpartition(-cosine, count)[:count]]
 
 
 def tabulate(items: NDArray[np.int64], votes: dict[Source, Scored], item_count: int) -> Candidates:

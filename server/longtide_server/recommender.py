@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,10 @@ from longtide_server.candidates import (
     Scored,
     Source,
     encoder_probability,
+    first_allowed,
     gather,
+    gather_allowed,
+    nearest_allowed,
     neighbor_votes,
     tabulate,
     transition_votes,
@@ -33,6 +36,8 @@ from longtide_server.candidates import (
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.events import USER_PREFIX, owner_key
+from longtide_server.item_filter import ItemFilter, size
+from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.ranking import Ranked, rank
@@ -47,6 +52,8 @@ STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
+FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
+MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +74,10 @@ class Query:
     """Who asks where there is no user."""
     surface: str = ""
     """Where the answer is shown, in the caller's words."""
+    item_filter: ItemFilter | None = None
+    """What the items must be like."""
+    include_item_ids: Sequence[str] = ()
+    """Only these items may appear; empty for all."""
 
     @property
     def owner(self) -> str:
@@ -149,9 +160,19 @@ class Asker:
 class Recommender:
     """Answers requests from one snapshot and the states of its users."""
 
-    def __init__(self, snapshot: Snapshot, states: UserStates, observer: StageObserver = NOBODY) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        states: UserStates,
+        observer: StageObserver = NOBODY,
+        live: LiveCatalog | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970."""
         self.snapshot = snapshot
         self.states = states
+        self._live = live or LiveCatalog(snapshot.catalog)
+        self._clock = clock
         self._observer = observer
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
@@ -181,14 +202,25 @@ class Recommender:
         left = _for_encoder_s(timeout_s - (time.monotonic() - begun))
         await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left)
 
-    def depends_on(self, query: Query, asker: Asker) -> tuple[int, float | None, int] | None:
-        """What an answer depends on beside the user's history; none where it depends on more than can be compared."""
-        user = asker.user
-        if query.exclude_item_ids or query.session_item_ids or asker.stale_reason:
+    def depends_on(self, query: Query, asker: Asker) -> tuple[int, float | None, int, ItemFilter | None] | None:
+        """What an answer depends on beside history and catalogue; none where that is too much to keep."""
+        user, item_filter = asker.user, query.item_filter
+        if query.exclude_item_ids or query.include_item_ids or query.session_item_ids or asker.stale_reason:
+            return None
+        if item_filter is not None and size(item_filter) > MAX_KEPT_SIZE:
             return None
         weights, wait_s = self.snapshot.request_time, _wait_s(query, user)
         wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
-        return query.limit, query.min_similarity, wait
+        return query.limit, query.min_similarity, wait, item_filter
+
+    def catalog_version(self, query: Query) -> tuple[int, int]:
+        """Changes whenever the catalogue may give the query another answer, as time goes by included."""
+        filtered = self._live.revision if query.item_filter is not None else 0
+        return self._live.offer_revision(self._clock()), filtered
+
+    def recommendable_count(self) -> int:
+        """How many items may be recommended now."""
+        return self._live.recommendable_count(self._clock())
 
     async def recommend(self, query: Query, timeout_s: float) -> Answer:
         """The best items that the user has not had, within `timeout_s`."""
@@ -263,9 +295,38 @@ class Recommender:
         seen = asker.user.seen
         excluded = self._numbers(query.exclude_item_ids)
         blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
+        allowed = self._allowed(query)
+        if allowed is not None:
+            allowed[blocked] = False
+            return self._complete(self._among(allowed, query.limit, evidence), evidence)
         popular = self._popular[: query.limit + len(blocked)]
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
         return self._complete(gather(votes, blocked, len(self.snapshot.catalog)), evidence)
+
+    def _allowed(self, query: Query) -> NDArray[np.bool_] | None:
+        """(I + 1,) the items that may appear, whoever asks: a mask of the caller's own; none where every item may."""
+        masks = [self._live.recommendable(self._clock())]
+        if query.item_filter is not None:
+            masks.append(self._live.mask(query.item_filter))
+        if query.include_item_ids:
+            included = np.zeros(len(self.snapshot.catalog) + 1, np.bool_)
+            included[self._numbers(query.include_item_ids)] = True
+            masks.append(included)
+        restricting = [mask for mask in masks if mask is not None]
+        return np.logical_and.reduce(restricting) if restricting else None
+
+    def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
+        """What the sources say of the allowed items (I + 1,): of all where they are few, else of those they bring."""
+        if np.count_nonzero(allowed) <= FEW_ITEMS:
+            return tabulate(np.flatnonzero(allowed), evidence.votes, len(self.snapshot.catalog))
+        popular = first_allowed(self._popular, allowed, limit)
+        votes = evidence.votes | {Source.POPULARITY: Scored(popular, self.snapshot.popularity[popular])}
+        encoded = evidence.encoded
+        if encoded is not None and np.count_nonzero(allowed[votes[Source.ENCODER].items]) < limit:
+            # The best of all that came with the encoding are of another kind.
+            best = nearest_allowed(allowed, encoded.query, self.snapshot.embeddings, limit + TOP_N_MARGIN)
+            votes[Source.ENCODER] = Scored(best, self._encoder_probability(best, encoded))
+        return gather_allowed(votes, allowed)
 
     async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
         user = asker.user
@@ -374,8 +435,8 @@ class Recommender:
             probability, brought = ranked.probability[row].tolist(), ranked.brought[row].tolist()
             sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
             voters = self._voters(evidence.neighbors, np.flatnonzero(next_items == number))
-            title = self.snapshot.catalog.info(number).title
-            found.append(Recommendation(self.snapshot.catalog.item_id(number), title, score, sources, voters))
+            item_id, title = self.snapshot.catalog.item_id(number), self._live.title(number)
+            found.append(Recommendation(item_id, title, score, sources, voters))
         return tuple(found)
 
     def _voters(self, neighbors: Neighbors, voting: NDArray[np.int64]) -> tuple[Voter, ...]:

@@ -11,6 +11,7 @@ from longtide_server.attribution import MAX_SURFACE_BYTES
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
+from longtide_server.filter_requests import read_filter
 from longtide_server.recommender import Query
 
 MAX_LIMIT = 1_000
@@ -57,6 +58,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
             _surface_violation(message.surface),
             *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
+            *_ids_violations("include_item_ids", message.include_item_ids, 0, MAX_ITEM_IDS),
         ]
     )
     return Query(
@@ -68,6 +70,8 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         request_time_s=_request_time_s(message, request_time_s),
         session_id=message.session_id,
         surface=message.surface,
+        item_filter=read_filter("filter", message.filter) if message.HasField("filter") else None,
+        include_item_ids=message.include_item_ids,
     )
 
 

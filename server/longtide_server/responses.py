@@ -1,8 +1,9 @@
 """What callers are sent: answers as messages, the last ones kept until they are no longer true.
 
-An answer depends on a user's history, a few settings of the request and nothing else, as long as the snapshot is the
-same. A user who asks again before they have done anything is therefore sent what was worked out the first time: as
-bytes, which are small, and with a token of its own, since it is shown a second time.
+An answer depends on a user's history, a few settings of the request and what the catalogue says, and on nothing else as
+long as the snapshot is the same. A user who asks again before they have done anything, and before the catalogue has
+changed, is therefore sent what was worked out the first time: as bytes, which are small, and with a token of its own,
+since it is shown a second time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from longtide.v1 import recommendation_pb2
 from longtide_server.event_store import Version
 from longtide_server.observer import NOBODY, Observer
-from longtide_server.recommender import Answer, Query, Recommender
+from longtide_server.recommender import Answer, Asker, Query, Recommender
 
 ShownItems = Sequence[tuple[str, int]]
 """Items of an answer, each with the number of its first source."""
@@ -23,8 +24,8 @@ ShownItems = Sequence[tuple[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    version: Version
-    """Of the history that it answers."""
+    version: tuple[Version, tuple[int, int]]
+    """Of the history that it answers, and of the catalogue."""
     wire: bytes
     """A RecommendResponse without a token."""
     shown: ShownItems
@@ -62,18 +63,20 @@ class Responses:
             answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
             return self._with_token(query, write_answer(answer), shown_items(answer))
         key = (asker.user.owner, depends_on)
-        kept = self._kept.get(key)
-        if kept is None or kept.version != asker.user.version:
+        kept, version = self._kept.get(key), self._version(asker, query)
+        if kept is None or kept.version != version:
             self._observer.answer_lookup("miss")
-            version = asker.user.version
             answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
             kept = _Kept(version, write_answer(answer).SerializeToString(), shown_items(answer))
-            if asker.user.version == version and not answer.degraded_reason:
+            if self._version(asker, query) == version and not answer.degraded_reason:
                 self._keep(key, kept)
         else:
             self._observer.answer_lookup("hit")
             self._kept.move_to_end(key)
         return self._with_token(query, recommendation_pb2.RecommendResponse.FromString(kept.wire), kept.shown)
+
+    def _version(self, asker: Asker, query: Query) -> tuple[Version, tuple[int, int]]:
+        return asker.user.version, self.recommender.catalog_version(query)
 
     def _keep(self, key: Hashable, kept: _Kept) -> None:
         self._kept[key] = kept

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import longtide.v1.catalog_pb2
 import sys
 import typing
 
@@ -66,10 +67,14 @@ class RecommendRequest(google.protobuf.message.Message):
     REQUEST_TIME_FIELD_NUMBER: builtins.int
     SESSION_ID_FIELD_NUMBER: builtins.int
     SURFACE_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    INCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
-    """How many items: 1 to 1,000, default 10. The answer is shorter when the catalogue has fewer that may appear."""
+    """How many items: 1 to 1,000, default 10. The answer is shorter only when the catalogue has fewer that may appear:
+    that may be recommended now, pass `filter`, are of `include_item_ids` and are new to the user.
+    """
     min_similarity: builtins.float
     """A neighbor counts only when the cosine similarity to the user is at least this: -1 to 1, default from the snapshot."""
     session_id: builtins.str
@@ -97,6 +102,18 @@ class RecommendRequest(google.protobuf.message.Message):
         learned from real times, and not with `session_item_ids`, which have none.
         """
 
+    @property
+    def filter(self) -> longtide.v1.catalog_pb2.ItemFilter:
+        """Only items that pass may appear; absent for all. It reads the items as written with CatalogService; of an item of
+        the snapshot that was never written, its categories are known, each as a CategoryPath of one name.
+        """
+
+    @property
+    def include_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only these items may appear: at most 10,000 ids of 1 to 512 bytes; empty for all. Ids that the snapshot does not
+        know cannot appear.
+        """
+
     def __init__(
         self,
         *,
@@ -108,9 +125,11 @@ class RecommendRequest(google.protobuf.message.Message):
         request_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         session_id: builtins.str = ...,
         surface: builtins.str = ...,
+        filter: longtide.v1.catalog_pb2.ItemFilter | None = ...,
+        include_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
@@ -139,7 +158,9 @@ class RecommendResponse(google.protobuf.message.Message):
     """Why the answer is degraded, in a sentence; empty when it is not."""
     @property
     def recommendations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
-        """At most `limit` items, no item twice, none that the user has had."""
+        """At most `limit` items, no item twice, none that the user has had, and none that is unavailable, not yet published,
+        expired or deleted, by the server's clock.
+        """
 
     def __init__(
         self,
@@ -168,7 +189,7 @@ class Recommendation(google.protobuf.message.Message):
     item_id: builtins.str
     """The item."""
     title: builtins.str
-    """The item's title; empty when the catalogue has none."""
+    """The item's title: as it was written last or, where none was, from the snapshot; empty when there is none."""
     score: builtins.float
     """The item's share of the fused probability over the items considered: above 0, at most 1. Comparable within an
     answer.

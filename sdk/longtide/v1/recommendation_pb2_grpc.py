@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RecommendationServiceStub(object):
-    """Answers from the events written so far: an acknowledged event is part of the next answer.
+    """Answers from the events and items written so far: an acknowledged event or item is part of the next answer.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class RecommendationServiceStub(object):
 
 
 class RecommendationServiceServicer(object):
-    """Answers from the events written so far: an acknowledged event is part of the next answer.
+    """Answers from the events and items written so far: an acknowledged event or item is part of the next answer.
     """
 
     def Recommend(self, request, context):
@@ -78,7 +78,8 @@ class RecommendationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Orders a given list of items for one user, best first. Items the user has seen stay in the list.
+        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
+        that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +124,7 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RecommendationService(object):
-    """Answers from the events written so far: an acknowledged event is part of the next answer.
+    """Answers from the events and items written so far: an acknowledged event or item is part of the next answer.
     """
 
     @staticmethod

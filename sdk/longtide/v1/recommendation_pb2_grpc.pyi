@@ -90,7 +90,7 @@ _RecommendationServiceListSimilarUsersType = typing_extensions.TypeVar(
 )
 
 class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarUsersType]):
-    """Answers from the events written so far: an acknowledged event is part of the next answer."""
+    """Answers from the events and items written so far: an acknowledged event or item is part of the next answer."""
 
     @typing.overload
     def __init__(self: RecommendationServiceStub[
@@ -143,7 +143,9 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     """
 
     Rank: _RecommendationServiceRankType
-    """Orders a given list of items for one user, best first. Items the user has seen stay in the list."""
+    """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
+    that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
+    """
 
     ListSimilarUsers: _RecommendationServiceListSimilarUsersType
     """Lists the users who were, at some moment, most like this user is now."""
@@ -168,7 +170,7 @@ RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServ
 ]
 
 class RecommendationServiceServicer(metaclass=abc.ABCMeta):
-    """Answers from the events written so far: an acknowledged event is part of the next answer."""
+    """Answers from the events and items written so far: an acknowledged event or item is part of the next answer."""
 
     @abc.abstractmethod
     def Recommend(
@@ -196,7 +198,9 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.recommendation_pb2.RankRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.RankResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.RankResponse]]:
-        """Orders a given list of items for one user, best first. Items the user has seen stay in the list."""
+        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
+        that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
+        """
 
     @abc.abstractmethod
     def ListSimilarUsers(
