@@ -12,6 +12,7 @@ from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
 from longtide_server.filter_requests import read_filter
+from longtide_server.item_filter import ItemFilter
 from longtide_server.recommender import Query
 
 MAX_LIMIT = 1_000
@@ -49,6 +50,7 @@ def check_batch(events: Sequence[events_pb2.Event]) -> None:
 def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: float | None) -> Query:
     """A request for recommendations, at a time that the message may say better; InvalidInput names what is wrong."""
     least = message.min_similarity if message.HasField("min_similarity") else None
+    item_filter, filter_violations = _filter(message)
     raise_for(
         [
             owner_violation(message.user_id, message.session_id),
@@ -59,6 +61,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
             *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
             *_ids_violations("include_item_ids", message.include_item_ids, 0, MAX_ITEM_IDS),
+            *filter_violations,
         ]
     )
     return Query(
@@ -70,7 +73,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         request_time_s=_request_time_s(message, request_time_s),
         session_id=message.session_id,
         surface=message.surface,
-        item_filter=read_filter("filter", message.filter) if message.HasField("filter") else None,
+        item_filter=item_filter,
         include_item_ids=message.include_item_ids,
     )
 
@@ -149,6 +152,18 @@ def raise_for(violations: Iterable[FieldViolation | None]) -> None:
     wrong = tuple(violation for violation in violations if violation is not None)
     if wrong:
         raise InvalidInput("; ".join(f"{violation.field}: {violation.reason}" for violation in wrong), wrong)
+
+
+def _filter(
+    message: recommendation_pb2.RecommendRequest,
+) -> tuple[ItemFilter | None, tuple[FieldViolation, ...]]:
+    """The filter of a request, if it has one, and what is wrong with it."""
+    if not message.HasField("filter"):
+        return None, ()
+    try:
+        return read_filter("filter", message.filter), ()
+    except InvalidInput as exc:
+        return None, exc.violations
 
 
 def _limit_violation(limit: int) -> FieldViolation | None:

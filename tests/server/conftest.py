@@ -24,6 +24,7 @@ from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
@@ -238,7 +239,8 @@ def make_world(make_snapshot):
         states = UserStates(snapshot, store, coalescing, capacity)
         writer = HistoryWriter(store)
         writer.add(states)
-        recommender = Recommender(snapshot, states)
+        live, clock = LiveCatalog(snapshot.catalog), SimpleNamespace(now_s=1_000.0)
+        recommender = Recommender(snapshot, states, live=live, clock=lambda: clock.now_s)
         responses = Responses(recommender, lambda surface, items: "token", capacity)
 
         async def write(*events):
@@ -256,6 +258,8 @@ def make_world(make_snapshot):
             coalescing=coalescing,
             states=states,
             writer=writer,
+            live=live,
+            clock=clock,
             recommender=recommender,
             serving=Serving(snapshot, states, responses, coalescing.close),
             write=write,

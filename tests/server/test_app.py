@@ -20,6 +20,7 @@ from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotErr
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
+from longtide_server.item import Item
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Snapshot")]
 
@@ -49,6 +50,20 @@ async def recommended(channel, user_id="ann"):
     answer = await stub.Recommend(recommendation_pb2.RecommendRequest(user_id=user_id, limit=12))
     assert not answer.degraded, answer.degraded_reason
     return [item.item_id for item in answer.recommendations]
+
+
+async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(config, copied, monkeypatch):
+    async def pages():
+        yield [Item("item-3", available=False)], ["item-4"]
+
+    monkeypatch.setattr("longtide_server.app.nothing_stored", pages)
+    settings = config(snapshot_dir=copied("a", "b"))
+    left = sorted(f"item-{n}" for n in range(12) if n not in (3, 4))
+    async with running(settings) as address, grpc.aio.insecure_channel(address) as channel:
+        assert sorted(await recommended(channel)) == left
+        async with AsyncClient(address) as client:
+            await client.activate_snapshot("b")
+        assert sorted(await recommended(channel)) == left
 
 
 async def test_events_are_felt_at_once_and_survive_a_restart(config):

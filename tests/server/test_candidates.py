@@ -9,7 +9,10 @@ from longtide_server.candidates import (
     Source,
     Transitions,
     encoder_probability,
+    first_allowed,
     gather,
+    gather_allowed,
+    nearest_allowed,
     neighbor_votes,
     tabulate,
     transition_votes,
@@ -128,6 +131,36 @@ def test_every_source_has_its_column():
 def test_a_blocked_item_is_gone_whoever_brings_it():
     brought = {Source.ENCODER: scored(i9=0.6, i2=0.4), Source.POPULARITY: scored(i2=0.5, i4=0.5)}
     assert gather(brought, np.array([2, 7]), 9).items.tolist() == [4, 9]
+
+
+def marks(*items, count):
+    """A mask of some of so many items."""
+    mask = np.zeros(count + 1, np.bool_)
+    mask[list(items)] = True
+    return mask
+
+
+def test_only_allowed_items_are_gathered():
+    brought = {Source.ENCODER: scored(i9=0.6, i2=0.4), Source.POPULARITY: scored(i2=0.5, i4=0.5)}
+    found = gather_allowed(brought, marks(2, 3, 9, count=9))
+    assert found.items.tolist() == [2, 9]  # 3 is allowed, and nobody brings it
+    assert found.probability.tolist() == [[0.4, 0, 0, 0.5], [0.6, 0, 0, 0]]
+
+
+def test_the_first_allowed_items_of_an_order():
+    order = np.arange(100, 0, -1)
+    assert first_allowed(order, marks(1, 2, 50, 99, count=100), 2).tolist() == [99, 50]  # 50 is not near the beginning
+    assert first_allowed(order, marks(1, 2, count=100), 3).tolist() == [2, 1]
+    assert first_allowed(order, marks(count=100), 3).tolist() == []
+
+
+@pytest.mark.parametrize("allowed", [(1, 4), (1, 2, 4), (2, 3, 4, 5)])
+def test_the_nearest_allowed_items_whether_they_are_few_or_many(allowed):
+    """Items 1 to 9 turn away from the query, 10 degrees each."""
+    angles = np.radians(10.0 * np.arange(10))
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = nearest_allowed(marks(*allowed, count=9), np.array([1, 0], np.float32), embeddings, 2)
+    assert sorted(found.tolist()) == sorted(allowed)[:2]
 
 
 def test_without_sources_there_are_no_candidates():

@@ -8,6 +8,7 @@ from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server import requests
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
+from longtide_server.item_filter import HasTag
 from longtide_server.recommender import Query
 
 NOW_S = 1_700_000_000.0
@@ -47,9 +48,22 @@ def test_a_query_is_read_as_it_was_sent():
     assert list(query.session_item_ids) == ["b", "b"]
 
 
+def test_a_query_says_which_items_may_appear():
+    query = read_query(recommend(filter={"tags": {"names": ["new"]}}, include_item_ids=["a", "b"]))
+    assert query.item_filter == HasTag(frozenset(["new"]))
+    assert list(query.include_item_ids) == ["a", "b"]
+
+
+def test_a_wrong_filter_is_named_where_it_stands():
+    message = recommend(filter={"all_of": {"filters": [{"price": {"min": 2, "max": 1}}]}})
+    wrong = FieldViolation("filter.all_of.filters[0].price", "min 2 is greater than max 1")
+    assert violations(read_query, message) == [wrong]
+
+
 def test_what_a_query_leaves_out_has_a_default():
     query = read_query(recommend())
     assert (query.limit, query.min_similarity) == (10, None)
+    assert (query.item_filter, list(query.include_item_ids)) == (None, [])
     assert query.limit == Query("ann").limit
     assert requests.read_similar_users(similar_users()) == ("user:ann", 10, None)
 
@@ -159,7 +173,7 @@ def test_ten_wrong_ids_are_enough_to_name():
 
 def test_everything_wrong_with_a_query_is_said_at_once():
     message = recommend(
-        user_id="", limit=0, min_similarity=2, exclude_item_ids=["a", ""], session_item_ids=["a"] * 1_001
+        user_id="", limit=0, min_similarity=2, exclude_item_ids=["a", ""], session_item_ids=["a"] * 1_001, filter={}
     )
     with pytest.raises(InvalidInput) as caught:
         read_query(message)
@@ -169,6 +183,7 @@ def test_everything_wrong_with_a_query_is_said_at_once():
         "min_similarity",
         "exclude_item_ids[1]",
         "session_item_ids",
+        "filter",
     ]
     assert "user_id: must not be empty where there is no session_id; limit: is 0; 1 to 1000 are allowed; " in str(
         caught.value

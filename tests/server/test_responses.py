@@ -1,10 +1,14 @@
 """What is sent a second time is what would be worked out a second time."""
 
+import asyncio
+
 import pytest
 
 from longtide.v1 import recommendation_pb2
 from longtide_server.errors import EncoderUnavailable
-from longtide_server.recommender import Query
+from longtide_server.item import Item
+from longtide_server.item_filter import HasPrice, HasTag, Span
+from longtide_server.recommender import MAX_KEPT_SIZE, Query
 from longtide_server.responses import Responses, write_answer
 
 SOON_S = 5.0
@@ -140,3 +144,73 @@ async def test_only_so_many_answers_are_kept(world, monkeypatch):
     assert counting.worked_out == 3
     await counting.recommend("u1")
     assert counting.worked_out == 4
+
+
+# The catalogue
+
+
+def shown(response):
+    return [one.item_id for one in response.recommendations]
+
+
+async def test_an_item_that_is_gone_is_not_sent_from_what_was_kept(world, counting):
+    await world.did("ann", "a")
+    assert shown(await counting.recommend(limit=2)) == ["b", "c"]
+    world.live.apply([Item("b", available=False)], [])
+    assert shown(await counting.recommend(limit=2)) == ["c", "e"]
+    world.live.apply([], ["c"])
+    assert shown(await counting.recommend(limit=2)) == ["e", "d"]
+
+
+async def test_what_was_kept_ends_with_the_next_publish_or_expiry(world, counting):
+    await world.did("ann", "a")
+    world.live.apply([Item("b", publish_time_s=2_000.0, expire_time_s=3_000.0)], [])
+    found = []
+    for world.clock.now_s in (1_000.0, 1_999.0, 2_000.0, 2_999.0, 3_000.0, 9_000.0):
+        found.append("b" in shown(await counting.recommend()))
+    assert found == [False, False, True, True, False, False]
+    assert counting.worked_out == 3
+
+
+async def test_a_new_title_is_shown(world, counting):
+    await counting.recommend()
+    world.live.apply([Item("a", title="Alpha", categories=(("letters",),))], [])
+    assert (await counting.recommend()).recommendations[0].title == "Alpha"
+
+
+async def test_a_change_that_no_answer_shows_leaves_what_was_kept(world, counting):
+    await counting.recommend()
+    world.live.apply([Item("a", title="Title a", price=1.0), Item("unknown to the snapshot")], ["nobody knows it"])
+    await counting.recommend()
+    assert counting.worked_out == 1
+
+
+async def test_answers_to_a_filter_are_kept_until_anything_changes(world, counting):
+    cheap = HasPrice(Span(high=5.0))
+    world.live.apply([Item("a", title="Title a", price=1.0), Item("b", title="Title b", price=9.0)], [])
+    for _ in range(2):
+        assert shown(await counting.recommend(item_filter=HasPrice(Span(high=5.0)))) == ["a"]
+    assert counting.worked_out == 1
+    world.live.apply([Item("b", title="Title b", price=3.0)], [])
+    assert shown(await counting.recommend(item_filter=cheap)) == ["a", "b"]
+    assert shown(await counting.recommend()) == list("abcde")
+
+
+async def test_answers_to_large_filters_and_include_lists_are_not_kept(world, counting):
+    large = HasTag(frozenset(map(str, range(MAX_KEPT_SIZE))))
+    for _ in range(2):
+        await counting.recommend(item_filter=large)
+        await counting.recommend(include_item_ids=("a",))
+    assert counting.worked_out == 4
+    assert counting.responses.count == 0
+
+
+async def test_an_answer_from_before_a_change_is_not_kept(world, counting):
+    await world.did("ann", "a")
+    world.encoder.answering_allowed.clear()
+    asking = asyncio.create_task(counting.recommend(limit=2))
+    await world.encoder.call_begun.acquire()
+    world.live.apply([Item("d", available=False)], [])
+    world.encoder.answering_allowed.set()
+    await asking
+    assert counting.responses.count == 0

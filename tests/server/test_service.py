@@ -16,6 +16,7 @@ from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloa
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.item import Item
 from longtide_server.service import EventService, RecommendationService, remaining_s
 from longtide_server.user_state import UserStates
 
@@ -330,6 +331,12 @@ BAD_QUERIES = {
     "an empty excluded id": ({"exclude_item_ids": ["a", ""]}, "exclude_item_ids[1]"),
     "a long session id": ({"session_item_ids": ["x" * 513]}, "session_item_ids[0]"),
     "too many excluded ids": ({"exclude_item_ids": ["a"] * 10_001}, "exclude_item_ids"),
+    "too many included ids": ({"include_item_ids": ["a"] * 10_001}, "include_item_ids"),
+    "an empty filter": ({"filter": {}}, "filter"),
+    "a tag without a name": (
+        {"filter": {"none_of": {"filters": [{"tags": {"names": ["x", ""]}}]}}},
+        "filter.none_of.filters[0].tags.names[1]",
+    ),
     "too long a session": ({"session_item_ids": ["a"] * 1_001}, "session_item_ids"),
 }
 
@@ -337,6 +344,19 @@ BAD_QUERIES = {
 @pytest.mark.parametrize(("fields", "field"), BAD_QUERIES.values(), ids=BAD_QUERIES)
 async def test_a_bad_query_is_refused_by_field(stubs, fields, field):
     assert is_bad_request(await refused(stubs.recommendations.Recommend(recommend(**fields))), field)
+
+
+async def test_only_items_that_pass_and_are_included_appear(stubs, world):
+    await world.did("ann", "a")
+    world.live.apply([Item("c", tags=("new",)), Item("d", tags=("new",)), Item("e", tags=("new",))], [])
+    request = recommend(filter={"tags": {"names": ["new"]}}, include_item_ids=["b", "c", "d"])
+    answer = await stubs.recommendations.Recommend(request)
+    assert [item.item_id for item in answer.recommendations] == ["c", "d"]
+    stream = stubs.recommendations.StreamRecommend(timeout=SOON_S)
+    await stream.write(rows(recommend(), request))
+    results = (await stream.read()).results
+    found = [[item.item_id for item in result.response.recommendations] for result in results]
+    assert found == [["b", "c", "e", "d"], ["c", "d"]]
 
 
 async def test_everything_wrong_is_told_at_once_however_much_it_is(stubs):
