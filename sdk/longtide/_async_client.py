@@ -28,6 +28,7 @@ from longtide._errors import (
     error_from_rpc,
     stream_error_from_rpc,
 )
+from longtide._filters import ItemFilter
 from longtide._health import POLL_S, attempt_s, not_ready, require_serving
 from longtide._ledger import Ledger, Tally
 from longtide._reconnect import Reconnect, worth_a_retry
@@ -140,6 +141,8 @@ class AsyncClient:
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
         *,
+        filter: ItemFilter | None = None,
+        include_item_ids: Iterable[str] | None = None,
         session_id: str = "",
         surface: str = "",
         request_time: datetime | float | None = None,
@@ -151,9 +154,22 @@ class AsyncClient:
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
         `request_time` is when the user sees the answer, by default now. Where there is no user, `session_id` names the
         anonymous session that asks. `surface` says where the answer will be shown, for `longtide report`.
+
+        Only items that pass `filter`, for example `Category("Beauty") & Price(max=20)`, and, where there are
+        `include_item_ids` (1 to 10,000), only those may appear. The answer is shorter than `limit` only when fewer
+        items may appear.
         """
         request = _convert.recommend_request(
-            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id, surface
+            user_id,
+            limit,
+            exclude_item_ids,
+            min_similarity,
+            session_items,
+            request_time,
+            session_id,
+            surface,
+            filter,
+            include_item_ids,
         )
         return _convert.recommendations(user_id, await self._call(self._recommendations.Recommend, request, timeout))
 
@@ -163,6 +179,8 @@ class AsyncClient:
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        filter: ItemFilter | None = None,
+        include_item_ids: Iterable[str] | None = None,
         surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
@@ -170,15 +188,16 @@ class AsyncClient:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. `request_time` is when the users will see the answers, by default not known. A user that
-        the server refuses has the reason in the row's `error`. Closing the iterator cancels the call: to leave it
-        early, wrap it in `contextlib.aclosing`.
+        is for each message. `filter` and `include_item_ids` are as in `recommend`, for every user.
+        `request_time` is when the users will see the answers, by default not known. A user that the server refuses has
+        the reason in the row's `error`. Closing the iterator cancels the call: to leave it early, wrap it in
+        `contextlib.aclosing`.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        request = _convert.row_request(limit, min_similarity, request_time, surface)
+        request = _convert.row_request(limit, min_similarity, request_time, surface, filter, include_item_ids)
         return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     async def rank(

@@ -23,6 +23,7 @@ from longtide._errors import (
     error_from_rpc,
     stream_error_from_rpc,
 )
+from longtide._filters import ItemFilter
 from longtide._health import POLL_S, attempt_s, not_ready, require_serving
 from longtide._ledger import Ledger, Tally
 from longtide._reconnect import Reconnect, worth_a_retry
@@ -132,6 +133,8 @@ class Client:
         min_similarity: float | None = None,
         session_items: Iterable[str] = (),
         *,
+        filter: ItemFilter | None = None,
+        include_item_ids: Iterable[str] | None = None,
         session_id: str = "",
         surface: str = "",
         request_time: datetime | float | None = None,
@@ -143,9 +146,22 @@ class Client:
         snapshot says. `session_items` are items just viewed that were not written as events, oldest first.
         `request_time` is when the user sees the answer, by default now. Where there is no user, `session_id` names the
         anonymous session that asks. `surface` says where the answer will be shown, for `longtide report`.
+
+        Only items that pass `filter`, for example `Category("Beauty") & Price(max=20)`, and, where there are
+        `include_item_ids` (1 to 10,000), only those may appear. The answer is shorter than `limit` only when fewer
+        items may appear.
         """
         request = _convert.recommend_request(
-            user_id, limit, exclude_item_ids, min_similarity, session_items, request_time, session_id, surface
+            user_id,
+            limit,
+            exclude_item_ids,
+            min_similarity,
+            session_items,
+            request_time,
+            session_id,
+            surface,
+            filter,
+            include_item_ids,
         )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
@@ -155,6 +171,8 @@ class Client:
         limit: int = 10,
         min_similarity: float | None = None,
         *,
+        filter: ItemFilter | None = None,
+        include_item_ids: Iterable[str] | None = None,
         surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
@@ -162,14 +180,15 @@ class Client:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. `request_time` is when the users will see the answers, by default not known. A user that
-        the server refuses has the reason in the row's `error`. Closing the iterator, or dropping it, cancels the call.
+        is for each message. `filter` and `include_item_ids` are as in `recommend`, for every user.
+        `request_time` is when the users will see the answers, by default not known. A user that the server refuses has
+        the reason in the row's `error`. Closing the iterator, or dropping it, cancels the call.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        request = _convert.row_request(limit, min_similarity, request_time, surface)
+        request = _convert.row_request(limit, min_similarity, request_time, surface, filter, include_item_ids)
         return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     def rank(

@@ -19,6 +19,8 @@ from longtide._answers import (
     SourceShare,
 )
 from longtide._errors import error_from_row
+from longtide._filter_messages import filter_message
+from longtide._filters import ItemFilter
 from longtide._types import DeletedData, Event, EventType, SnapshotInfo, text, texts, utc
 from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
@@ -59,6 +61,8 @@ def recommend_request(
     request_time: datetime | float | None,
     session_id: str = "",
     surface: str = "",
+    wanted: ItemFilter | None = None,
+    include_item_ids: Iterable[str] | None = None,
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
@@ -70,14 +74,28 @@ def recommend_request(
         min_similarity=min_similarity,
         session_item_ids=texts("session_items", session_items),
         request_time=_timestamp(request_time),
+        filter=None if wanted is None else filter_message(wanted),
+        include_item_ids=_included(include_item_ids),
     )
 
 
 def row_request(
-    limit: int, min_similarity: float | None, request_time: datetime | float | None, surface: str
+    limit: int,
+    min_similarity: float | None,
+    request_time: datetime | float | None,
+    surface: str,
+    wanted: ItemFilter | None,
+    include_item_ids: Iterable[str] | None,
 ) -> RowRequest:
     """Asks for items for one user after another."""
-    return lambda user_id: recommend_request(user_id, limit, (), min_similarity, (), request_time, "", surface)
+    asked = recommend_request("", limit, (), min_similarity, (), request_time, "", surface, wanted, include_item_ids)
+
+    def row(user_id: str) -> recommendation_pb2.RecommendRequest:
+        request = recommendation_pb2.RecommendRequest(user_id=text("user_id", user_id))
+        request.MergeFrom(asked)
+        return request
+
+    return row
 
 
 def rank_request(
@@ -217,6 +235,16 @@ def similar_users(user_id: str, response: recommendation_pb2.ListSimilarUsersRes
         degraded=response.degraded,
         degraded_reason=response.degraded_reason,
     )
+
+
+def _included(item_ids: Iterable[str] | None) -> list[str]:
+    if item_ids is None:
+        return []
+    included = texts("include_item_ids", item_ids)
+    if not included:
+        # On the wire it would allow every item, and who gives a list wants nothing else.
+        raise ValueError("include_item_ids must name an item; leave it out, or give None, to allow every item")
+    return included
 
 
 def _timestamp(request_time: datetime | float | None) -> Timestamp | None:

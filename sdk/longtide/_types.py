@@ -80,7 +80,7 @@ class Event:
         put(self, "item_id", text("item_id", item_id))
         put(self, "type", _event_type(type))
         put(self, "time", datetime.now(UTC) if time is None else utc("time", time))
-        put(self, "value", None if value is None else _number("value", value))
+        put(self, "value", None if value is None else number("value", value))
         put(self, "event_id", text("event_id", event_id) or uuid.uuid4().hex)
         put(self, "session_id", text("session_id", session_id))
         put(self, "custom_type", text("custom_type", custom_type))
@@ -173,13 +173,20 @@ def texts(name: str, values: Iterable[str]) -> list[str]:
     return [text(f"{name}[{index}]", value) for index, value in enumerate(values)]
 
 
+def number(name: str, value: SupportsFloat) -> float:
+    """The value as a float, if it is a number; else TypeError that names it."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, not {_kind(value)}: {value!r}")
+    return float(value)
+
+
 def utc(name: str, value: datetime | SupportsFloat) -> datetime:
     """An aware datetime, or seconds since 1970, as the moment in UTC; else TypeError or ValueError that names it."""
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise ValueError(f"{name} must know its time zone, for example tzinfo=datetime.UTC; {value} does not")
         return value.astimezone(UTC)
-    seconds = _number(name, value)
+    seconds = number(name, value)
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError) as exc:
@@ -193,12 +200,6 @@ def _event_type(value: EventType | str) -> EventType:
         return EventType(value)
     except ValueError as exc:
         raise ValueError(f"{value!r} is not an event type; use one of {', '.join(EventType)}") from exc
-
-
-def _number(name: str, value: SupportsFloat) -> float:
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, not {_kind(value)}: {value!r}")
-    return float(value)
 
 
 def _kind(value: object) -> str:
