@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from longtide_server.item_filter import (
     Span,
 )
 
-FEW_ENTRIES = 64  # of a list are never worth tidying while nobody reads it
+FEW_ENTRIES = 64  # of a log that no longer count are not worth leaving out
 
 Word = tuple[Hashable, ...]
 """Something that an item either holds or does not: the kind, then what it is."""
@@ -96,14 +96,16 @@ def _is_number(value: object) -> bool:
 
 
 class _Postings:
-    """The rows that hold a word: a log of who came, as the row, and who left, as ~row; tidied when it is read."""
+    """The rows that hold a word: a log of who came, as the row, and who left, as ~row; the last entry counts."""
 
-    __slots__ = ("_log", "_tidy", "count")
+    __slots__ = ("_log", "_only_came", "count", "word")
 
-    def __init__(self) -> None:
+    def __init__(self, word: Word) -> None:
+        self.word = word
         self.count = 0
+        """How many rows hold it."""
         self._log = array("i")
-        self._tidy = True
+        self._only_came = True
 
     def add(self, row: int) -> None:
         """Let a row in that is not there."""
@@ -114,61 +116,77 @@ class _Postings:
         """Let a row go that is there."""
         self._log.append(~row)
         self.count -= 1
-        self._tidy = False
+        self._only_came = False
         if len(self._log) > 2 * self.count + FEW_ENTRIES:
-            self._tidy_up()
+            self._shorten()
 
     def mark(self, mask: NDArray[np.bool_]) -> None:
-        """Set the rows in a mask."""
-        if not self._tidy:
-            self._tidy_up()
-        mask[np.frombuffer(self._log, np.int32)] = True
+        """Set the rows in a mask of all rows."""
+        if self._only_came:
+            mask[np.frombuffer(self._log, np.int32)] = True
+        else:
+            mask |= self._there(len(mask))
 
-    def _tidy_up(self) -> None:
+    def _there(self, rows: int) -> NDArray[np.bool_]:
         log = np.frombuffer(self._log, np.int32)
-        rows = np.where(log < 0, ~log, log)
-        there = np.zeros(rows.max() + 1, np.bool_)
-        there[rows] = log >= 0  # in order: a row's last entry counts
-        self._log = array("i", np.flatnonzero(there).astype(np.int32).tobytes())
-        self._tidy = True
+        there = np.zeros(rows, np.bool_)
+        there[np.where(log < 0, ~log, log)] = log >= 0
+        return there
+
+    def _shorten(self) -> None:
+        log = np.frombuffer(self._log, np.int32)
+        greatest = max(int(log.max()), ~int(log.min()))
+        self._log = array("i", np.flatnonzero(self._there(greatest + 1)).astype(np.int32).tobytes())
+        self._only_came = True
 
 
 class _Numbers:
-    """What rows say of a number: a log of rows and values, NaN where one says nothing any more; tidied when read."""
+    """What rows say of a number: a log of rows and values, NaN for nothing any more; the last entry counts."""
 
-    __slots__ = ("_rows", "_tidy", "_values", "count")
+    __slots__ = ("_once", "_rows", "_values", "count")
 
     def __init__(self) -> None:
         self.count = 0
         """How many rows say something."""
         self._rows = array("i")
         self._values = array("d")
-        self._tidy = True
+        self._once = True
+        """Whether no row is there twice."""
 
     def put(self, row: int, before: float | None, value: float | None) -> None:
         """A row says another number, or none."""
         self._rows.append(row)
         self._values.append(math.nan if value is None else value)
         self.count += (value is not None) - (before is not None)
-        self._tidy = self._tidy and before is None
+        self._once = self._once and before is None
         if len(self._rows) > 2 * self.count + FEW_ENTRIES:
-            self._tidy_up()
+            self._shorten()
 
     def mark(self, mask: NDArray[np.bool_], span: Span) -> None:
-        """Set the rows in a mask whose numbers are in a span."""
-        if not self._tidy:
-            self._tidy_up()
-        values = np.frombuffer(self._values)
-        mask[np.frombuffer(self._rows, np.int32)[(values >= span.low) & (values <= span.high)]] = True
+        """Set the rows whose numbers are in a span in a mask of all rows."""
+        if self._once:
+            mask[np.frombuffer(self._rows, np.int32)[_within(np.frombuffer(self._values), span)]] = True
+        else:
+            mask |= _within(self._said(len(mask)), span)
 
-    def _tidy_up(self) -> None:
-        rows = np.frombuffer(self._rows, np.int32)
-        last = np.full(rows.max() + 1, math.nan)
-        last[rows] = np.frombuffer(self._values)  # in order: a row's last entry counts
-        said = np.flatnonzero(~np.isnan(last))
-        self._rows = array("i", said.astype(np.int32).tobytes())
-        self._values = array("d", last[said].tobytes())
-        self._tidy = True
+    def _said(self, rows: int) -> NDArray[np.float64]:
+        said = np.full(rows, math.nan)
+        said[np.frombuffer(self._rows, np.int32)] = np.frombuffer(self._values)
+        return said
+
+    def _shorten(self) -> None:
+        said = self._said(int(np.frombuffer(self._rows, np.int32).max()) + 1)
+        rows = np.flatnonzero(~np.isnan(said))
+        self._rows = array("i", rows.astype(np.int32).tobytes())
+        self._values = array("d", said[rows].tobytes())
+        self._once = True
+
+
+def _within(numbers: NDArray[np.float64], span: Span) -> NDArray[np.bool_]:
+    """Which numbers are in a span; NaN is in none."""
+    within: NDArray[np.bool_] = numbers >= span.low
+    within &= numbers <= span.high
+    return within
 
 
 class ItemColumns:
@@ -198,6 +216,10 @@ class ItemColumns:
         self._price[row] = math.nan if now.price is None else now.price
         self._publish_s[row] = now.publish_s
         self._expire_s[row] = now.expire_s
+
+    def sharing(self, facts: Facts) -> Facts:
+        """The same facts of a row, as `put`; the words that other rows hold as well are there once for all of them."""
+        return replace(facts, words=tuple(self._words[word].word for word in facts.words))
 
     def passing(self, wanted: ItemFilter) -> NDArray[np.bool_]:
         """(rows,) which ones exist and pass a filter, as `item_filter.passes` says of each."""
@@ -251,8 +273,7 @@ class ItemColumns:
                 if (numbers := self._numbers.get(attribute)) is not None:
                     numbers.mark(mask, span)
             case HasPrice(span):
-                price = self._price[: self.rows]
-                np.logical_and(price >= span.low, price <= span.high, out=mask)  # false for NaN
+                mask = _within(self._price[: self.rows], span)
             case Published(start_s, end_s):
                 publish_s = self._publish_s[: self.rows]
                 np.logical_and(publish_s >= start_s, publish_s < end_s, out=mask)
@@ -274,7 +295,7 @@ class ItemColumns:
                 del self._words[word]
         for word in after - before:
             if (found := self._words.get(word)) is None:
-                found = self._words[word] = _Postings()
+                found = self._words[word] = _Postings(word)
             found.add(row)
 
     def _put_numbers(self, row: int, before: Mapping[str, float], after: Mapping[str, float]) -> None:

@@ -62,7 +62,8 @@ class LiveCatalog:
     def apply(self, items: Sequence[Item], deleted: Sequence[str]) -> None:
         """Take up what was stored: the items as they are now, and the ids of those that are not there any more."""
         for item in items:
-            self._put(self.row(item.item_id) or self._new_row(item.item_id), facts_of(item))
+            facts = facts_of(item)
+            self._put(self.row(item.item_id) or self._new_row(item.item_id), facts)
         for item_id in deleted:
             row = self.row(item_id)
             if row:
@@ -120,14 +121,14 @@ class LiveCatalog:
         if before == after:
             return
         self._columns.put(row, before, after)
-        self._stored[row] = after
+        self._stored[row] = None if after is None else self._columns.sharing(after)
         self.revision += 1
         if row > self.numbered:
             return
+        if before is None or after is None or before.title != after.title:
+            self._offer_revision += 1
         if before is None or after is None or before.offer != after.offer:
             self._outdate(row)
-        if before is not None and after is not None and before.title != after.title:
-            self._offer_revision += 1
 
     def _facts(self, row: int) -> Facts | None:
         """What a row says; None when it does not exist."""

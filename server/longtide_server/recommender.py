@@ -171,7 +171,7 @@ class Recommender:
         """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970."""
         self.snapshot = snapshot
         self.states = states
-        self._live = live or LiveCatalog(snapshot.catalog)
+        self._live = LiveCatalog(snapshot.catalog) if live is None else live
         self._clock = clock
         self._observer = observer
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
@@ -310,7 +310,7 @@ class Recommender:
             masks.append(self._live.mask(query.item_filter))
         if query.include_item_ids:
             included = np.zeros(len(self.snapshot.catalog) + 1, np.bool_)
-            included[self._numbers(query.include_item_ids)] = True
+            included[self.snapshot.catalog.numbers(query.include_item_ids)] = True
             masks.append(included)
         restricting = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(restricting) if restricting else None

@@ -205,6 +205,14 @@ def test_the_offers_revision_is_of_what_is_offered_and_shown(live):
     assert seen == sorted(set(seen))
 
 
+def test_an_item_that_left_and_came_back_under_another_title_is_another_offer(live):
+    before = live.offer_revision(0.0)
+    live.apply([], ["a"])
+    live.apply([Item("a", title="Alpha")], [])
+    assert offered(live) == LETTERS
+    assert live.offer_revision(0.0) > before
+
+
 # Filters over everything
 
 

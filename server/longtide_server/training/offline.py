@@ -13,6 +13,7 @@ from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of
+from longtide_server.live_catalog import LiveCatalog
 from longtide_server.recommender import Answer, Query, Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.training.dataset import Sequences
@@ -74,11 +75,12 @@ class OfflineRecommender:
         """kept_users: whose states stay in memory, for callers that ask for the same users again."""
         self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
         self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, kept_users, CALL_TIMEOUT_S)
-        self._recommender = Recommender(snapshot, self._states)
+        self._live = LiveCatalog(snapshot.catalog)
+        self._recommender = Recommender(snapshot, self._states, live=self._live)
 
     def reads(self, snapshot: Snapshot) -> None:
         """Go on with another snapshot of the same encoder and catalogue; what was encoded stays."""
-        self._recommender = Recommender(snapshot, self._states)
+        self._recommender = Recommender(snapshot, self._states, live=self._live)
 
     async def answers(self, queries: Sequence[Query]) -> AsyncIterator[Answer]:
         """Recommendations for every query, in their order."""
