@@ -210,7 +210,7 @@ class AsyncClient:
         request_time: datetime | float | None = None,
         timeout: float | None = None,
     ) -> Ranking:
-        """Order 1 to 10,000 given items for one user, best first; items unknown to the catalogue come last.
+        """Order 1 to 10,000 given items for one user, best first; items unknown to the snapshot come last.
 
         `request_time` is when the user sees them, by default now. `user_id` may be empty where `session_id` is not.
         """

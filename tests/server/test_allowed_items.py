@@ -73,6 +73,16 @@ async def test_only_what_is_included_appears(world):
     assert await recommended(world, include_item_ids=["unknown"]) == []
 
 
+@pytest.mark.parametrize("user_id", ["ann", "nobody"])
+async def test_a_restricted_list_is_the_whole_one_without_what_may_not_appear(world, user_id):
+    await world.did("ann", "a")
+    had = {"a"} if user_id == "ann" else set()
+    for count in range(1, 6):
+        for some in itertools.combinations("abcde", count):
+            found = await recommended(world, user_id, include_item_ids=some)
+            assert found == await best_of(world, set(some) - had, user_id=user_id)
+
+
 async def test_what_is_allowed_in_one_way_and_not_in_another_does_not_appear(world):
     await world.did("ann", "a")
     world.live.apply([Item(one, tags=("rare",)) for one in "bcd"] + [Item("e", tags=("rare",), available=False)], [])

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.redis_servers import cli
 
-from longtide import AsyncClient, Event, InvalidEventsError
+from longtide import AsyncClient, Event, InvalidEventsError, Tags
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.encoder import LocalEncoder
@@ -54,7 +54,7 @@ async def recommended(channel, user_id="ann"):
 
 async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(config, copied, monkeypatch):
     async def pages():
-        yield [Item("item-3", available=False)], ["item-4"]
+        yield [Item("item-3", tags=("new",), available=False), Item("item-5", tags=("new",))], ["item-4"]
 
     monkeypatch.setattr("longtide_server.app.nothing_stored", pages)
     settings = config(snapshot_dir=copied("a", "b"))
@@ -63,6 +63,8 @@ async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(confi
         assert sorted(await recommended(channel)) == left
         async with AsyncClient(address) as client:
             await client.activate_snapshot("b")
+            answer = await client.recommend("ann", filter=Tags("new") & ~Tags("old"))
+        assert [item.item_id for item in answer] == ["item-5"]
         assert sorted(await recommended(channel)) == left
 
 

@@ -30,7 +30,7 @@ from longtide_server.item_filter import (
     Span,
     passes,
 )
-from longtide_server.live_catalog import LiveCatalog
+from longtide_server.live_catalog import KEPT_MASKS, MAX_KEPT_SIZE, LiveCatalog
 from longtide_server.live_catalogs import LiveCatalogs, nothing_stored
 
 LETTERS = "abcde"
@@ -170,6 +170,22 @@ def test_a_mask_that_was_given_away_cannot_be_written(live):
     for mask in (live.recommendable(0.0), live.mask(NEW)):
         with pytest.raises(ValueError, match="read-only"):
             mask[1] = True
+
+
+def test_masks_are_kept_until_anything_changes(live):
+    mask = live.mask(NEW)
+    assert live.mask(HasTag(frozenset(["new"]))) is mask
+    live.apply([Item("a", tags=("new",))], [])
+    assert live.mask(NEW).tolist() == [False, True, False, False, False, False]
+
+
+def test_only_so_many_masks_are_kept_and_none_of_a_large_filter(live):
+    mask = live.mask(NEW)
+    for number in range(KEPT_MASKS):
+        live.mask(HasTag(frozenset([str(number)])))
+    assert live.mask(NEW) is not mask
+    large = HasTag(frozenset(map(str, range(MAX_KEPT_SIZE))))
+    assert live.mask(large) is not live.mask(large)
 
 
 # Revisions
