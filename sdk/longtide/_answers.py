@@ -19,6 +19,10 @@ class Source(enum.StrEnum):
     NEIGHBORS = "neighbors"
     TRANSITIONS = "transitions"
     POPULARITY = "popularity"
+    RELATIONS = "relations"
+    CONTENT = "content"
+    TRENDING = "trending"
+    INTERESTS = "interests"
     UNKNOWN = "unknown"
     """A source that this release of the SDK does not know: the server is newer."""
 
@@ -68,7 +72,7 @@ class RankedItem:
     score: float
     """The item's share of the fused probability over the items asked about; 0 when it is unknown."""
     known: bool
-    """False when the catalogue does not know the item."""
+    """False when the snapshot does not know the item."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
@@ -135,6 +135,8 @@ class Client:
         *,
         filter: ItemFilter | None = None,
         include_item_ids: Iterable[str] | None = None,
+        source_weights: Mapping[str, float] | None = None,
+        interests: ItemFilter | None = None,
         session_id: str = "",
         surface: str = "",
         request_time: datetime | float | None = None,
@@ -150,6 +152,10 @@ class Client:
         Only items that pass `filter`, for example `Category("Beauty") & Price(max=20)`, and, where there are
         `include_item_ids` (1 to 10,000), only those may appear. The answer is shorter than `limit` only when fewer
         items may appear.
+
+        `source_weights` says how much sources count (0 to 10), for example `{"trending": 0.5, "neighbors": 0}`; the
+        others count as the snapshot has learned. `interests` is the kind of items that somebody new says they like,
+        for example `Category("Beauty") | Tags("vegan")`.
         """
         request = _convert.recommend_request(
             user_id,
@@ -162,6 +168,8 @@ class Client:
             surface,
             filter,
             include_item_ids,
+            source_weights,
+            interests,
         )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
@@ -173,6 +181,7 @@ class Client:
         *,
         filter: ItemFilter | None = None,
         include_item_ids: Iterable[str] | None = None,
+        source_weights: Mapping[str, float] | None = None,
         surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float | None = None,
@@ -180,7 +189,7 @@ class Client:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. `filter` and `include_item_ids` are as in `recommend`, for every user.
+        is for each message. `filter`, `include_item_ids` and `source_weights` are as in `recommend`, for every user.
         `request_time` is when the users will see the answers, by default not known. A user that the server refuses has
         the reason in the row's `error`. Closing the iterator, or dropping it, cancels the call.
 
@@ -188,7 +197,9 @@ class Client:
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
-        request = _convert.row_request(limit, min_similarity, request_time, surface, filter, include_item_ids)
+        request = _convert.row_request(
+            limit, min_similarity, request_time, surface, filter, include_item_ids, source_weights
+        )
         return self._recommend_rows(user_ids, request, self._limit_s(timeout))
 
     def rank(

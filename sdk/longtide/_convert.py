@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,14 +21,15 @@ from longtide._answers import (
 from longtide._errors import error_from_row
 from longtide._filter_messages import filter_message
 from longtide._filters import ItemFilter
-from longtide._types import DeletedData, Event, EventType, SnapshotInfo, text, texts, utc
+from longtide._types import DeletedData, Event, EventType, SnapshotInfo, number, text, texts, utc
 from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
 _TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
 _TYPES = {number: kind for kind, number in _TYPE_NUMBERS.items()}
-_SOURCES = {
-    recommendation_pb2.Source.Value(f"SOURCE_{source.name}"): source for source in Source if source != Source.UNKNOWN
+_SOURCE_NUMBERS = {
+    source: recommendation_pb2.Source.Value(f"SOURCE_{source.name}") for source in Source if source != Source.UNKNOWN
 }
+_SOURCES = {number: source for source, number in _SOURCE_NUMBERS.items()}
 
 
 RowRequest = Callable[[str], recommendation_pb2.RecommendRequest]
@@ -63,6 +64,8 @@ def recommend_request(
     surface: str = "",
     wanted: ItemFilter | None = None,
     include_item_ids: Iterable[str] | None = None,
+    source_weights: Mapping[str, float] | None = None,
+    interests: ItemFilter | None = None,
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
@@ -76,7 +79,19 @@ def recommend_request(
         request_time=_timestamp(request_time),
         filter=None if wanted is None else filter_message(wanted),
         include_item_ids=_included(include_item_ids),
+        source_weights=_source_weights(source_weights or {}),
+        interests=None if interests is None else filter_message(interests),
     )
+
+
+def _source_weights(weights: Mapping[str, float]) -> list[recommendation_pb2.SourceWeight]:
+    numbers = {str(source): number for source, number in _SOURCE_NUMBERS.items()}
+    messages = []
+    for name, weight in weights.items():
+        if name not in numbers:
+            raise ValueError(f"{name!r} is not a source: {', '.join(numbers)}")
+        messages.append(recommendation_pb2.SourceWeight(source=numbers[name], weight=number("source_weights", weight)))
+    return messages
 
 
 def row_request(
@@ -86,9 +101,12 @@ def row_request(
     surface: str,
     wanted: ItemFilter | None,
     include_item_ids: Iterable[str] | None,
+    source_weights: Mapping[str, float] | None,
 ) -> RowRequest:
     """Asks for items for one user after another."""
-    asked = recommend_request("", limit, (), min_similarity, (), request_time, "", surface, wanted, include_item_ids)
+    asked = recommend_request(
+        "", limit, (), min_similarity, (), request_time, "", surface, wanted, include_item_ids, source_weights
+    )
 
     def row(user_id: str) -> recommendation_pb2.RecommendRequest:
         request = recommendation_pb2.RecommendRequest(user_id=text("user_id", user_id))

@@ -59,6 +59,7 @@ from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
 from longtide_server.torchserve.process import TorchServe
+from longtide_server.trending import Trending
 from longtide_server.user_service import UserService
 from longtide_server.user_state import UserStates
 
@@ -223,14 +224,15 @@ class Opener:
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
             stepper = Stepper(states)
             stack.push_async_callback(stepper.close)
-            for copies in (states, stepper):  # in this order: who follows what was written must know of it
+            trending = Trending(snapshot.catalog, wall_clock_s)
+            for copies in (states, stepper, trending):  # in this order: who follows what was written must know of it
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
             live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
             await self._catalogs.add(live)
             stack.callback(self._catalogs.remove, live)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
-            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s)
+            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             gauges = Gauges(
                 users=lambda: states.count,

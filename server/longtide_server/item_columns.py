@@ -34,7 +34,9 @@ from longtide_server.item_filter import (
     Span,
 )
 
-FEW_ENTRIES = 64  # of a log that no longer count are not worth leaving out
+FEW_ENTRIES = 64  # of a log are as fast one by one, and that many may stay in it that no longer count
+
+SHORT_LOG = 4_096  # entries: a filter may name thousands of words, and then each is read without a mask of its own
 
 Word = tuple[Hashable, ...]
 """Something that an item either holds or does not: the kind, then what it is."""
@@ -120,8 +122,16 @@ class _Postings:
         if len(self._log) > 2 * self.count + FEW_ENTRIES:
             self._shorten()
 
+    def few(self) -> array[int]:
+        """The rows, where they are few."""
+        if not self._only_came:
+            self._shorten()
+        return self._log
+
     def mark(self, mask: NDArray[np.bool_]) -> None:
         """Set the rows in a mask of all rows."""
+        if not self._only_came and len(self._log) <= SHORT_LOG:
+            self._shorten()
         if self._only_came:
             mask[np.frombuffer(self._log, np.int32)] = True
         else:
@@ -134,9 +144,18 @@ class _Postings:
         return there
 
     def _shorten(self) -> None:
-        log = np.frombuffer(self._log, np.int32)
-        greatest = max(int(log.max()), ~int(log.min()))
-        self._log = array("i", np.flatnonzero(self._there(greatest + 1)).astype(np.int32).tobytes())
+        if self.count <= FEW_ENTRIES:
+            there: dict[int, None] = {}
+            for entry in self._log:
+                if entry >= 0:
+                    there[entry] = None
+                else:
+                    del there[~entry]
+            self._log = array("i", there)
+        else:
+            log = np.frombuffer(self._log, np.int32)
+            greatest = max(int(log.max()), ~int(log.min()))
+            self._log = array("i", np.flatnonzero(self._there(greatest + 1)).astype(np.int32).tobytes())
         self._only_came = True
 
 
@@ -283,9 +302,16 @@ class ItemColumns:
         return mask
 
     def _mark(self, mask: NDArray[np.bool_], words: Iterable[Word]) -> None:
+        few = array("i")  # of thousands of words, each with a few rows, together
         for word in words:
-            if (postings := self._words.get(word)) is not None:
+            if (postings := self._words.get(word)) is None:
+                continue
+            if postings.count <= FEW_ENTRIES:
+                few.extend(postings.few())
+            else:
                 postings.mark(mask)
+        if few:
+            mask[np.frombuffer(few, np.int32)] = True
 
     def _put_words(self, row: int, before: set[Word], after: set[Word]) -> None:
         for word in before - after:

@@ -6,7 +6,8 @@ on validation data: log score = sum over sources of weight * log((1 - floor) * p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +33,23 @@ class Fusion:
     floor: float = 0.1
     """Share of every source's probability that is spread over the whole catalogue, above 0 and below 1: what a source
     does not bring, it does not rule out."""
+    relations: float = 0.0
+    """0 or more."""
+    content: float = 0.0
+    """0 or more."""
+    trending: float = 0.0
+    """0 or more. A log that is over cannot say how much the present counts."""
+    interests: float = 1.0
+    """0 or more. Only asked for users of whom nothing else is known."""
 
     @property
     def weights(self) -> NDArray[np.float64]:
         """(len(Source),) in the order of Source."""
-        return np.array([self.encoder, self.neighbors, self.transitions, self.popularity])
+        return np.array([getattr(self, source.name.lower()) for source in Source])
+
+    def weighted(self, weights: Sequence[tuple[Source, float]]) -> Fusion:
+        """The same with other weights for some sources."""
+        return replace(self, **{source.name.lower(): weight for source, weight in weights}) if weights else self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +85,13 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
     if not weights.any():
         weights[columns] = 1.0
     weights[Source.POPULARITY - 1] += TIE_WEIGHT
-    features = log_features(candidates.probability, fusion.floor, item_count)
-    fused = features @ weights  # (C,)
+    say = np.flatnonzero(weights)  # logarithms are most of the work: none of what counts nothing
+    features = log_features(candidates.probability[:, say], fusion.floor, item_count)  # (C, say)
+    fused = features @ weights[say]  # (C,)
     order = _best(fused, limit)
     share = np.exp(fused - fused.max()) if len(fused) else fused
-    contribution = (features[order] - np.log(fusion.floor / max(item_count, 1))) * weights
+    contribution = np.zeros((len(order), len(Source)))
+    contribution[:, say] = (features[order] - np.log(fusion.floor / max(item_count, 1))) * weights[say]
     return Ranked(
         items=candidates.items[order],
         score=share[order] / share.sum() if len(fused) else share,
@@ -106,9 +121,10 @@ def _brought(
     if not len(order):
         return np.zeros((0, probability.shape[1]), bool)
     place = max(0, len(probability) - limit)
-    columns = np.ascontiguousarray(probability.T)
-    bar = np.partition(columns, place, axis=1)[:, place]  # (sources,) the least of each source's own best `limit`
-    brought: NDArray[np.bool_] = (probability[order] >= bar) & (probability[order] > 0) & has_say
+    columns = np.ascontiguousarray(probability.T[has_say])
+    bar = np.full(len(has_say), np.inf)  # (sources,) the least of each source's own best `limit`
+    bar[has_say] = np.partition(columns, place, axis=1)[:, place]
+    brought: NDArray[np.bool_] = (probability[order] >= bar) & (probability[order] > 0)
     alone = np.flatnonzero(~brought.any(axis=1))
     brought[alone, contribution[alone].argmax(axis=1)] = True
     return brought

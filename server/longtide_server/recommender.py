@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -24,10 +24,13 @@ from longtide_server.candidates import (
     Candidates,
     Scored,
     Source,
+    best_of,
+    content_probability,
     encoder_probability,
     first_allowed,
     gather,
     gather_allowed,
+    interest_votes,
     nearest_allowed,
     neighbor_votes,
     tabulate,
@@ -40,9 +43,10 @@ from longtide_server.item_filter import ItemFilter, size
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.observer import NOBODY, StageObserver
-from longtide_server.ranking import Ranked, rank
+from longtide_server.ranking import Fusion, Ranked, rank
 from longtide_server.request_time import query_after, wait_class
 from longtide_server.snapshot import Snapshot
+from longtide_server.trending import Trending
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 ANSWER_MARGIN_S = 0.01
@@ -52,6 +56,8 @@ STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
+CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
+CONTENT_DECAY = 0.7
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
@@ -78,6 +84,10 @@ class Query:
     """What the items must be like."""
     include_item_ids: Sequence[str] = ()
     """Only these items may appear; empty for all."""
+    source_weights: tuple[tuple[Source, float], ...] = ()
+    """How much sources count, where it is not as the snapshot says."""
+    interests: ItemFilter | None = None
+    """What the items are like that the one who asks says they like."""
 
     @property
     def owner(self) -> str:
@@ -141,6 +151,8 @@ class Evidence:
     neighbors: Neighbors = NO_NEIGHBORS
     encoded: Encoded | None = None
     """The user at the time of the request, where that is known."""
+    content: NDArray[np.float64] | None = None
+    """(I + 1,) how like the user's last items every item is, where that is asked and known."""
     degraded_reason: str = ""
 
     @property
@@ -167,12 +179,14 @@ class Recommender:
         observer: StageObserver = NOBODY,
         live: LiveCatalog | None = None,
         clock: Callable[[], float] = time.time,
+        trending: Trending | None = None,
     ) -> None:
         """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970."""
         self.snapshot = snapshot
         self.states = states
         self._live = LiveCatalog(snapshot.catalog) if live is None else live
         self._clock = clock
+        self._trending = Trending(snapshot.catalog, clock) if trending is None else trending
         self._observer = observer
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
@@ -202,21 +216,21 @@ class Recommender:
         left = _for_encoder_s(timeout_s - (time.monotonic() - begun))
         await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left)
 
-    def depends_on(self, query: Query, asker: Asker) -> tuple[int, float | None, int, ItemFilter | None] | None:
+    def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
         """What an answer depends on beside history and catalogue; none where that is too much to keep."""
-        user, item_filter = asker.user, query.item_filter
+        conditions = [one for one in (query.item_filter, query.interests) if one is not None]
         if query.exclude_item_ids or query.include_item_ids or query.session_item_ids or asker.stale_reason:
             return None
-        if item_filter is not None and size(item_filter) > MAX_KEPT_SIZE:
+        if sum(map(size, conditions)) > MAX_KEPT_SIZE or self._fusion(query).trending:  # that changes all the time
             return None
-        weights, wait_s = self.snapshot.request_time, _wait_s(query, user)
+        weights, wait_s = self.snapshot.request_time, _wait_s(query, asker.user)
         wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
-        return query.limit, query.min_similarity, wait, item_filter
+        return query.limit, query.min_similarity, wait, query.item_filter, query.source_weights, query.interests
 
     def catalog_version(self, query: Query) -> tuple[int, int]:
         """Changes whenever the catalogue may give the query another answer, as time goes by included."""
-        filtered = self._live.revision if query.item_filter is not None else 0
-        return self._live.offer_revision(self._clock()), filtered
+        read = query.item_filter is not None or query.interests is not None
+        return self._live.offer_revision(self._clock()), self._live.revision if read else 0
 
     def recommendable_count(self) -> int:
         """How many items may be recommended now."""
@@ -234,7 +248,7 @@ class Recommender:
         evidence = await self._evidence(asker, query, session, timeout_s)
         begun_s = time.perf_counter()
         candidates = self._considered(asker, query, session, evidence)
-        ranked = self._rank(candidates, evidence, query.limit)
+        ranked = self._rank(candidates, evidence, query, query.limit)
         self._observer.stage("fusion", begun_s)
         return Answer(self._recommendations(ranked, evidence), self.snapshot.snapshot_id, evidence.degraded_reason)
 
@@ -253,7 +267,7 @@ class Recommender:
         evidence = await self._evidence(asker, query, session, timeout_s - (time.monotonic() - begun))
         numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
         candidates = self._complete(tabulate(numbers, evidence.votes, len(self.snapshot.catalog)), evidence)
-        ranked = self._rank(candidates, evidence, len(numbers))
+        ranked = self._rank(candidates, evidence, query, len(numbers))
         known = [
             RankedItem(self.snapshot.catalog.item_id(number), float(score), True)
             for number, score in zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)
@@ -296,6 +310,8 @@ class Recommender:
         excluded = self._numbers(query.exclude_item_ids)
         blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
         allowed = self._allowed(query)
+        if query.interests is not None and not asker.user.items and not session:
+            evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
             allowed[blocked] = False
             return self._complete(self._among(allowed, query.limit, evidence), evidence)
@@ -315,6 +331,16 @@ class Recommender:
         restricting = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(restricting) if restricting else None
 
+    def _interests(
+        self, interests: ItemFilter, allowed: NDArray[np.bool_] | None, blocked: NDArray[np.int64], limit: int
+    ) -> Scored:
+        """The most popular items of those that may appear and are of interest."""
+        wanted = self._live.mask(interests).copy()
+        wanted[blocked] = False
+        if allowed is not None:
+            wanted &= allowed
+        return interest_votes(self.snapshot.popularity, first_allowed(self._popular, wanted, limit))
+
     def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
         """What the sources say of the allowed items (I + 1,): of all where they are few, else of those they bring."""
         if np.count_nonzero(allowed) <= FEW_ITEMS:
@@ -329,12 +355,12 @@ class Recommender:
         return gather_allowed(votes, allowed)
 
     async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
-        user = asker.user
+        user, manifest, fusion = asker.user, self.snapshot.manifest, self._fusion(query)
         wanted = _wanted(query, user, len(session))
-        encoded, reason = await self._encoded(asker, session, wanted, _for_encoder_s(timeout_s))
         votes: dict[Source, Scored] = {}
-        neighbors = NO_NEIGHBORS
-        manifest = self.snapshot.manifest
+        encoded, reason, neighbors = None, asker.stale_reason, NO_NEIGHBORS
+        if fusion.encoder or fusion.neighbors:
+            encoded, reason = await self._encoded(asker, session, wanted, _for_encoder_s(timeout_s))
         if encoded is not None:
             begun_s = time.perf_counter()
             neighbors = await self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
@@ -349,7 +375,20 @@ class Recommender:
         recent = user.recent(manifest.transitions.lags, session)
         votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
         votes[Source.POPULARITY] = NOTHING
-        return Evidence(votes, neighbors, encoded, reason)
+        content = self._content(user, session) if fusion.content else None
+        if content is not None:
+            votes[Source.CONTENT] = best_of(content, wanted)
+        if fusion.trending:
+            votes[Source.TRENDING] = self._trending.votes(wanted)
+        return Evidence(votes, neighbors, encoded, content, reason)
+
+    def _content(self, user: UserState, session: list[int]) -> NDArray[np.float64] | None:
+        """(I + 1,) how like the user's last items every item is; none where that is not known."""
+        recent = user.recent(CONTENT_ITEMS, session)
+        if self.snapshot.content_vectors is None or not len(recent):
+            return None
+        temperature = self.snapshot.manifest.encoder.temperature
+        return content_probability(self.snapshot.content_vectors, recent, CONTENT_DECAY, temperature)
 
     async def _encoded(
         self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float
@@ -414,17 +453,22 @@ class Recommender:
     def _numbers(self, item_ids: Iterable[str]) -> list[int]:
         return self.snapshot.catalog.numbers(item_ids).tolist() if item_ids else []
 
-    def _rank(self, candidates: Candidates, evidence: Evidence, limit: int) -> Ranked:
-        return rank(candidates, self.snapshot.manifest.fusion, evidence.asked, len(self.snapshot.catalog), limit)
+    def _fusion(self, query: Query) -> Fusion:
+        return self.snapshot.manifest.fusion.weighted(query.source_weights)
+
+    def _rank(self, candidates: Candidates, evidence: Evidence, query: Query, limit: int) -> Ranked:
+        return rank(candidates, self._fusion(query), evidence.asked, len(self.snapshot.catalog), limit)
 
     def _complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
-        """Fill in what dense sources say of items that others brought: the encoder's and popularity's probability."""
+        """Fill in what dense sources say of items that others brought: the encoder, popularity and content."""
         probability = candidates.probability.copy()
         probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[candidates.items]
         if evidence.encoded is not None:
             unsaid = np.flatnonzero(probability[:, Source.ENCODER - 1] == 0.0)
             said = self._encoder_probability(candidates.items[unsaid], evidence.encoded)
             probability[unsaid, Source.ENCODER - 1] = said
+        if evidence.content is not None:
+            probability[:, Source.CONTENT - 1] = evidence.content[candidates.items]
         return Candidates(candidates.items, probability)
 
     def _recommendations(self, ranked: Ranked, evidence: Evidence) -> tuple[Recommendation, ...]:

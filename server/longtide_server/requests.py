@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server.attribution import MAX_SURFACE_BYTES
+from longtide_server.candidates import Source
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
@@ -22,7 +24,9 @@ MAX_SESSION_ITEMS = 1_000
 MAX_ROWS = 1_000
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
+MAX_SOURCE_WEIGHT = 10.0
 PAGE_TOKEN = ">dq"
+_SOURCES = frozenset(map(int, Source))
 
 
 def read_event(message: events_pb2.Event) -> Event:
@@ -50,7 +54,9 @@ def check_batch(events: Sequence[events_pb2.Event]) -> None:
 def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: float | None) -> Query:
     """A request for recommendations, at a time that the message may say better; InvalidInput names what is wrong."""
     least = message.min_similarity if message.HasField("min_similarity") else None
-    item_filter, filter_violations = _filter(message)
+    item_filter, filter_violations = _filter(message, "filter")
+    interests, interests_violations = _filter(message, "interests")
+    source_weights, weights_violations = _source_weights(message.source_weights)
     raise_for(
         [
             owner_violation(message.user_id, message.session_id),
@@ -62,6 +68,8 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
             *_ids_violations("include_item_ids", message.include_item_ids, 0, MAX_ITEM_IDS),
             *filter_violations,
+            *interests_violations,
+            *weights_violations,
         ]
     )
     return Query(
@@ -75,6 +83,8 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         surface=message.surface,
         item_filter=item_filter,
         include_item_ids=message.include_item_ids,
+        source_weights=source_weights,
+        interests=interests,
     )
 
 
@@ -155,15 +165,36 @@ def raise_for(violations: Iterable[FieldViolation | None]) -> None:
 
 
 def _filter(
-    message: recommendation_pb2.RecommendRequest,
+    message: recommendation_pb2.RecommendRequest, field: Literal["filter", "interests"]
 ) -> tuple[ItemFilter | None, tuple[FieldViolation, ...]]:
-    """The filter of a request, if it has one, and what is wrong with it."""
-    if not message.HasField("filter"):
+    """The filter in a field of a request, if there is one, and what is wrong with it."""
+    if not message.HasField(field):
         return None, ()
     try:
-        return read_filter("filter", message.filter), ()
+        return read_filter(field, getattr(message, field)), ()
     except InvalidInput as exc:
         return None, exc.violations
+
+
+def _source_weights(
+    messages: Sequence[recommendation_pb2.SourceWeight],
+) -> tuple[tuple[tuple[Source, float], ...], list[FieldViolation]]:
+    """The weights by their sources, in the sources' order, and what is wrong with them."""
+    weights: dict[Source, float] = {}
+    wrong: list[FieldViolation] = []
+    for index, message in enumerate(messages[: len(Source) + 1]):
+        field = f"source_weights[{index}]"
+        if message.source not in _SOURCES:
+            wrong.append(FieldViolation(f"{field}.source", f"{message.source} is not a source"))
+        elif Source(message.source) in weights:
+            wrong.append(FieldViolation(f"{field}.source", f"{Source(message.source).name} is named twice"))
+        elif not 0.0 <= message.weight <= MAX_SOURCE_WEIGHT:  # false for NaN
+            wrong.append(
+                FieldViolation(f"{field}.weight", f"is {message.weight}; 0 to {MAX_SOURCE_WEIGHT:g} is allowed")
+            )
+        else:
+            weights[Source(message.source)] = message.weight
+    return tuple(sorted(weights.items())), wrong
 
 
 def _limit_violation(limit: int) -> FieldViolation | None:

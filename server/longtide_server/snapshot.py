@@ -43,6 +43,7 @@ INDEX = "positions.ann"
 DIRECTIONS = "directions.npy"
 BEHAVIOR = "behavior.npz"
 REQUEST_TIME = "request_time.npz"
+CONTENT_VECTORS = "content_vectors.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Snapshot:
     """Reads the next behaviour from a query vector; None where the log had neither types nor values to learn."""
     request_time: RequestTimeWeights | None = None
     """What the time of a request changes; None where the log had no real times to learn it from."""
+    content_vectors: NDArray[np.float32] | None = None
+    """(I + 1, D) unit vectors of what is known of the items, zeros where nothing is; None where nothing was of any."""
 
     @property
     def snapshot_id(self) -> str:
@@ -267,6 +270,7 @@ def load_snapshot(directory: Path) -> Snapshot:
     if REQUEST_TIME in manifest.files:
         with np.load(folder / REQUEST_TIME) as arrays:
             request_time = RequestTimeWeights(**arrays)
+    content_vectors = np.load(folder / CONTENT_VECTORS) if CONTENT_VECTORS in manifest.files else None
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -280,6 +284,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         neighbors=NeighborIndex(folder / INDEX, np.load(folder / DIRECTIONS), positions),
         behavior=behavior,
         request_time=request_time,
+        content_vectors=content_vectors,
     )
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from longtide_server.candidates import NOTHING, Scored
+from longtide_server.candidates import NOTHING, Scored, best_of
 from longtide_server.catalog import Catalog
 from longtide_server.event_store import Written
 
@@ -46,12 +45,7 @@ class Trending:
     def forget(self, names: Iterable[str]) -> None:
         """Counts hold no names: there is nothing to forget."""
 
-    def votes(self, allowed: NDArray[np.bool_] | None, limit: int) -> Scored:
-        """The `limit` items of which most happens, of those allowed (I + 1,), with their share of all that happens."""
-        count = self._count if allowed is None else np.where(allowed, self._count, 0.0)
+    def votes(self, count: int) -> Scored:
+        """The items to which most people turn, at most `count`, with their share of all that happens."""
         total = float(self._count.sum())
-        if not total:
-            return NOTHING
-        best = np.argpartition(-count, min(limit, len(count) - 1))[:limit]
-        best = best[count[best] > 0.0]
-        return Scored(best.astype(np.int64), count[best] / total)
+        return best_of(self._count / total, count) if total else NOTHING

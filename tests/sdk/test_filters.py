@@ -20,11 +20,12 @@ from longtide import (
     NumberAttribute,
     Price,
     Published,
+    Source,
     Tags,
     TextAttribute,
 )
 from longtide._filter_messages import filter_message
-from longtide.v1 import catalog_pb2
+from longtide.v1 import catalog_pb2, recommendation_pb2
 
 a, b, c = Tags("a"), Tags("b"), Tags("c")
 
@@ -155,4 +156,20 @@ def test_many_users_are_asked_for_with_the_same_filter(client, server):
 def test_an_empty_list_of_allowed_items_is_not_taken_for_none(client, server, ask):
     with pytest.raises(ValueError, match="include_item_ids must name an item"):
         getattr(client, ask)(["ada"] if ask == "recommend_many" else "ada", include_item_ids=[])
+    assert server.requests == []
+
+
+def test_a_request_says_how_much_sources_count_and_what_somebody_likes(client, server):
+    client.recommend("ada", source_weights={"trending": 0.5, Source.ENCODER: 0}, interests=a)
+    weights = [(one.source, one.weight) for one in server.requests[0].source_weights]
+    assert weights == [(recommendation_pb2.SOURCE_TRENDING, 0.5), (recommendation_pb2.SOURCE_ENCODER, 0.0)]
+    assert server.requests[0].interests == filter_message(a)
+    list(client.recommend_many(["ada"], source_weights={"content": 1}))
+    assert [one.source for one in server.requests[1].requests[0].source_weights] == [recommendation_pb2.SOURCE_CONTENT]
+
+
+@pytest.mark.parametrize("name", ["magic", "unknown"])
+def test_what_is_no_source_is_refused_by_name(client, server, name):
+    with pytest.raises(ValueError, match=f"'{name}' is not a source: encoder, neighbors"):
+        client.recommend("ada", source_weights={name: 1})
     assert server.requests == []

@@ -44,6 +44,7 @@ from longtide_server.snapshot import (
     read_manifest,
     resolve,
 )
+from longtide_server.trending import Trending
 from longtide_server.user_state import UserStates
 
 TEMPERATURE = 0.5
@@ -240,7 +241,9 @@ def make_world(make_snapshot):
         writer = HistoryWriter(store)
         writer.add(states)
         live, clock = LiveCatalog(snapshot.catalog), SimpleNamespace(now_s=1_000.0)
-        recommender = Recommender(snapshot, states, live=live, clock=lambda: clock.now_s)
+        trending = Trending(snapshot.catalog, lambda: clock.now_s)
+        writer.add(trending)
+        recommender = Recommender(snapshot, states, live=live, clock=lambda: clock.now_s, trending=trending)
         responses = Responses(recommender, lambda surface, items: "token", capacity)
 
         async def write(*events):

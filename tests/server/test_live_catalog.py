@@ -319,6 +319,26 @@ def test_long_histories_of_one_item_leave_no_trace(live):
     assert passing(live, AnyOf(frozenset([NEW, HasNumber("size", Span())]))) == ""
 
 
+@pytest.mark.parametrize("count", [200, 6_000])
+def test_words_and_numbers_of_many_items_are_followed(count):
+    """Long logs are read in other ways than short ones."""
+    rng = np.random.default_rng(count)
+    ids = [f"item-{number}" for number in range(count)]
+    live, truth = LiveCatalog(Catalog(tuple(ids), (ItemInfo(),) * count)), {}
+    wanted = [NEW, HasTag(frozenset(["new", "rare"])), HasTag(frozenset(["rare"])), HasNumber("size", Span(2.0, 3.0))]
+    for share in (1.0, 0.05, 0.3, 0.3, 0.3):
+        for item_id in rng.choice(ids, int(share * count), replace=False).tolist():
+            tags = [tag for tag, often in (("new", 0.9), ("rare", 0.01)) if rng.random() < often]
+            attributes = {"size": float(rng.integers(5))} if rng.random() < 0.8 else {}
+            truth[item_id] = Item(item_id, tags=tuple(tags), attributes=attributes)
+            live.apply([truth[item_id]], [])
+        for one in wanted:
+            expected = [False, *(passes(one, truth[item_id]) for item_id in ids)]
+            assert live.mask(one).tolist() == expected
+    live.apply([Item(item_id, tags=("rare",)) for item_id in ids], [])
+    assert [int(live.mask(one).sum()) for one in wanted] == [0, count, count, 0]
+
+
 # Every catalogue at work
 
 

@@ -13,7 +13,13 @@ ENCODER_ONLY = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.
 def candidates(**rows):
     """candidates(i1=(.5, 0, 0, 0)): what encoder, neighbours, transitions and popularity say of item 1."""
     items = np.array([int(name[1:]) for name in rows], np.int64)
-    return Candidates(items, np.array(list(rows.values()), float).reshape(len(items), len(Source)))
+    return Candidates(items, columns(list(rows.values())))
+
+
+def columns(first):
+    """(C, sources) of rows that say what the first few sources say; the others say nothing."""
+    said = np.array(first, float).reshape(len(first), -1 if first else 0)
+    return np.pad(said, ((0, 0), (0, len(Source) - said.shape[1])))
 
 
 def test_the_floor_spreads_a_share_over_the_catalogue():
@@ -44,7 +50,8 @@ def test_a_source_of_weight_0_has_no_say():
 def test_a_contribution_is_what_a_source_adds_above_its_floor():
     fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.0, popularity=0.0, floor=0.1)
     ranked = rank(candidates(i1=(0.5, 1.0, 0.7, 0)), fusion, EVERY, 10, 10)
-    assert ranked.contribution[0].tolist() == pytest.approx([np.log(46), 0.5 * np.log(91), 0, 0])
+    assert ranked.contribution[0, :4].tolist() == pytest.approx([np.log(46), 0.5 * np.log(91), 0, 0])
+    assert not ranked.contribution[0, 4:].any()
 
 
 def test_ties_go_to_the_smaller_item():
@@ -84,7 +91,7 @@ def test_when_only_sources_of_weight_0_answered_they_count_equally():
 
 
 def test_no_weight_at_all_counts_the_asked_sources_equally():
-    fusion = Fusion(encoder=0.0, neighbors=0.0, transitions=0.0, popularity=0.0)
+    fusion = Fusion(encoder=0.0, neighbors=0.0, transitions=0.0, popularity=0.0, interests=0.0)
     ranked = rank(candidates(i1=(0.4, 0, 0, 0), i2=(0.3, 0.3, 0, 0)), fusion, EVERY, 10, 10)
     assert ranked.items.tolist() == [2, 1]
 
@@ -105,9 +112,10 @@ def test_an_impossible_item_still_has_a_score_above_0():
 
 
 def brought(probability, limit):
-    found = Candidates(np.arange(1, len(probability) + 1), np.array(probability, float))
+    found = Candidates(np.arange(1, len(probability) + 1), columns(probability))
     ranked = rank(found, Fusion(encoder=1.0, neighbors=1.0, transitions=1.0, popularity=0.0), EVERY, 100, limit)
-    return {item: row.tolist() for item, row in zip(ranked.items.tolist(), ranked.brought, strict=True)}
+    assert not ranked.brought[:, 4:].any()
+    return {item: row[:4].tolist() for item, row in zip(ranked.items.tolist(), ranked.brought, strict=True)}
 
 
 def test_a_source_brought_what_it_would_have_listed_alone():
@@ -120,3 +128,10 @@ def test_a_source_brought_what_it_would_have_listed_alone():
 def test_where_no_source_would_have_listed_it_alone_the_strongest_brought_it():
     found = brought([[0.5, 0.0, 0.0, 0], [0.0, 0.5, 0.0, 0], [0.4, 0.4, 0.0, 0]], limit=1)
     assert found == {3: [True, False, False, False]}
+
+
+def test_other_weights_take_the_place_of_those_that_are_named():
+    fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3)
+    other = fusion.weighted([(Source.ENCODER, 0.0), (Source.TRENDING, 2.0)])
+    assert other.weights.tolist() == [0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 2.0, 1.0]
+    assert fusion.weighted([]) is fusion

@@ -6,6 +6,7 @@ import pytest
 
 from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server import requests
+from longtide_server.candidates import Source
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.item_filter import HasTag
@@ -52,6 +53,30 @@ def test_a_query_says_which_items_may_appear():
     query = read_query(recommend(filter={"tags": {"names": ["new"]}}, include_item_ids=["a", "b"]))
     assert query.item_filter == HasTag(frozenset(["new"]))
     assert list(query.include_item_ids) == ["a", "b"]
+
+
+def test_a_request_may_weigh_sources_and_name_interests():
+    weights = [{"source": "SOURCE_TRENDING", "weight": 0.5}, {"source": "SOURCE_ENCODER", "weight": 0}]
+    query = read_query(recommend(source_weights=weights, interests={"tags": {"names": ["new"]}}))
+    assert query.source_weights == ((Source.ENCODER, 0.0), (Source.TRENDING, 0.5))
+    assert query.interests == HasTag(frozenset(["new"]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "field", "reason"),
+    [
+        ([{"weight": 1}], "source_weights[0].source", "0 is not a source"),
+        ([{"source": 99, "weight": 1}], "source_weights[0].source", "99 is not a source"),
+        ([{"source": 1}, {"source": 1}], "source_weights[1].source", "ENCODER is named twice"),
+        ([{"source": 1, "weight": -1}], "source_weights[0].weight", "is -1.0; 0 to 10 is allowed"),
+        ([{"source": 1, "weight": 10.5}], "source_weights[0].weight", "is 10.5; 0 to 10 is allowed"),
+        ([{"source": 1, "weight": float("nan")}], "source_weights[0].weight", "is nan; 0 to 10 is allowed"),
+    ],
+)
+def test_a_wrong_weight_is_named_where_it_stands(weights, field, reason):
+    with pytest.raises(InvalidInput) as caught:
+        read_query(recommend(source_weights=weights))
+    assert caught.value.violations == (FieldViolation(field, reason),)
 
 
 def test_a_wrong_filter_is_named_where_it_stands():

@@ -62,7 +62,7 @@ def test_ranks_are_places_in_the_order_that_is_served():
         items = np.sort(rng.choice(np.arange(1, 101), 30, replace=False))
         probability = np.where(rng.random((30, 4)) < 0.5, rng.integers(1, 4, (30, 4)) / 100, 0.0)  # many ties
         probability[:, Source.POPULARITY - 1] = (101 - items) / 5050  # as published: falling from item 1 on
-        users.append(Candidates(items, probability))
+        users.append(Candidates(items, np.pad(probability, ((0, 0), (0, len(Source) - 4)))))
     targets = np.array([found.items[rng.integers(30)] for found in users])
     judged = judge(users, targets, item_count=100)
 
@@ -104,7 +104,7 @@ def test_without_targets_the_defaults_stand_and_nothing_is_measured():
     assert source_metrics(nobody, Fusion()) == {}
 
 
-def test_metrics_are_those_of_the_fusion_and_of_every_source_alone():
+def test_metrics_are_those_of_the_fusion_and_of_every_source_alone_that_says_something():
     user = candidates(encoder=[0.2, 0.3, 0.5], neighbors=[0.5, 0.3, 0.2], transitions=[0.5, 0.1, 0.4])
     found = source_metrics(judge([user], np.array([3]), 3), Fusion(1.0, 0.0, 0.0, 0.0))
     assert found == {
@@ -112,5 +112,12 @@ def test_metrics_are_those_of_the_fusion_and_of_every_source_alone():
         "encoder": {"hr@10": 1.0, "ndcg@10": 1.0},
         "neighbors": {"hr@10": 1.0, "ndcg@10": 0.5},  # third: 1 / log2(4)
         "transitions": {"hr@10": 1.0, "ndcg@10": round(1 / log2(3), 4)},  # second
-        "popularity": {"hr@10": 1.0, "ndcg@10": 0.5},  # knows nothing: ties go to the smaller items
     }
+
+
+def test_what_content_says_counts_where_it_helps():
+    """The encoder takes two items for equally likely; content knows which."""
+    user = candidates(encoder=[0.4, 0.4, 0.2], neighbors=[0, 0, 0], transitions=[0, 0, 0], content=[0.1, 0.8, 0.1])
+    assert fit_fusion(judge([user] * 3, np.array([2] * 3), 3)).content > 0
+    misled = candidates(encoder=[0.4, 0.4, 0.2], neighbors=[0, 0, 0], transitions=[0, 0, 0], content=[0.8, 0.1, 0.1])
+    assert fit_fusion(judge([misled] * 3, np.array([2] * 3), 3)).content == 0

@@ -37,6 +37,14 @@ class _SourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """Item transitions: the item often follows the user's last items."""
     SOURCE_POPULARITY: _Source.ValueType  # 4
     """Popularity: many users chose the item."""
+    SOURCE_RELATIONS: _Source.ValueType  # 5
+    """Relations: the item has something in common with the user's last items, such as a director or a brand."""
+    SOURCE_CONTENT: _Source.ValueType  # 6
+    """Content: what is known of the item is like what is known of the user's last items."""
+    SOURCE_TRENDING: _Source.ValueType  # 7
+    """Trending: many users turn to the item at present."""
+    SOURCE_INTERESTS: _Source.ValueType  # 8
+    """Interests: the item is of a kind that the request names as the user's interest, and popular there."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Where a recommended item came from."""
@@ -51,6 +59,14 @@ SOURCE_TRANSITIONS: Source.ValueType  # 3
 """Item transitions: the item often follows the user's last items."""
 SOURCE_POPULARITY: Source.ValueType  # 4
 """Popularity: many users chose the item."""
+SOURCE_RELATIONS: Source.ValueType  # 5
+"""Relations: the item has something in common with the user's last items, such as a director or a brand."""
+SOURCE_CONTENT: Source.ValueType  # 6
+"""Content: what is known of the item is like what is known of the user's last items."""
+SOURCE_TRENDING: Source.ValueType  # 7
+"""Trending: many users turn to the item at present."""
+SOURCE_INTERESTS: Source.ValueType  # 8
+"""Interests: the item is of a kind that the request names as the user's interest, and popular there."""
 Global___Source: typing_extensions.TypeAlias = Source
 
 @typing.final
@@ -69,6 +85,8 @@ class RecommendRequest(google.protobuf.message.Message):
     SURFACE_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     INCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
+    SOURCE_WEIGHTS_FIELD_NUMBER: builtins.int
+    INTERESTS_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
@@ -114,6 +132,18 @@ class RecommendRequest(google.protobuf.message.Message):
         know cannot appear.
         """
 
+    @property
+    def source_weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourceWeight]:
+        """How much sources count in this answer; those that are not named count as the snapshot has learned on its log, where
+        trending counts nothing. None twice.
+        """
+
+    @property
+    def interests(self) -> longtide.v1.catalog_pb2.ItemFilter:
+        """The kind of items that the user says they like, for example some categories and tags under `any_of`: for a user of
+        whom no event and no `session_item_ids` are known, popular ones of that kind come first. Ignored for others.
+        """
+
     def __init__(
         self,
         *,
@@ -127,15 +157,39 @@ class RecommendRequest(google.protobuf.message.Message):
         surface: builtins.str = ...,
         filter: longtide.v1.catalog_pb2.ItemFilter | None = ...,
         include_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        source_weights: collections.abc.Iterable[Global___SourceWeight] | None = ...,
+        interests: longtide.v1.catalog_pb2.ItemFilter | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "source_weights", b"source_weights", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_similarity", b"_min_similarity"]) -> typing.Literal["min_similarity"] | None: ...
 
 Global___RecommendRequest: typing_extensions.TypeAlias = RecommendRequest
+
+@typing.final
+class SourceWeight(google.protobuf.message.Message):
+    """How much a source counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    source: Global___Source.ValueType
+    """The source. Required."""
+    weight: builtins.float
+    """0 switches it off; at most 10. The encoder's is usually 1. Where all that is asked counts nothing, all count equally."""
+    def __init__(
+        self,
+        *,
+        source: Global___Source.ValueType = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["source", b"source", "weight", b"weight"]) -> None: ...
+
+Global___SourceWeight: typing_extensions.TypeAlias = SourceWeight
 
 @typing.final
 class RecommendResponse(google.protobuf.message.Message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,12 @@ from longtide_server.ranking import Fusion, log_features
 from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
-POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2)
+FURTHER_WEIGHTS = {
+    "popularity": (0.05, 0.1, 0.2),
+    "relations": (0.05, 0.1, 0.2, 0.4),
+    "content": (0.05, 0.1, 0.2, 0.4),
+}
+"""Of the sources that say little beside the others, one after the other."""
 FLOORS = (0.03, 0.1, 0.3)
 K = 10
 
@@ -68,8 +73,10 @@ def fit_fusion(judged: Judged) -> Fusion:
         return Fusion()
     best, best_score = Fusion(), -1.0
     for floor in FLOORS:
-        features = log_features(judged.probability, floor, judged.item_count)
-        columns = {source: features[:, source - 1] for source in Source}
+        columns = {
+            source: log_features(judged.probability[:, source - 1], floor, judged.item_count)
+            for source in (Source.ENCODER, Source.NEIGHBORS, Source.TRANSITIONS)
+        }
         for neighbors, transitions in itertools.product(WEIGHTS, WEIGHTS):
             fused = (
                 columns[Source.ENCODER]
@@ -79,26 +86,36 @@ def fit_fusion(judged: Judged) -> Fusion:
             score = ndcg_at_k(ranks(judged, fused), K)
             if score > best_score:
                 best, best_score = Fusion(1.0, neighbors, transitions, 0.0, floor), score
-    return _with_popularity(judged, best, best_score)
+    return _with_further(judged, best, best_score)
 
 
-def _with_popularity(judged: Judged, fusion: Fusion, score: float) -> Fusion:
-    features = log_features(judged.probability, fusion.floor, judged.item_count)
-    for weight in POPULARITY_WEIGHTS[1:]:
-        tried = Fusion(1.0, fusion.neighbors, fusion.transitions, weight, fusion.floor)
-        found = ndcg_at_k(ranks(judged, features @ tried.weights), K)
-        if found > score:
-            fusion, score = tried, found
+def _with_further(judged: Judged, fusion: Fusion, score: float) -> Fusion:
+    fused = _fused(judged, fusion)
+    for name, weights in FURTHER_WEIGHTS.items():
+        column = judged.probability[:, Source[name.upper()] - 1]
+        if not column.any():
+            continue
+        feature = log_features(column, fusion.floor, judged.item_count)
+        scores = [ndcg_at_k(ranks(judged, fused + weight * feature), K) for weight in weights]
+        if max(scores) > score:
+            score, weight = max(scores), weights[scores.index(max(scores))]
+            fusion, fused = replace(fusion, **{name: weight}), fused + weight * feature
     return fusion
 
 
+def _fused(judged: Judged, fusion: Fusion) -> NDArray[np.float64]:
+    """(N,) the fused log scores of all candidates."""
+    say = np.flatnonzero(fusion.weights)
+    return log_features(judged.probability[:, say], fusion.floor, judged.item_count) @ fusion.weights[say]
+
+
 def source_metrics(judged: Judged, fusion: Fusion) -> dict[str, dict[str, float]]:
-    """HR@10 and NDCG@10 on the validation targets: the fusion, and every source alone."""
+    """HR@10 and NDCG@10 on the validation targets: the fusion, and every source that says something alone."""
     if not len(judged.target):
         return {}
-    features = log_features(judged.probability, fusion.floor, judged.item_count)
-    orders = {"fusion": features @ fusion.weights}
-    orders |= {source.name.lower(): judged.probability[:, source - 1] for source in Source}
+    orders = {"fusion": _fused(judged, fusion)}
+    alone = {source.name.lower(): judged.probability[:, source - 1] for source in Source}
+    orders |= {name: column for name, column in alone.items() if column.any()}
     found = {name: ranks(judged, fused) for name, fused in orders.items()}
     return {
         name: {"hr@10": round(hr_at_k(rank, K), 4), "ndcg@10": round(ndcg_at_k(rank, K), 4)}

@@ -1,0 +1,152 @@
+"""What counts in an answer, as the request wishes: sources switched off or on, content, trends, declared interests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longtide_server.candidates import Source, content_probability
+from longtide_server.item import Item
+from longtide_server.item_filter import HasTag, InCategory
+from longtide_server.ranking import Fusion
+from longtide_server.recommender import Query
+
+SOON_S = 5.0
+OFF = tuple((source, 0.0) for source in Source)
+
+
+def only(source, weight=1.0):
+    """This source, and no other."""
+    return tuple((one, weight if one is source else 0.0) for one, _ in OFF)
+
+
+async def answer(world, user_id="ann", limit=10, **query):
+    return await world.recommender.recommend(Query(user_id, limit, **query), SOON_S)
+
+
+async def recommended(world, user_id="ann", **query):
+    return [item.item_id for item in (await answer(world, user_id, **query)).recommendations]
+
+
+@pytest.fixture
+def described(make_world, make_snapshot):
+    """A world in which it is known what items are: a and e are the same thing, b is its opposite, of c nothing is."""
+    vectors = np.array([[0, 0], [1, 0], [-1, 0], [0, 0], [0.6, 0.8], [1, 0]], np.float32)
+    return make_world(snapshot=replace(make_snapshot(), content_vectors=vectors))
+
+
+async def test_a_source_alone_decides(world):
+    await world.did("ann", "a")
+    assert await recommended(world, limit=1, source_weights=only(Source.TRANSITIONS)) == ["b"]
+    assert (await recommended(world, limit=2, source_weights=only(Source.NEIGHBORS))) == ["c", "e"]
+    assert await recommended(world, limit=3, source_weights=only(Source.POPULARITY)) == ["b", "c", "d"]
+
+
+async def test_a_source_that_is_switched_off_is_named_on_no_item(world):
+    await world.did("ann", "a")
+    found = await answer(world, source_weights=((Source.TRANSITIONS, 0.0),))
+    assert Source.TRANSITIONS not in {source for item in found.recommendations for source, _ in item.sources}
+
+
+async def test_without_encoder_and_neighbors_the_encoder_is_not_called(world):
+    await world.did("ann", "a")
+    found = await answer(world, source_weights=((Source.ENCODER, 0.0), (Source.NEIGHBORS, 0.0)))
+    assert found.recommendations[0].item_id == "b"
+    assert found.degraded_reason == ""
+    assert world.encoder.calls == []
+
+
+async def test_content_brings_what_is_like_the_last_items(described):
+    await described.did("ann", "a")
+    found = await answer(described, source_weights=only(Source.CONTENT))
+    assert [item.item_id for item in found.recommendations][:2] == ["e", "d"]
+    assert found.recommendations[0].sources[0][0] is Source.CONTENT
+
+
+async def test_content_counts_only_where_it_has_a_weight(described):
+    await described.did("ann", "a")
+    found = await answer(described)
+    assert all(Source.CONTENT not in dict(item.sources) for item in found.recommendations)
+
+
+async def test_content_knows_a_session_without_the_encoder(described):
+    asked = {"session_item_ids": ["a"], "source_weights": only(Source.CONTENT)}
+    assert (await recommended(described, "new", limit=1, **asked)) == ["e"]
+
+
+def test_the_last_item_counts_most_and_unknown_ones_nothing():
+    vectors = np.array([[0, 0], [1, 0], [0, 1], [0, 0]], np.float32)
+    said = content_probability(vectors, np.array([1, 2]), decay=0.5, temperature=1.0)
+    assert said.sum() == pytest.approx(1.0)
+    assert said[2] > said[1] > 0.0
+    assert said[0] == said[3] == 0.0
+    # The mean is (.5, 1), at cosines of .447 and .894 to the two.
+    assert said[2] / said[1] == pytest.approx(np.exp(0.8944 - 0.4472), abs=1e-3)
+    assert content_probability(vectors, np.array([3]), decay=0.5, temperature=1.0) is None
+    assert content_probability(vectors, np.zeros(0, np.int64), decay=0.5, temperature=1.0) is None
+
+
+async def test_what_trends_comes_first_where_it_is_asked_for(world):
+    for user in ("bea", "cid", "dan"):
+        await world.did(user, "d")
+    assert (await recommended(world, "new", limit=1)) == ["a"]
+    assert (await recommended(world, "new", limit=1, source_weights=((Source.TRENDING, 1.0),))) == ["d"]
+
+
+async def test_an_answer_with_trends_is_worked_out_every_time(world):
+    asked = Query("new", 1, source_weights=((Source.TRENDING, 1.0),))
+    await world.did("bea", "d")
+    first = await world.serving.responses.recommend(asked, SOON_S)
+    await world.did("cid", "eee")
+    second = await world.serving.responses.recommend(asked, SOON_S)
+    assert [one.recommendations[0].item_id for one in (first, second)] == ["d", "e"]
+
+
+async def test_answers_for_other_weights_are_kept_apart(world):
+    await world.did("ann", "a")
+    usual = await world.serving.responses.recommend(Query("ann", 1), SOON_S)
+    other = await world.serving.responses.recommend(Query("ann", 1, source_weights=only(Source.NEIGHBORS)), SOON_S)
+    assert [one.recommendations[0].item_id for one in (usual, other)] == ["b", "c"]
+
+
+async def test_somebody_new_gets_what_is_popular_among_what_they_like(world):
+    world.live.apply([Item("d", tags=("jazz",)), Item("e", tags=("jazz",))], [])
+    found = await answer(world, "new", limit=3, interests=HasTag(frozenset(["jazz"])))
+    assert [item.item_id for item in found.recommendations] == ["d", "e", "a"]
+    assert [item.sources[0][0] for item in found.recommendations] == [
+        Source.INTERESTS, Source.INTERESTS, Source.POPULARITY,
+    ]  # fmt: skip
+
+
+async def test_interests_count_only_for_those_of_whom_nothing_is_known(world):
+    world.live.apply([Item("d", tags=("jazz",))], [])
+    jazz = HasTag(frozenset(["jazz"]))
+    await world.did("ann", "a")
+    assert await recommended(world, interests=jazz) == await recommended(world)
+    session = {"session_item_ids": ["a"]}
+    assert await recommended(world, "new", interests=jazz, **session) == await recommended(world, "new", **session)
+
+
+async def test_interests_bring_nothing_that_may_not_appear(world):
+    world.live.apply([Item("d", tags=("jazz",), available=False), Item("e", tags=("jazz",))], [])
+    asked = {"interests": HasTag(frozenset(["jazz"])), "exclude_item_ids": ["a"], "limit": 2}
+    assert await recommended(world, "new", **asked) == ["e", "b"]
+    assert await recommended(world, "new", **asked, item_filter=InCategory(("letters",))) == ["b", "c"]
+
+
+async def test_of_interest_to_nobody_is_no_interest(world):
+    assert await recommended(world, "new", interests=HasTag(frozenset(["?"]))) == await recommended(world, "new")
+
+
+async def test_an_answer_changes_when_the_items_of_interest_do(world):
+    asked = Query("new", 1, interests=HasTag(frozenset(["jazz"])))
+    first = await world.serving.responses.recommend(asked, SOON_S)
+    world.live.apply([Item("e", tags=("jazz",))], [])
+    second = await world.serving.responses.recommend(asked, SOON_S)
+    assert [one.recommendations[0].item_id for one in (first, second)] == ["a", "e"]
+
+
+def test_a_snapshot_of_before_counts_no_further_source():
+    assert Fusion().weights[Source.RELATIONS - 1 : Source.INTERESTS - 1].tolist() == [0.0, 0.0, 0.0]
