@@ -1,11 +1,13 @@
 """The Python SDK of Longtide, a real-time recommender: write what people do, ask what they want next."""
 
 from longtide._answers import (
+    Basis,
     Neighbor,
     RankedItem,
     Ranking,
     Recommendation,
     Recommendations,
+    SimilarItem,
     SimilarUser,
     SimilarUsers,
     Source,
@@ -52,6 +54,7 @@ __all__ = [
     "AnyOf",
     "AsyncClient",
     "Available",
+    "Basis",
     "Brands",
     "Category",
     "Client",
@@ -82,6 +85,7 @@ __all__ = [
     "Recommendation",
     "Recommendations",
     "ResourceExhaustedError",
+    "SimilarItem",
     "SimilarUser",
     "SimilarUsers",
     "SnapshotInfo",

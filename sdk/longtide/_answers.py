@@ -27,6 +27,17 @@ class Source(enum.StrEnum):
     """A source that this release of the SDK does not know: the server is newer."""
 
 
+class Basis(enum.StrEnum):
+    """What makes items alike. Each member equals its lower-case name, so `"content"` works as well."""
+
+    BEHAVIOR = "behavior"
+    """People turn to them alike."""
+    CONTENT = "content"
+    """Their text, categories and other content are alike."""
+    BOTH = "both"
+    """Both, each for a half."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceShare:
     """How much one source says for an item."""
@@ -73,6 +84,18 @@ class RankedItem:
     """The item's share of the fused probability over the items asked about; 0 when it is unknown."""
     known: bool
     """False when the snapshot does not know the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarItem:
+    """An item that is like another."""
+
+    item_id: str
+    """The item."""
+    title: str
+    """The item's title; empty when the catalogue has none."""
+    similarity: float
+    """Cosine similarity: -1 to 1."""
 
 
 @dataclass(frozen=True, slots=True)

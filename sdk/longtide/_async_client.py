@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarUsers
+from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
 from longtide._async_stream import AsyncStream
 from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, async_batches, checked_batch_size
 from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
@@ -227,6 +227,23 @@ class AsyncClient:
         """
         request = _convert.rank_request(user_id, item_ids, session_items, request_time, session_id)
         return _convert.ranking(user_id, await self._call(self._recommendations.Rank, request, timeout))
+
+    async def similar_items(
+        self,
+        item_id: str,
+        limit: int = 10,
+        basis: str | None = None,
+        *,
+        filter: ItemFilter | None = None,
+        exclude_item_ids: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> tuple[SimilarItem, ...]:
+        """List the items that are like an item, most similar first; NotFoundError when the item is unknown.
+
+        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows.
+        """
+        request = _convert.similar_items_request(item_id, limit, basis, filter, exclude_item_ids)
+        return _convert.similar_items(await self._call(self._recommendations.ListSimilarItems, request, timeout))
 
     async def similar_users(
         self,

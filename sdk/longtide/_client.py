@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import grpc
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarUsers
+from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
 from longtide._errors import (
@@ -218,6 +218,23 @@ class Client:
         """
         request = _convert.rank_request(user_id, item_ids, session_items, request_time, session_id)
         return _convert.ranking(user_id, self._call(self._recommendations.Rank, request, timeout))
+
+    def similar_items(
+        self,
+        item_id: str,
+        limit: int = 10,
+        basis: str | None = None,
+        *,
+        filter: ItemFilter | None = None,
+        exclude_item_ids: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> tuple[SimilarItem, ...]:
+        """List the items that are like an item, most similar first; NotFoundError when the item is unknown.
+
+        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows.
+        """
+        request = _convert.similar_items_request(item_id, limit, basis, filter, exclude_item_ids)
+        return _convert.similar_items(self._call(self._recommendations.ListSimilarItems, request, timeout))
 
     def similar_users(
         self,

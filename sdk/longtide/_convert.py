@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from longtide._answers import (
+    Basis,
     Neighbor,
     RankedItem,
     Ranking,
     Recommendation,
     Recommendations,
+    SimilarItem,
     SimilarUser,
     SimilarUsers,
     Source,
@@ -29,6 +31,7 @@ _TYPES = {number: kind for kind, number in _TYPE_NUMBERS.items()}
 _SOURCE_NUMBERS = {
     source: recommendation_pb2.Source.Value(f"SOURCE_{source.name}") for source in Source if source != Source.UNKNOWN
 }
+_BASIS_NUMBERS = {basis: recommendation_pb2.SimilarityBasis.Value(f"SIMILARITY_BASIS_{basis.name}") for basis in Basis}
 _SOURCES = {number: source for source, number in _SOURCE_NUMBERS.items()}
 
 
@@ -143,6 +146,24 @@ def similar_users_request(
         limit=limit,
         min_similarity=min_similarity,
     )
+
+
+def similar_items_request(
+    item_id: str, limit: int, basis: str | None, wanted: ItemFilter | None, exclude_item_ids: Iterable[str]
+) -> recommendation_pb2.ListSimilarItemsRequest:
+    """Asks which items are like an item."""
+    return recommendation_pb2.ListSimilarItemsRequest(
+        item_id=text("item_id", item_id),
+        limit=limit,
+        basis=recommendation_pb2.SIMILARITY_BASIS_UNSPECIFIED if basis is None else _BASIS_NUMBERS[Basis(basis)],
+        filter=None if wanted is None else filter_message(wanted),
+        exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
+    )
+
+
+def similar_items(response: recommendation_pb2.ListSimilarItemsResponse) -> tuple[SimilarItem, ...]:
+    """Which items are like an item."""
+    return tuple(SimilarItem(item.item_id, item.title, item.similarity) for item in response.items)
 
 
 def owner(user_id: str, session_id: str) -> users_pb2.Owner:

@@ -41,6 +41,7 @@ from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
 from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.live_catalogs import LiveCatalogs, nothing_stored
 from longtide_server.metrics import Metrics
@@ -51,6 +52,7 @@ from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.serving import Serving
+from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
 from longtide_server.state_file import SavedStates, save_states
@@ -233,6 +235,9 @@ class Opener:
             stack.callback(self._catalogs.remove, live)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
             recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending)
+            similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
+            stack.push_async_callback(_cancelled, asyncio.create_task(similar.build()))
+            finder = ItemFinder(snapshot, similar, live, wall_clock_s)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             gauges = Gauges(
                 users=lambda: states.count,
@@ -242,7 +247,7 @@ class Opener:
             )
             self._observer.watch(gauges)
             stack.callback(self._observer.unwatch, gauges)
-            return Serving(snapshot, states, responses, stack.pop_all().aclose)
+            return Serving(snapshot, states, responses, finder, stack.pop_all().aclose)
 
     async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
         config, number = self._config, next(self._number)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
 
-from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
+from longtide.v1 import catalog_pb2, events_pb2, recommendation_pb2, users_pb2
 from longtide_server.attribution import MAX_SURFACE_BYTES
 from longtide_server.candidates import Source
 from longtide_server.errors import FieldViolation, InvalidInput
@@ -15,7 +14,9 @@ from longtide_server.event_store import Place
 from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_key, owner_violation
 from longtide_server.filter_requests import read_filter
 from longtide_server.item_filter import ItemFilter
+from longtide_server.item_finder import ItemQuery
 from longtide_server.recommender import Query
+from longtide_server.similar_items import Basis
 
 MAX_LIMIT = 1_000
 DEFAULT_LIMIT = 10
@@ -27,6 +28,7 @@ MAX_PAGE_SIZE = 1_000
 MAX_SOURCE_WEIGHT = 10.0
 PAGE_TOKEN = ">dq"
 _SOURCES = frozenset(map(int, Source))
+_BASES: Mapping[int, Basis | None] = {0: None} | {int(basis): basis for basis in Basis}
 
 
 def read_event(message: events_pb2.Event) -> Event:
@@ -54,8 +56,8 @@ def check_batch(events: Sequence[events_pb2.Event]) -> None:
 def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: float | None) -> Query:
     """A request for recommendations, at a time that the message may say better; InvalidInput names what is wrong."""
     least = message.min_similarity if message.HasField("min_similarity") else None
-    item_filter, filter_violations = _filter(message, "filter")
-    interests, interests_violations = _filter(message, "interests")
+    item_filter, filter_violations = _filter("filter", message.HasField("filter"), message.filter)
+    interests, interests_violations = _filter("interests", message.HasField("interests"), message.interests)
     source_weights, weights_violations = _source_weights(message.source_weights)
     raise_for(
         [
@@ -123,6 +125,28 @@ def read_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> t
     return owner, message.limit if message.HasField("limit") else DEFAULT_LIMIT, least
 
 
+def read_similar_items(message: recommendation_pb2.ListSimilarItemsRequest) -> ItemQuery:
+    """A request for similar items; InvalidInput names every field that is wrong."""
+    item_filter, filter_violations = _filter("filter", message.HasField("filter"), message.filter)
+    known = message.basis in _BASES
+    raise_for(
+        [
+            id_violation("item_id", message.item_id),
+            _limit_violation(message.limit) if message.HasField("limit") else None,
+            None if known else FieldViolation("basis", f"{message.basis} is not a basis of similarity"),
+            *filter_violations,
+            *_ids_violations("exclude_item_ids", message.exclude_item_ids, 0, MAX_ITEM_IDS),
+        ]
+    )
+    return ItemQuery(
+        item_id=message.item_id,
+        limit=message.limit if message.HasField("limit") else DEFAULT_LIMIT,
+        basis=_BASES[message.basis],
+        item_filter=item_filter,
+        exclude_item_ids=message.exclude_item_ids,
+    )
+
+
 def read_owner(field: str, message: users_pb2.Owner) -> str:
     """Whose data are meant; InvalidInput when nobody's are."""
     name = message.WhichOneof("name")
@@ -165,13 +189,13 @@ def raise_for(violations: Iterable[FieldViolation | None]) -> None:
 
 
 def _filter(
-    message: recommendation_pb2.RecommendRequest, field: Literal["filter", "interests"]
+    field: str, present: bool, message: catalog_pb2.ItemFilter
 ) -> tuple[ItemFilter | None, tuple[FieldViolation, ...]]:
-    """The filter in a field of a request, if there is one, and what is wrong with it."""
-    if not message.HasField(field):
+    """The filter in a field of a request, if it is present, and what is wrong with it."""
+    if not present:
         return None, ()
     try:
-        return read_filter(field, getattr(message, field)), ()
+        return read_filter(field, message), ()
     except InvalidInput as exc:
         return None, exc.violations
 

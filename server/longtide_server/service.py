@@ -245,6 +245,29 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         return await answered(context, answer)
 
+    async def ListSimilarItems(
+        self,
+        request: recommendation_pb2.ListSimilarItemsRequest,
+        context: Context,
+    ) -> recommendation_pb2.ListSimilarItemsResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.ListSimilarItemsResponse:
+            query = requests.read_similar_items(request)
+            remaining_s(context)
+            with self._current() as serving:
+                found, basis = serving.finder.find(query)
+            return recommendation_pb2.ListSimilarItemsResponse(
+                items=[
+                    recommendation_pb2.SimilarItem(item_id=item.item_id, title=item.title, similarity=item.similarity)
+                    for item in found
+                ],
+                snapshot_id=serving.snapshot.snapshot_id,
+                basis=int(basis),  # type: ignore[arg-type]
+            )
+
+        return await answered(context, answer)
+
     async def ListSimilarUsers(
         self,
         request: recommendation_pb2.ListSimilarUsersRequest,

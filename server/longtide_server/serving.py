@@ -9,6 +9,7 @@ from types import TracebackType
 import structlog
 
 from longtide_server.errors import LongtideError
+from longtide_server.item_finder import ItemFinder
 from longtide_server.recommender import Recommender
 from longtide_server.responses import Responses
 from longtide_server.snapshot import Snapshot
@@ -23,13 +24,19 @@ class Serving:
     """A context manager that counts who is using it, so that it ends after them and not under their hands."""
 
     def __init__(
-        self, snapshot: Snapshot, states: UserStates, responses: Responses, release: Callable[[], Awaitable[None]]
+        self,
+        snapshot: Snapshot,
+        states: UserStates,
+        responses: Responses,
+        finder: ItemFinder,
+        release: Callable[[], Awaitable[None]],
     ) -> None:
         """`release` lets go of the encoder and whatever else was opened for this snapshot."""
         self.snapshot = snapshot
         self.states = states
         self.recommender: Recommender = responses.recommender
         self.responses = responses
+        self.finder = finder
         self._release = release
         self._users = 0
         self._unused = asyncio.Event()

@@ -182,6 +182,11 @@ class FakeServer(
             response.items.add(item_id=item_id, score=0.5, known=True)
         return response
 
+    def ListSimilarItems(self, request, context):
+        self._arrived(request, context)
+        items = [{"item_id": f"like-{request.item_id}", "title": "Alike", "similarity": 0.5}]
+        return recommendation_pb2.ListSimilarItemsResponse(items=items, snapshot_id="snapshot-1")
+
     def ListSimilarUsers(self, request, context):
         self._arrived(request, context)
         response = recommendation_pb2.ListSimilarUsersResponse(snapshot_id="snapshot-1")

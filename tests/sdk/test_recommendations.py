@@ -17,11 +17,15 @@ from longtide import (
     Neighbor,
     RankedItem,
     Recommendation,
+    SimilarItem,
     SimilarUser,
     Source,
     SourceShare,
+    Tags,
     UnavailableError,
 )
+from longtide._filter_messages import filter_message
+from longtide.v1 import recommendation_pb2
 
 
 def test_an_answer_says_what_and_why(client):
@@ -79,6 +83,22 @@ def test_rank_orders_the_callers_items(client, server):
     assert list(ranking) == [RankedItem("a", 0.5, True), RankedItem("b", 0.5, True)]
     assert (ranking.user_id, ranking.snapshot_id, ranking.degraded) == ("ada", "snapshot-1", False)
     assert list(server.requests[0].session_item_ids) == ["s"]
+
+
+def test_similar_items_are_listed(client, server):
+    items = client.similar_items("i1", 5, "content", filter=Tags("new"), exclude_item_ids=["i2"])
+    assert items == (SimilarItem("like-i1", "Alike", 0.5),)
+    request = server.requests[0]
+    assert (request.item_id, request.limit, request.basis) == ("i1", 5, recommendation_pb2.SIMILARITY_BASIS_CONTENT)
+    assert request.filter == filter_message(Tags("new"))
+    assert list(request.exclude_item_ids) == ["i2"]
+
+
+def test_a_basis_that_is_none_is_refused_and_none_is_left_to_the_server(client, server):
+    with pytest.raises(ValueError, match="'taste' is not a valid Basis"):
+        client.similar_items("i1", basis="taste")
+    client.similar_items("i1")
+    assert [request.basis for request in server.requests] == [recommendation_pb2.SIMILARITY_BASIS_UNSPECIFIED]
 
 
 def test_similar_users_say_what_they_did_next(client, server):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.history_writer import HistoryWriter
+from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
@@ -31,6 +33,7 @@ from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
 from longtide_server.responses import Responses
 from longtide_server.serving import Serving
+from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import (
     CURRENT,
     ENCODER,
@@ -245,6 +248,8 @@ def make_world(make_snapshot):
         writer.add(trending)
         recommender = Recommender(snapshot, states, live=live, clock=lambda: clock.now_s, trending=trending)
         responses = Responses(recommender, lambda surface, items: "token", capacity)
+        similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
+        finder = ItemFinder(snapshot, similar, live, lambda: clock.now_s)
 
         async def write(*events):
             await writer.write(events)
@@ -264,7 +269,7 @@ def make_world(make_snapshot):
             live=live,
             clock=clock,
             recommender=recommender,
-            serving=Serving(snapshot, states, responses, coalescing.close),
+            serving=Serving(snapshot, states, responses, finder, coalescing.close),
             write=write,
             did=did,
         )
@@ -346,7 +351,9 @@ async def served(tiny_snapshots, tmp_path):
             await encoder.close()
 
         responses = Responses(Recommender(snapshot, states), lambda surface, items: "token")
-        serving = Serving(snapshot, states, responses, release)
+        similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
+        finder = ItemFinder(snapshot, similar, LiveCatalog(snapshot.catalog), time.time)
+        serving = Serving(snapshot, states, responses, finder, release)
         opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
         return serving
 

@@ -393,6 +393,33 @@ async def test_a_bad_list_is_refused_by_field(stubs):
     assert is_bad_request(await refused(stubs.recommendations.Rank(sent)), "item_ids")
 
 
+async def test_similar_items_are_listed(stubs, world):
+    sent = recommendation_pb2.ListSimilarItemsRequest(item_id="a", limit=2, exclude_item_ids=["c"])
+    answer = await stubs.recommendations.ListSimilarItems(sent)
+    assert [(item.item_id, item.title, round(item.similarity, 3)) for item in answer.items] == [
+        ("b", "Title b", 0.866), ("d", "Title d", 0.0),
+    ]  # fmt: skip
+    assert (answer.snapshot_id, answer.basis) == ("world", recommendation_pb2.SIMILARITY_BASIS_BEHAVIOR)
+
+
+async def test_similar_items_may_be_recommended_now_and_pass_the_filter(stubs, world):
+    world.live.apply([Item("b", available=False), Item("c", title="New c", tags=("x",)), Item("e", tags=("x",))], [])
+    sent = recommendation_pb2.ListSimilarItemsRequest(item_id="b", filter={"tags": {"names": ["x"]}})
+    answer = await stubs.recommendations.ListSimilarItems(sent)
+    assert [(item.item_id, item.title) for item in answer.items] == [("c", "New c"), ("e", "Title e")]
+
+
+async def test_of_an_unknown_item_nothing_is_similar(stubs):
+    sent = recommendation_pb2.ListSimilarItemsRequest(item_id="zz")
+    assert (await refused(stubs.recommendations.ListSimilarItems(sent))).code == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_bad_question_for_similar_items_is_refused_by_field(stubs):
+    sent = recommendation_pb2.ListSimilarItemsRequest(limit=1_001, basis=9, filter={})
+    found = await refused(stubs.recommendations.ListSimilarItems(sent))
+    assert is_bad_request(found, "item_id", "limit", "basis", "filter")
+
+
 async def test_similar_users_are_listed(stubs, world):
     await world.did("ann", "a")
     sent = recommendation_pb2.ListSimilarUsersRequest(user_id="ann", limit=2, min_similarity=-1)

@@ -69,6 +69,34 @@ SOURCE_INTERESTS: Source.ValueType  # 8
 """Interests: the item is of a kind that the request names as the user's interest, and popular there."""
 Global___Source: typing_extensions.TypeAlias = Source
 
+class _SimilarityBasis:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SimilarityBasisEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SimilarityBasis.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SIMILARITY_BASIS_UNSPECIFIED: _SimilarityBasis.ValueType  # 0
+    """Not set: as much as the snapshot knows, behaviour and content where it knows both."""
+    SIMILARITY_BASIS_BEHAVIOR: _SimilarityBasis.ValueType  # 1
+    """People turn to them alike."""
+    SIMILARITY_BASIS_CONTENT: _SimilarityBasis.ValueType  # 2
+    """Their text, categories and other content are alike. Where the snapshot has learned from no content, BEHAVIOR."""
+    SIMILARITY_BASIS_BOTH: _SimilarityBasis.ValueType  # 3
+    """Both, each for a half. Where the snapshot has learned from no content, BEHAVIOR."""
+
+class SimilarityBasis(_SimilarityBasis, metaclass=_SimilarityBasisEnumTypeWrapper):
+    """What makes items alike."""
+
+SIMILARITY_BASIS_UNSPECIFIED: SimilarityBasis.ValueType  # 0
+"""Not set: as much as the snapshot knows, behaviour and content where it knows both."""
+SIMILARITY_BASIS_BEHAVIOR: SimilarityBasis.ValueType  # 1
+"""People turn to them alike."""
+SIMILARITY_BASIS_CONTENT: SimilarityBasis.ValueType  # 2
+"""Their text, categories and other content are alike. Where the snapshot has learned from no content, BEHAVIOR."""
+SIMILARITY_BASIS_BOTH: SimilarityBasis.ValueType  # 3
+"""Both, each for a half. Where the snapshot has learned from no content, BEHAVIOR."""
+Global___SimilarityBasis: typing_extensions.TypeAlias = SimilarityBasis
+
 @typing.final
 class RecommendRequest(google.protobuf.message.Message):
     """Asks for items for one user."""
@@ -515,6 +543,100 @@ class RankedItem(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "known", b"known", "score", b"score"]) -> None: ...
 
 Global___RankedItem: typing_extensions.TypeAlias = RankedItem
+
+@typing.final
+class ListSimilarItemsRequest(google.protobuf.message.Message):
+    """Asks which items are like an item."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    BASIS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    EXCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
+    """The item: 1 to 512 bytes. It may itself be unavailable, or fail the filter."""
+    limit: builtins.int
+    """How many items: 1 to 1,000, default 10. The answer is shorter when the catalogue has fewer that may appear."""
+    basis: Global___SimilarityBasis.ValueType
+    """What is compared."""
+    @property
+    def filter(self) -> longtide.v1.catalog_pb2.ItemFilter:
+        """As in RecommendRequest."""
+
+    @property
+    def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in RecommendRequest."""
+
+    def __init__(
+        self,
+        *,
+        item_id: builtins.str = ...,
+        limit: builtins.int | None = ...,
+        basis: Global___SimilarityBasis.ValueType = ...,
+        filter: longtide.v1.catalog_pb2.ItemFilter | None = ...,
+        exclude_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "filter", b"filter", "limit", b"limit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "basis", b"basis", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "item_id", b"item_id", "limit", b"limit"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
+
+Global___ListSimilarItemsRequest: typing_extensions.TypeAlias = ListSimilarItemsRequest
+
+@typing.final
+class ListSimilarItemsResponse(google.protobuf.message.Message):
+    """The most similar items, most similar first."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    BASIS_FIELD_NUMBER: builtins.int
+    snapshot_id: builtins.str
+    """The snapshot that the answer comes from."""
+    basis: Global___SimilarityBasis.ValueType
+    """What was compared; never unspecified."""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SimilarItem]:
+        """The items, none twice, none that is unavailable, not yet published, expired or deleted."""
+
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[Global___SimilarItem] | None = ...,
+        snapshot_id: builtins.str = ...,
+        basis: Global___SimilarityBasis.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["basis", b"basis", "items", b"items", "snapshot_id", b"snapshot_id"]) -> None: ...
+
+Global___ListSimilarItemsResponse: typing_extensions.TypeAlias = ListSimilarItemsResponse
+
+@typing.final
+class SimilarItem(google.protobuf.message.Message):
+    """A similar item."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
+    """The item."""
+    title: builtins.str
+    """As in Recommendation."""
+    similarity: builtins.float
+    """Cosine similarity: -1 to 1."""
+    def __init__(
+        self,
+        *,
+        item_id: builtins.str = ...,
+        title: builtins.str = ...,
+        similarity: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "similarity", b"similarity", "title", b"title"]) -> None: ...
+
+Global___SimilarItem: typing_extensions.TypeAlias = SimilarItem
 
 @typing.final
 class ListSimilarUsersRequest(google.protobuf.message.Message):

@@ -50,6 +50,11 @@ class RecommendationServiceStub(object):
                 request_serializer=longtide_dot_v1_dot_recommendation__pb2.RankRequest.SerializeToString,
                 response_deserializer=longtide_dot_v1_dot_recommendation__pb2.RankResponse.FromString,
                 _registered_method=True)
+        self.ListSimilarItems = channel.unary_unary(
+                '/longtide.v1.RecommendationService/ListSimilarItems',
+                request_serializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsRequest.SerializeToString,
+                response_deserializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsResponse.FromString,
+                _registered_method=True)
         self.ListSimilarUsers = channel.unary_unary(
                 '/longtide.v1.RecommendationService/ListSimilarUsers',
                 request_serializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersRequest.SerializeToString,
@@ -85,6 +90,13 @@ class RecommendationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSimilarItems(self, request, context):
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSimilarUsers(self, request, context):
         """Lists the users who were, at some moment, most like this user is now.
         """
@@ -109,6 +121,11 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
                     servicer.Rank,
                     request_deserializer=longtide_dot_v1_dot_recommendation__pb2.RankRequest.FromString,
                     response_serializer=longtide_dot_v1_dot_recommendation__pb2.RankResponse.SerializeToString,
+            ),
+            'ListSimilarItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSimilarItems,
+                    request_deserializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsRequest.FromString,
+                    response_serializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsResponse.SerializeToString,
             ),
             'ListSimilarUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSimilarUsers,
@@ -198,6 +215,33 @@ class RecommendationService(object):
             '/longtide.v1.RecommendationService/Rank',
             longtide_dot_v1_dot_recommendation__pb2.RankRequest.SerializeToString,
             longtide_dot_v1_dot_recommendation__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSimilarItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/longtide.v1.RecommendationService/ListSimilarItems',
+            longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsRequest.SerializeToString,
+            longtide_dot_v1_dot_recommendation__pb2.ListSimilarItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,22 @@ _RecommendationServiceRankType = typing_extensions.TypeVar(
     ],
 )
 
+_RecommendationServiceListSimilarItemsType = typing_extensions.TypeVar(
+    '_RecommendationServiceListSimilarItemsType',
+    grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+        longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+        longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+        longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
+    ],
+)
+
 _RecommendationServiceListSimilarUsersType = typing_extensions.TypeVar(
     '_RecommendationServiceListSimilarUsersType',
     grpc.UnaryUnaryMultiCallable[
@@ -89,7 +105,7 @@ _RecommendationServiceListSimilarUsersType = typing_extensions.TypeVar(
     ],
 )
 
-class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarUsersType]):
+class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarItemsType, _RecommendationServiceListSimilarUsersType]):
     """Answers from the events and items written so far: an acknowledged event or item is part of the next answer."""
 
     @typing.overload
@@ -105,6 +121,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
         grpc.UnaryUnaryMultiCallable[
             longtide.v1.recommendation_pb2.RankRequest,
             longtide.v1.recommendation_pb2.RankResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+            longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
@@ -127,6 +147,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
             longtide.v1.recommendation_pb2.RankResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+            longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
             longtide.v1.recommendation_pb2.ListSimilarUsersResponse,
         ],
@@ -147,6 +171,9 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
     """
 
+    ListSimilarItems: _RecommendationServiceListSimilarItemsType
+    """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item."""
+
     ListSimilarUsers: _RecommendationServiceListSimilarUsersType
     """Lists the users who were, at some moment, most like this user is now."""
 
@@ -162,6 +189,10 @@ RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServ
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.RankRequest,
         longtide.v1.recommendation_pb2.RankResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+        longtide.v1.recommendation_pb2.ListSimilarItemsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
@@ -201,6 +232,14 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
         that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
         """
+
+    @abc.abstractmethod
+    def ListSimilarItems(
+        self,
+        request: longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[longtide.v1.recommendation_pb2.ListSimilarItemsResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.ListSimilarItemsResponse]]:
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item."""
 
     @abc.abstractmethod
     def ListSimilarUsers(
