@@ -1,0 +1,99 @@
+"""Items that a snapshot has not learned, and their vectors: from what they are, moved by whom they please.
+
+At first an item is where its content places it. Everybody who turns to it pulls it towards what they wanted at that
+moment: its vector is the direction of PRIOR_EVENTS times the content's plus the sum of those people's query vectors,
+the mean of a direction with a prior (Mardia & El-Atat 1976). Embeddings of known items are learned towards the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRIOR_EVENTS = 5.0
+MAX_NEWCOMERS = 100_000
+FIRST_ROOM = 64
+
+
+class Newcomers:
+    """New items under numbers that follow those of a snapshot. A number is never another item's."""
+
+    def __init__(self, first: int, dim: int) -> None:
+        """first: the first number; dim: the width D of vectors."""
+        self.first = first
+        self.revision = 0
+        """Rises when an item comes, goes or is described anew."""
+        self.events = np.zeros(FIRST_ROOM, np.int64)
+        """(room,) how many people turned to each."""
+        self._ids: list[str] = []
+        self._place: dict[str, int] = {}
+        self._content = np.zeros((FIRST_ROOM, dim), np.float32)
+        self._pull = np.zeros((FIRST_ROOM, dim), np.float32)
+        self._vectors = np.zeros((FIRST_ROOM, dim), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._place
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(N, D) by place, a number less `first`: of length 1, or zeros where an item has gone."""
+        return self._vectors[: len(self._ids)]
+
+    def places(self) -> NDArray[np.int64]:
+        """(K,) the places of the items that are there, ascending."""
+        return np.sort(np.fromiter(self._place.values(), np.int64, len(self._place)))
+
+    def item_id(self, number: int) -> str:
+        """The item that a number stands for."""
+        return self._ids[number - self.first]
+
+    def ids(self, places: Iterable[int]) -> Sequence[str]:
+        """The items at some places."""
+        return [self._ids[place] for place in places]
+
+    def put(self, item_id: str, content: NDArray[np.float32]) -> bool:
+        """Place an item by its content (D,), of length 1; False when there are too many."""
+        place = self._place.get(item_id)
+        if place is None:
+            if len(self._ids) == MAX_NEWCOMERS:
+                return False
+            place = self._place[item_id] = len(self._ids)
+            self._ids.append(item_id)
+            self._make_room()
+        self._content[place] = content
+        self._settle(place)
+        self.revision += 1
+        return True
+
+    def remove(self, item_id: str) -> None:
+        """Let an item go, if it is there."""
+        place = self._place.pop(item_id, None)
+        if place is not None:
+            self._vectors[place] = 0.0
+            self.revision += 1
+
+    def please(self, item_id: str, query: NDArray[np.float32]) -> None:
+        """Somebody whose query vector (D,) was this has turned to an item."""
+        place = self._place.get(item_id)
+        if place is not None:
+            self._pull[place] += query
+            self.events[place] += 1
+            self._settle(place)
+
+    def _settle(self, place: int) -> None:
+        vector = PRIOR_EVENTS * self._content[place] + self._pull[place]
+        length = float(np.linalg.norm(vector))
+        self._vectors[place] = vector / length if length else 0.0
+
+    def _make_room(self) -> None:
+        if len(self._ids) > len(self._vectors):
+            wider = ((0, len(self._vectors)), (0, 0))
+            self._content, self._pull, self._vectors = (
+                np.pad(one, wider) for one in (self._content, self._pull, self._vectors)
+            )
+            self.events = np.pad(self.events, wider[0])

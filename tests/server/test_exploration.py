@@ -1,0 +1,49 @@
+"""Places for new items: as many as the share says, drawn by how they suit, the same for the same question."""
+
+import numpy as np
+import pytest
+
+from longtide_server.exploration import explore
+
+SHOWN = np.arange(1, 11)
+POOL = np.array([101, 102])
+SUITS = np.array([3.0, 1.0])
+
+
+def over_people(share, count=2_000, pool=POOL, suits=SUITS):
+    return [explore(f"user:{n}", 0, share, SHOWN, pool, suits) for n in range(count)]
+
+
+def test_off_is_off():
+    assert all(drawn == () for drawn in over_people(0.0))
+
+
+def test_the_share_is_that_of_the_places_after_the_first():
+    assert np.mean([len(drawn) for drawn in over_people(0.1)]) == pytest.approx(0.9, abs=0.1)
+    places = [one.place for drawn in over_people(0.1) for one in drawn]
+    assert min(places) == 1
+    assert max(places) == 9
+
+
+def test_what_suits_more_is_drawn_more_often_and_says_how_often():
+    drawn = [one for many in over_people(0.02) if len(many) == 1 for one in many]
+    assert np.mean([one.number == 101 for one in drawn]) == pytest.approx(0.75, abs=0.05)
+    assert {one.number: one.propensity for one in drawn} == {101: 0.75, 102: 0.25}
+
+
+def test_the_same_question_has_the_same_answer_until_something_happens():
+    answers = {explore("user:ann", 7, 0.5, SHOWN, POOL, SUITS) for _ in range(10)}
+    assert len(answers) == 1
+    assert len({explore("user:ann", moment, 0.5, SHOWN, POOL, SUITS) for moment in range(50)}) > 10
+
+
+def test_no_item_twice_and_none_that_is_shown_already():
+    for drawn in over_people(1.0, pool=np.array([5, 101, 102]), suits=np.array([9.0, 1.0, 1.0])):
+        assert sorted(one.number for one in drawn) == [101, 102]
+        assert len({one.place for one in drawn}) == 2
+
+
+def test_without_new_items_or_places_nothing_is_drawn():
+    assert explore("user:ann", 0, 1.0, SHOWN, POOL[:0], SUITS[:0]) == ()
+    assert explore("user:ann", 0, 1.0, SHOWN[:1], POOL, SUITS) == ()
+    assert explore("user:ann", 0, 1.0, SHOWN[:0], POOL, SUITS) == ()

@@ -1,0 +1,71 @@
+"""New items and where they stand, on a plane."""
+
+import numpy as np
+import pytest
+
+from longtide_server import newcomers
+from longtide_server.newcomers import PRIOR_EVENTS, Newcomers
+
+EAST, NORTH = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
+
+
+@pytest.fixture
+def new():
+    return Newcomers(first=6, dim=2)
+
+
+def test_an_item_begins_where_its_content_places_it(new):
+    assert new.put("x", EAST)
+    assert new.put("y", NORTH)
+    assert new.vectors.tolist() == [[1, 0], [0, 1]]
+    assert [new.item_id(number) for number in (6, 7)] == ["x", "y"]
+    assert ("x" in new, "z" in new, len(new)) == (True, False, 2)
+
+
+def test_people_pull_it_towards_what_they_wanted(new):
+    new.put("x", EAST)
+    for _ in range(int(PRIOR_EVENTS)):
+        new.please("x", NORTH)
+    assert new.vectors[0].tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    for _ in range(1_000):
+        new.please("x", NORTH)
+    assert new.vectors[0].tolist() == pytest.approx([0, 1], abs=0.01)
+    assert new.events[0] == PRIOR_EVENTS + 1_000
+
+
+def test_what_people_did_stays_when_it_is_described_anew(new):
+    new.put("x", EAST)
+    for _ in range(int(PRIOR_EVENTS)):
+        new.please("x", NORTH)
+    new.put("x", -EAST)
+    assert new.vectors[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
+
+
+def test_an_item_that_has_gone_has_no_vector_and_leaves_its_number_to_nobody(new):
+    new.put("x", EAST)
+    new.remove("x")
+    new.put("y", NORTH)
+    assert new.vectors.tolist() == [[0, 0], [0, 1]]
+    assert new.places().tolist() == [1]
+    new.please("x", NORTH)
+    new.remove("x")
+    assert new.vectors[0].tolist() == [0, 0]
+
+
+def test_there_is_room_for_many_but_not_for_any_number(new, monkeypatch):
+    monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 200)
+    for number in range(200):
+        assert new.put(f"i{number}", EAST if number % 2 else NORTH)
+    assert not new.put("one too many", EAST)
+    assert new.put("i7", NORTH)
+    assert new.vectors.shape == (200, 2)
+    assert new.vectors[198].tolist() == [0, 1]
+
+
+def test_its_revision_says_when_an_answer_may_be_another(new):
+    new.put("x", EAST)
+    first = new.revision
+    new.please("x", NORTH)
+    assert new.revision == first
+    new.remove("x")
+    assert new.revision > first
