@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.redis_servers import redis_cluster, redis_server
+from tests.redis_servers import cli, redis_cluster, redis_server
 
 from longtide_server.catalog import ItemInfo
 from longtide_server.training.dataset import to_sequences
@@ -45,6 +45,21 @@ def cluster_ports(tmp_path_factory):
     """A real Redis cluster of three masters."""
     with redis_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
         yield [node.port for node in nodes]
+
+
+@pytest.fixture(params=["sqlite", "redis", "cluster"])
+def store_url(request, tmp_path):
+    """The URL of an empty store of every kind, real: a file of SQLite, a Redis server, a cluster of three masters."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'data' / 'events.db'}"
+    if request.param == "redis":
+        port = request.getfixturevalue("redis_port")
+        cli(port, "flushall")
+        return f"redis://127.0.0.1:{port}"
+    ports = request.getfixturevalue("cluster_ports")
+    for port in ports:
+        cli(port, "flushall")
+    return f"redis+cluster://127.0.0.1:{ports[0]}"
 
 
 @pytest.fixture(scope="session")

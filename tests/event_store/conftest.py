@@ -1,7 +1,6 @@
 """Every kind of event store, real: SQLite in a file, a Redis server, a Redis cluster of three masters."""
 
 import pytest
-from tests.redis_servers import cli
 
 from longtide_server.event_store.urls import open_store
 from longtide_server.events import Event, EventType
@@ -17,28 +16,13 @@ def event():
     return made
 
 
-@pytest.fixture(params=["sqlite", "redis", "cluster"])
-def url(request, tmp_path):
-    """The URL of an empty store."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'data' / 'events.db'}"
-    if request.param == "redis":
-        port = request.getfixturevalue("redis_port")
-        cli(port, "flushall")
-        return f"redis://127.0.0.1:{port}"
-    ports = request.getfixturevalue("cluster_ports")
-    for port in ports:
-        cli(port, "flushall")
-    return f"redis+cluster://127.0.0.1:{ports[0]}"
-
-
 @pytest.fixture
-async def opened(url):
+async def opened(store_url):
     """Opens a store of the URL, as a server does that starts or starts again."""
     stores = []
 
     async def made():
-        stores.append(await open_store(url))
+        stores.append(await open_store(store_url))
         return stores[-1]
 
     yield made

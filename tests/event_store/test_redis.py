@@ -97,7 +97,7 @@ def let_go(port):
 
 def failing_after(store, commands):
     """Lets so many commands through, and then none."""
-    sent, left = store._commands.client.execute_command, commands
+    sent, left = store.commands.client.execute_command, commands
 
     async def execute_command(*args):
         nonlocal left
@@ -118,7 +118,7 @@ async def test_a_merge_that_was_cut_off_anywhere_is_finished_by_whoever_reads_ne
     await store.write([event("g", time_s=20.0, user_id="guest"), event("a", time_s=30.0)])
     await store.merge("user:guest", "session:s")
     with monkeypatch.context() as patched:
-        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
+        patched.setattr(store.commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.merge("session:s", "user:ann")
     let_go(redis_port)
@@ -141,7 +141,7 @@ async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
     await store.merge("session:s", "user:ann")
     await store.merge("user:guest", "user:ann")
     with monkeypatch.context() as patched:
-        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
+        patched.setattr(store.commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.delete("user:ann", 100.0)
     let_go(redis_port)
@@ -153,7 +153,7 @@ async def test_a_deletion_that_was_cut_off_anywhere_can_be_called_again(
 
 async def test_a_name_that_is_not_merged_is_not_deleted_with_another(store, event):
     await store.write([event("k", user_id="kim"), event("l", user_id="lee")])
-    await store._commands.run("SADD", key("user:lee", "names"), "user:kim")  # as a merge that never happened left it
+    await store.commands.run("SADD", key("user:lee", "names"), "user:kim")  # as a merge that never happened left it
     assert (await store.delete("user:lee", 100.0)).events == 1
     assert [one.event_id for one in (await store.history("user:kim")).events] == ["k"]
 
@@ -176,7 +176,7 @@ async def test_a_thousand_merges_at_once(store, event):
 
 async def test_who_reads_while_a_merge_is_under_way_does_not_wait_for_it(store, event):
     await store.write([event("a"), event("s", user_id="", session_id="s")])
-    await store._commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
+    await store.commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
     async with store._merges._holding("user:ann"):
         async with asyncio.timeout(1.0):
             assert await ids(store) == ["a"]
@@ -186,13 +186,13 @@ async def test_who_reads_while_a_merge_is_under_way_does_not_wait_for_it(store, 
 async def test_a_reader_who_gives_up_holds_nothing(store, event):
     await store.write([event("a"), event("s", user_id="", session_id="s")])
     for _ in range(30):
-        await store._commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
+        await store.commands.run("HSET", key("user:ann", "meta"), "merging", "session:s")
         reading = asyncio.create_task(store.history("user:ann"))
         await asyncio.sleep(0.001)
         reading.cancel()
         await asyncio.wait((reading,))
     await asyncio.sleep(0.2)
-    assert await store._commands.run("EXISTS", key("user:ann", "held")) == 0
+    assert await store.commands.run("EXISTS", key("user:ann", "held")) == 0
 
 
 async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_called_again(
@@ -203,7 +203,7 @@ async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_ca
         await store.merge("session:s", "user:ann")
         await store.write([event(f"a{commands}", time_s=1_000.0 * commands)])
         with monkeypatch.context() as patched:
-            patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
+            patched.setattr(store.commands.client, "execute_command", failing_after(store, commands))
             with contextlib.suppress(Unavailable):
                 await store.delete("session:s", 1_000.0 * commands + 1)
         let_go(redis_port)
@@ -215,7 +215,7 @@ async def test_a_deletion_by_another_name_that_was_cut_off_goes_on_when_it_is_ca
 async def test_the_opposite_of_a_merge_that_was_cut_off_is_refused(store, event, monkeypatch, commands, redis_port):
     await store.write([event("s", user_id="guest"), event("a")])
     with monkeypatch.context() as patched:
-        patched.setattr(store._commands.client, "execute_command", failing_after(store, commands))
+        patched.setattr(store.commands.client, "execute_command", failing_after(store, commands))
         with contextlib.suppress(Unavailable):
             await store.merge("user:guest", "user:ann")
     let_go(redis_port)

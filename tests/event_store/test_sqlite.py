@@ -166,7 +166,7 @@ async def test_a_probe_writes_to_the_disk_so_that_a_full_one_is_noticed(store, p
 
 async def test_a_probe_reads_too(store, path):
     with pytest.raises(Unavailable, match="no such table"):
-        store._connection.execute("DROP TABLE events")
+        store.file.connection.execute("DROP TABLE events")
         await store.probe()
 
 
@@ -243,12 +243,12 @@ async def test_a_closed_store_refuses(store, event):
 
 async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(store, path, event):
     await store.write([event("e1")])
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
+    pages = store.file.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.file.connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
     with pytest.raises(Unavailable, match="full"):
         await store.write([event(f"{n}", "x" * 500) for n in range(100)])
     assert await ids(store) == ["e1"]
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 1_000}")
+    store.file.connection.execute(f"PRAGMA max_page_count = {pages + 1_000}")
     assert await counts(store.write([event(f"{n}", "x" * 500) for n in range(100)])) == (100, 0)
 
 

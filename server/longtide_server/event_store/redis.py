@@ -89,8 +89,8 @@ class RedisEventStore:
     shared = True
 
     def __init__(self, client: Client) -> None:
-        self._commands = Commands(client)
-        self._merges = Merges(self._commands)
+        self.commands = Commands(client)
+        self._merges = Merges(self.commands)
         self._waiting: deque[_Batch] = deque()
         self._waiting_events = 0
         self._writing: asyncio.Task[None] | None = None
@@ -104,9 +104,9 @@ class RedisEventStore:
             ("maxmemory-policy", "noeviction", "Redis drops events when its memory is full"),
         ):
             try:
-                found = await self._commands.client.execute_command("CONFIG GET", name)
+                found = await self.commands.client.execute_command("CONFIG GET", name)
             except FAILURES as exc:
-                await self._commands.run("PING")  # a server that is there may keep its settings to itself
+                await self.commands.run("PING")  # a server that is there may keep its settings to itself
                 log.info("redis_settings_unknown", error=str(exc))
                 return
             values = {text(value) for value in (found.values() if isinstance(found, dict) else found[1::2])}
@@ -141,7 +141,7 @@ class RedisEventStore:
                 new = await self._since(name, known.version, version)
                 if new is not None:
                     return History(name, version, new, whole=False)
-        events = [event async for piece in pieces(self._commands, name, 0, version.position) for _, event in piece]
+        events = [event async for piece in pieces(self.commands, name, 0, version.position) for _, event in piece]
         events.sort(key=lambda event: event.time_s)
         return History(name, version, events)
 
@@ -149,7 +149,7 @@ class RedisEventStore:
         """The events after a version; None when what it ended with is not there: Redis has lost it since."""
         first = known.position
         found = [
-            pair async for piece in pieces(self._commands, name, max(first - 1, 0), version.position) for pair in piece
+            pair async for piece in pieces(self.commands, name, max(first - 1, 0), version.position) for pair in piece
         ]
         if first == 0:
             return [event for _, event in found]
@@ -161,7 +161,7 @@ class RedisEventStore:
         """See EventStore. The whole history is read: Redis keeps it by arrival."""
         name, version = await self._merges.resolved(owner)
         newest: list[tuple[Place, Event]] = []
-        async for piece in pieces(self._commands, name, 0, version.position):
+        async for piece in pieces(self.commands, name, 0, version.position):
             places = ((Place(event.time_s, position), event) for position, event in piece)
             fitting = [(place, event) for place, event in places if before is None or place < before]
             newest = heapq.nlargest(size, [*newest, *fitting], key=lambda found: found[0])
@@ -177,17 +177,17 @@ class RedisEventStore:
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
         """See EventStore. An owner's events go in pieces; of several servers, one does it in an hour for all."""
-        if not await self._commands.run("SET", f"{PREFIX}expiring", "1", "NX", "EX", EXPIRING_S):
+        if not await self.commands.run("SET", f"{PREFIX}expiring", "1", "NX", "EX", EXPIRING_S):
             return
-        async for owner in self._commands.owners():
-            async for piece in pieces(self._commands, owner):
+        async for owner in self.commands.owners():
+            async for piece in pieces(self.commands, owner):
                 old = [
                     (position, event.event_id)
                     for position, event in piece
                     if event.time_s < kept_from_s.get(event.type, 0.0)
                 ]
                 gone = (
-                    int(await self._commands.script(EXPIRE, owner, *(part for pair in old for part in pair)))
+                    int(await self.commands.script(EXPIRE, owner, *(part for pair in old for part in pair)))
                     if old
                     else 0
                 )
@@ -196,27 +196,27 @@ class RedisEventStore:
 
     async def everything(self) -> AsyncIterator[Sequence[tuple[str, Event]]]:
         """See EventStore. Owners come in no order, and one that is merged meanwhile may come twice or not at all."""
-        async for owner in self._commands.owners():
-            async for piece in pieces(self._commands, owner):
+        async for owner in self.commands.owners():
+            async for piece in pieces(self.commands, owner):
                 yield [(owner, event) for _, event in piece]
 
     async def add_shown(self, counts: Mapping[Shown, int]) -> None:
         """See EventStore."""
         key = f"{PREFIX}shown"
         packed = [(msgspec.json.encode(shown), count) for shown, count in counts.items()]
-        for answer in await self._commands.pipelined([("HINCRBY", key, name, count) for name, count in packed]):
+        for answer in await self.commands.pipelined([("HINCRBY", key, name, count) for name, count in packed]):
             if isinstance(answer, Exception):
                 raise Unavailable(f"the event store cannot write: {answer}") from answer
 
     async def shown(self) -> Mapping[Shown, int]:
         """See EventStore."""
-        found = await self._commands.run("HGETALL", f"{PREFIX}shown")
+        found = await self.commands.run("HGETALL", f"{PREFIX}shown")
         return {msgspec.json.decode(name, type=Shown): int(count) for name, count in found.items()}
 
     async def probe(self) -> None:
         """See EventStore. One server of a cluster answers for all: without one of them, by default, none does."""
-        await self._commands.run("SET", f"{PREFIX}probe", "1", "EX", PROBE_KEPT_S)
-        await self._commands.run("GET", f"{PREFIX}probe")
+        await self.commands.run("SET", f"{PREFIX}probe", "1", "EX", PROBE_KEPT_S)
+        await self.commands.run("GET", f"{PREFIX}probe")
 
     async def close(self) -> None:
         """See EventStore."""
@@ -224,7 +224,7 @@ class RedisEventStore:
         if self._writing is not None:
             await asyncio.wait((self._writing,))
         await self._merges.close()
-        await self._commands.client.aclose()
+        await self.commands.client.aclose()
 
     async def _write_waiting(self) -> None:
         """Write what waits, one pipeline after the other, so that the order of arrival is that of the calls."""
@@ -269,11 +269,11 @@ class RedisEventStore:
     async def _write_all(self, writes: Sequence[_Write]) -> list[Any]:
         """The answers of WRITE, all sent together; an exception where there is none."""
         commands = [(write.owner, write_arguments(write.events, write.until)) for write in writes]
-        answers = await self._commands.pipelined([call(WRITE, owner, arguments) for owner, arguments in commands])
+        answers = await self.commands.pipelined([call(WRITE, owner, arguments) for owner, arguments in commands])
         unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         again = [call(WRITE, *commands[place], known=False) for place in unknown]
         try:
-            found = await self._commands.pipelined(again)
+            found = await self.commands.pipelined(again)
         except LongtideError as exc:
             found = [exc] * len(again)
         for place, answer in zip(unknown, found, strict=True):

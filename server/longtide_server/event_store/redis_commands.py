@@ -66,10 +66,14 @@ class Commands:
 
     async def script(self, script: Script, owner: str, *arguments: object) -> Any:  # noqa: ANN401
         """The answer of a script over the keys of an owner."""
+        return await self.evaluate(script, history_keys(owner), *arguments)
+
+    async def evaluate(self, script: Script, keys: Sequence[str], *arguments: object) -> Any:  # noqa: ANN401
+        """The answer of a script over keys of one slot."""
         try:
-            return await self._sent(*call(script, owner, arguments))
+            return await self._sent("EVALSHA", script.digest, len(keys), *keys, *arguments)
         except NoScriptError:
-            return await self.run(*call(script, owner, arguments, known=False))
+            return await self.run("EVAL", script.text, len(keys), *keys, *arguments)
         except FAILURES as exc:
             raise Unavailable(f"the event store cannot write: {exc}") from exc
 
@@ -104,10 +108,16 @@ def key(owner: str, what: str) -> str:
     return f"{PREFIX}{{{quote(owner, safe=':@')}}}:{what}"
 
 
+def history_keys(owner: str) -> tuple[str, str, str]:
+    """The keys that the scripts of a history change."""
+    return key(owner, "meta"), key(owner, "ids"), key(owner, "log")
+
+
 def call(script: Script, owner: str, arguments: Sequence[object], *, known: bool = True) -> list[object]:
     """The command that runs a script over the keys of an owner; its text goes along where Redis does not know it."""
     run = ("EVALSHA", script.digest) if known else ("EVAL", script.text)
-    return [*run, 3, key(owner, "meta"), key(owner, "ids"), key(owner, "log"), *arguments]
+    keys = history_keys(owner)
+    return [*run, len(keys), *keys, *arguments]
 
 
 def text(value: bytes | str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from longtide_server.errors import InvalidInput
-from longtide_server.event_store import EventStore
 from longtide_server.event_store.redis import RedisEventStore
 from longtide_server.event_store.redis_commands import Client
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -36,7 +35,7 @@ def check_store_url(url: str) -> None:
         )
 
 
-async def open_store(url: str, *, writes: bool = True) -> EventStore:
+async def open_store(url: str, *, writes: bool = True) -> SqliteEventStore | RedisEventStore:
     """The store behind a URL; Unavailable when it cannot be opened or reached, InvalidInput when it is in use.
 
     `sqlite:///PATH` (three slashes for a relative path, four for an absolute one), `redis://`, `rediss://` and, for a
