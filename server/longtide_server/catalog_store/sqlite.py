@@ -1,0 +1,57 @@
+"""Items in the SQLite file of the events: one file to back up, one thread that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longtide_server.catalog_store import Changes, ItemPage, Revision, Upserted, sqlite_items
+from longtide_server.catalog_store.writes import bytes_of, stamped, whole
+from longtide_server.event_store.backlog import Backlog
+from longtide_server.event_store.sqlite_file import SqliteFile
+from longtide_server.item import Item
+from longtide_server.item_fields import Fields
+
+MAX_WAITING_BYTES = 64_000_000
+
+
+class SqliteCatalogStore:
+    """A CatalogStore in a file, which others close."""
+
+    shared = False
+
+    def __init__(self, file: SqliteFile) -> None:
+        """Make the tables where there are none. Unavailable when that cannot be."""
+        self._file = file
+        self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
+        file.add_tables(sqlite_items.SCHEMA)
+
+    async def upsert(self, items: Sequence[Item], fields: Fields | None, now_s: float) -> Upserted:
+        """See CatalogStore. A batch is written whole, but for what is refused."""
+        written = stamped(items, now_s)
+        sent = [whole(item) for item in written]
+        return await self._file.change(
+            lambda connection: sqlite_items.upsert(connection, written, sent, fields),
+            len(items),
+            self._backlog,
+            bytes_of(sent),
+        )
+
+    async def get(self, item_id: str) -> Item | None:
+        """See CatalogStore."""
+        return await self._file.read(lambda connection: sqlite_items.get(connection, item_id))
+
+    async def page(self, size: int, after: str = "") -> ItemPage:
+        """See CatalogStore."""
+        return await self._file.read(lambda connection: sqlite_items.page(connection, size, after))
+
+    async def delete(self, item_ids: Sequence[str]) -> int:
+        """See CatalogStore. A batch is deleted whole."""
+        return await self._file.change(lambda connection: sqlite_items.delete(connection, item_ids), len(item_ids))
+
+    async def changes(self, since: Revision, limit: int) -> Changes:
+        """See CatalogStore."""
+        return await self._file.read(lambda connection: sqlite_items.changes(connection, since, limit))
+
+    async def revision(self) -> Revision:
+        """See CatalogStore."""
+        return await self._file.read(sqlite_items.revision)

@@ -1,0 +1,176 @@
+"""What is Redis' own: what survives its end, what happens without it, and what it has lost."""
+
+import asyncio
+import contextlib
+import signal
+
+import pytest
+from tests.redis_servers import cli, free_port, redis_cluster, redis_server
+
+from longtide_server.catalog_store import Revision
+from longtide_server.catalog_store import redis as redis_store
+from longtide_server.catalog_store.redis import KEYS
+from longtide_server.errors import Overloaded, Unavailable
+from longtide_server.item import Item
+from longtide_server.stores import open_stores
+
+ITEMS, IDS, CHANGES, META = KEYS
+
+
+@pytest.fixture
+async def items(redis_port):
+    cli(redis_port, "flushall")
+    stores = await open_stores(f"redis://127.0.0.1:{redis_port}")
+    yield stores.items
+    await stores.events.close()
+
+
+async def ids(items):
+    return [item.item_id for item in (await items.page(1_000)).items]
+
+
+async def test_what_was_acknowledged_survives_a_killed_redis(tmp_path):
+    acknowledged, enough = {}, asyncio.Event()
+
+    async def write_for_ever(items, caller):
+        with contextlib.suppress(Unavailable):
+            for turn in range(1_000_000):
+                sent = [Item(f"{caller}-{turn % 20}-{n}", title=str(turn)) for n in range(3)]
+                await items.upsert(sent, None, 0.0)
+                acknowledged.update({one.item_id: turn for one in sent})
+                if turn > 60:
+                    enough.set()
+
+    port = free_port()
+    with redis_server(tmp_path, port=port) as (_, process):
+        stores = await open_stores(f"redis://127.0.0.1:{port}")
+        writers = [asyncio.create_task(write_for_ever(stores.items, caller)) for caller in range(4)]
+        await enough.wait()
+        process.send_signal(signal.SIGKILL)
+        await asyncio.gather(*writers)
+        with pytest.raises(Unavailable):
+            await stores.items.upsert([Item("i1")], None, 0.0)
+        with pytest.raises(Unavailable):
+            await stores.items.get("i1")
+        with pytest.raises(Unavailable):
+            await stores.items.revision()
+    with redis_server(tmp_path, port=port):
+        kept = {item.item_id: int(item.title) for item in (await stores.items.page(1_000)).items}
+        assert all(kept[item_id] >= turn for item_id, turn in acknowledged.items())
+        found = await stores.items.changes(Revision(), 1_000)
+        assert {item.item_id: int(item.title) for item in found.items} == kept
+        await stores.events.close()
+
+
+async def test_a_cluster_that_loses_the_catalogues_master_is_unavailable_until_it_is_back(tmp_path):
+    with redis_cluster(tmp_path, node_timeout_ms=1_000) as nodes:
+        stores = await open_stores(f"redis+cluster://127.0.0.1:{nodes[0].port}")
+        await stores.items.upsert([Item("i1")], None, 0.0)
+        [holder] = [node for node in nodes if cli(node.port, "exists", ITEMS) == "1"]
+        holder.process.kill()
+        async with asyncio.timeout(10.0):
+            with pytest.raises(Unavailable):
+                await stores.items.upsert([Item("i2")], None, 0.0)
+        with holder.running():
+            for _ in range(100):
+                with contextlib.suppress(Unavailable):
+                    await stores.items.upsert([Item("i2")], None, 0.0)
+                    break
+                await asyncio.sleep(0.2)
+            assert await ids(stores.items) == ["i1", "i2"]
+        await stores.events.close()
+
+
+async def test_changes_that_redis_has_lost_are_noticed_and_later_ones_are_not_missed(items, redis_port):
+    """As after a failover to a replica that had not got them yet."""
+    await items.upsert([Item("i1", title="kept")], None, 0.0)
+    kept, stored = await items.revision(), cli(redis_port, "zscore", CHANGES, "i1")
+    await items.upsert([Item("i1", title="lost"), Item("i2")], None, 0.0)
+    known = await items.revision()
+    record = await items._commands.run("HGET", ITEMS, "i1")
+    await items._commands.run("HSET", ITEMS, "i1", record.replace(b"lost", b"kept"))
+    await items._commands.run("HDEL", ITEMS, "i2")
+    await items._commands.run("ZREM", CHANGES, "i2")
+    await items._commands.run("ZREM", IDS, "i2")
+    await items._commands.run("ZADD", CHANGES, stored, "i1")
+    await items._commands.run("HSET", META, "revision", kept.number, "last", "i1")
+    await items.upsert([Item("i3")], None, 0.0)
+    assert (await items.revision()).number > known.number
+    found = await items.changes(known, 9)
+    assert ([(item.item_id, item.title) for item in found.items], found.restarted) == (
+        [("i1", "kept"), ("i3", "")],
+        True,
+    )
+    assert not (await items.changes(found.revision, 9)).restarted
+
+
+async def test_an_emptied_redis_begins_anew(items, redis_port):
+    await items.upsert([Item("i1")], None, 0.0)
+    known = await items.revision()
+    cli(redis_port, "flushall")
+    found = await items.changes(known, 9)
+    assert (len(found.items), found.restarted, found.revision) == (0, True, Revision())
+    await items.upsert([Item("i2")], None, 0.0)
+    assert [item.item_id for item in (await items.changes(found.revision, 9)).items] == ["i2"]
+
+
+async def test_revisions_rise_though_the_clock_of_redis_is_set_back(items):
+    ahead = 2**52
+    await items._commands.run("HSET", META, "revision", ahead, "last", "i0")
+    await items.upsert([Item("i1"), Item("i2")], None, 0.0)
+    assert await items.revision() == Revision(ahead + 2, "i2")
+    await items.delete(["i1"])
+    assert await items.revision() == Revision(ahead + 3, "i1")
+    assert [item.item_id for item in (await items.changes(Revision(ahead + 1, "i1"), 9)).items] == ["i2"]
+
+
+async def test_scripts_that_redis_has_forgotten_are_sent_again(items, redis_port):
+    for n in range(3):
+        cli(redis_port, "script", "flush")
+        assert (await items.upsert([Item(f"i{n}")], None, 0.0)).written == 1
+        cli(redis_port, "script", "flush")
+        assert len((await items.page(9)).items) == n + 1
+
+
+async def test_a_redis_that_is_full_is_unavailable_and_leaves_no_item_half_written(tmp_path):
+    with redis_server(tmp_path, "--maxmemory", "8mb") as (port, _):
+        stores = await open_stores(f"redis://127.0.0.1:{port}")
+        with pytest.raises(Unavailable, match="maxmemory"):
+            for turn in range(100):
+                await stores.items.upsert([Item(f"{turn}-{n}", description="x" * 1_000) for n in range(300)], None, 0.0)
+        cli(port, "config", "set", "maxmemory", "200mb")
+        paged = set()
+        while len(page := (await stores.items.page(1_000, max(paged, default=""))).items):
+            paged |= {item.item_id for item in page}
+        assert paged
+        assert int(cli(port, "zcard", CHANGES)) == int(cli(port, "hlen", ITEMS)) == len(paged)
+        await stores.events.close()
+
+
+async def test_who_is_always_too_late_gives_up(items, monkeypatch):
+    """Another server changes the item between every reading and writing."""
+    await items.upsert([Item("i1")], None, 0.0)
+    merged, turns = items._merged, iter(range(1_000))
+
+    async def overtaken(sent, fields):
+        found = await merged(sent, fields)
+        await items.upsert([Item("i1", brand=str(next(turns)))], None, 0.0)
+        return found
+
+    monkeypatch.setattr(items, "_merged", overtaken)
+    with pytest.raises(Unavailable, match="again and again"):
+        await items.upsert([Item("i1", title="late"), Item("i2", title="in time")], frozenset({"title"}), 0.0)
+    assert [item.title for item in (await items.page(9)).items] == ["", "in time"]
+
+
+async def test_only_so_much_may_wait(redis_port, monkeypatch):
+    monkeypatch.setattr(redis_store, "MAX_WAITING_BYTES", 1_500)
+    stores = await open_stores(f"redis://127.0.0.1:{redis_port}")
+    large = Item("i1", description="x" * 1_000)
+    first, second = await asyncio.gather(
+        *(stores.items.upsert([large], None, 0.0) for _ in range(2)), return_exceptions=True
+    )
+    assert first.written == 1
+    assert isinstance(second, Overloaded)
+    assert (await stores.items.upsert([large], None, 0.0)).written == 1
+    await stores.events.close()
