@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from longtide_server.event_store import Deleted, Histories, Merged, Written
 from longtide_server.events import Event
+from longtide_server.under_way import UnderWay
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Merged | Deleted)
 
 
@@ -31,7 +30,7 @@ class HistoryWriter:
     def __init__(self, store: Histories) -> None:
         self._store = store
         self._copies: list[Copies] = []
-        self._changes: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
 
     def add(self, copies: Copies) -> None:
         """From now on these copies feel changes, those included that are under way."""
@@ -43,15 +42,15 @@ class HistoryWriter:
 
     async def write(self, events: Sequence[Event]) -> Written:
         """Make events durable, then let them be felt. See Histories."""
-        return await self._done(self._write(events))
+        return await self._under_way.done(self._write(events))
 
     async def merge(self, source: str, target: str) -> Merged:
         """Merge two histories and let it be felt. See Histories."""
-        return await self._done(self._rewritten(self._store.merge(source, target), source, target))
+        return await self._under_way.done(self._rewritten(self._store.merge(source, target), source, target))
 
     async def delete(self, owner: str, now_s: float) -> Deleted:
         """Delete a history and let it be felt. See Histories."""
-        return await self._done(self._rewritten(self._store.delete(owner, now_s), owner))
+        return await self._under_way.done(self._rewritten(self._store.delete(owner, now_s), owner))
 
     def forget(self, names: Iterable[str]) -> None:
         """Have histories read anew: the log has changed otherwise than by being written."""
@@ -61,15 +60,7 @@ class HistoryWriter:
 
     async def close(self) -> None:
         """Finish what callers have given up on."""
-        if self._changes:
-            await asyncio.wait(self._changes)
-
-    async def _done(self, change: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        task.add_done_callback(_heard)
-        return await asyncio.shield(task)
+        await self._under_way.close()
 
     async def _write(self, events: Sequence[Event]) -> Written:
         written = await self._store.write(events)
@@ -85,9 +76,3 @@ class HistoryWriter:
             raise
         self.forget({*names, *found.names})
         return found
-
-
-def _heard(task: asyncio.Task[Any]) -> None:
-    """What failed after its caller gave up is nobody's error; asyncio would report it as one."""
-    if not task.cancelled():
-        task.exception()
