@@ -19,6 +19,8 @@ from grpc_reflection.v1alpha import reflection
 
 import longtide_handlers
 from longtide.v1 import (
+    catalog_pb2,
+    catalog_pb2_grpc,
     events_pb2,
     events_pb2_grpc,
     recommendation_pb2,
@@ -31,21 +33,22 @@ from longtide.v1 import (
 from longtide_server.activation import Activation
 from longtide_server.calls import Calls
 from longtide_server.canary import Bars
+from longtide_server.catalog_service import CatalogService
+from longtide_server.catalog_writer import CatalogWriter, keep_refreshing
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput
 from longtide_server.event_store import Histories
-from longtide_server.event_store.urls import open_store
 from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
 from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
-from longtide_server.live_catalogs import LiveCatalogs, nothing_stored
+from longtide_server.live_catalogs import LiveCatalogs
 from longtide_server.metrics import Metrics
-from longtide_server.observed import ObservedEncoder, ObservedStore
+from longtide_server.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
 from longtide_server.recommender import Recommender
 from longtide_server.responses import Responses
@@ -57,6 +60,7 @@ from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
 from longtide_server.state_file import SavedStates, save_states
 from longtide_server.stepping import Stepper
+from longtide_server.stores import open_stores
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
@@ -72,8 +76,9 @@ EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
 RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 SNAPSHOTS = snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"]
-SERVICES = tuple(service.full_name for service in (EVENTS, RECOMMENDATIONS, USERS, SNAPSHOTS))
-STORE_SERVICES = (EVENTS.full_name, USERS.full_name)
+CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]
+SERVICES = tuple(service.full_name for service in (EVENTS, RECOMMENDATIONS, USERS, CATALOG, SNAPSHOTS))
+STORE_SERVICES = (EVENTS.full_name, USERS.full_name, CATALOG.full_name)
 """Those that can do nothing without the event store. Recommendations are answered from memory then."""
 
 log = structlog.get_logger(__name__)
@@ -104,16 +109,22 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         )
         port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
         observer, stages, calls = await _observers(config, stack)
-        store = ObservedStore(await open_store(config.store_url), observer)
+        stores = await open_stores(config.store_url)
+        store, items = ObservedStore(stores.events, observer), ObservedCatalogStore(stores.items, observer)
         stack.push_async_callback(store.close)
-        writer, feedback = HistoryWriter(store), Feedback(store, wall_clock_s)
-        catalogs = LiveCatalogs(nothing_stored)  # what stores items gives its pages here, and tells `apply` of writes
+        writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
+        catalogs = LiveCatalogs(catalog.everything)
+        await catalog.add(catalogs)
         opener = Opener(config, store, writer, feedback, catalogs, observer, stages)
         first = await opener.serve(snapshot)
         bars = Bars(latency_s=config.canary_latency_s)
         activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
         stack.push_async_callback(activation.close)
         stack.push_async_callback(writer.close)
+        stack.push_async_callback(catalog.close)
+        if items.shared:
+            refreshing = asyncio.create_task(keep_refreshing(catalog, config.catalog_refresh_every_s))
+            stack.push_async_callback(_cancelled, refreshing)
         if config.retention:
             expiring = asyncio.create_task(keep_expiring(store, config.retention, writer.forget, wall_clock_s))
             stack.push_async_callback(_cancelled, expiring)
@@ -128,6 +139,8 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
         users = calls.watched(UserService(store, writer, wall_clock_s), USERS)
         users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+        catalogs = calls.watched(CatalogService(items, catalog, wall_clock_s), CATALOG)
+        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalogs, server)
         snapshots = calls.watched(SnapshotService(activation), SNAPSHOTS)
         snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshots, server)
         status = health.aio.HealthServicer()

@@ -48,6 +48,8 @@ class ServerConfig:
     """The largest message that is accepted."""
     store_probe_every_s: float = 2.0
     """How often the event store is tried, for the health of the services that need it."""
+    catalog_refresh_every_s: float = 1.0
+    """How often a shared store is asked for what other servers have changed in the catalogue."""
     metrics: str = ""
     """HOST:PORT where Prometheus finds the metrics, port 0 picks a free one; nothing is counted where it is empty."""
     otlp_endpoint: str = ""

@@ -22,7 +22,7 @@ from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
 from longtide_server.item import Item
 
-SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Snapshot")]
+SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Catalog", "Snapshot")]
 
 
 @pytest.fixture

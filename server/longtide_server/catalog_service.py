@@ -1,0 +1,87 @@
+"""The gRPC servicer of the catalogue: protobuf to domain and back, no logic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+
+from longtide.v1 import catalog_pb2, catalog_pb2_grpc
+from longtide_server import catalog_requests
+from longtide_server.catalog_store import CatalogStore, Upserted
+from longtide_server.catalog_writer import CatalogWriter
+from longtide_server.errors import NotFound
+from longtide_server.item_messages import write_item
+from longtide_server.item_pages import listed
+from longtide_server.status import Context, answered, remaining_s
+
+ITEMS_AT_ONCE = 100  # of a batch are read before others have their turn
+
+
+class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
+    """Reads the catalogue, and changes it so that it is felt."""
+
+    def __init__(self, store: CatalogStore, writer: CatalogWriter, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+
+    async def UpsertItems(
+        self, request: catalog_pb2.UpsertItemsRequest, context: Context
+    ) -> catalog_pb2.UpsertItemsResponse:
+        """See the contract."""
+
+        async def answer() -> catalog_pb2.UpsertItemsResponse:
+            remaining_s(context)
+            catalog_requests.check_batch(request)
+            fields = catalog_requests.read_fields(request)
+            batch = catalog_requests.Batch(fields)
+            for place, message in enumerate(request.items, 1):
+                batch.read(message)
+                if place % ITEMS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            upserted = await self._writer.upsert(batch.items, fields, self._clock()) if batch.items else Upserted(0)
+            errors = batch.errors(upserted.refused)
+            return catalog_pb2.UpsertItemsResponse(written_count=upserted.written, errors=errors)
+
+        return await answered(context, answer)
+
+    async def GetItem(self, request: catalog_pb2.GetItemRequest, context: Context) -> catalog_pb2.GetItemResponse:
+        """See the contract."""
+
+        async def answer() -> catalog_pb2.GetItemResponse:
+            remaining_s(context)
+            item_id = catalog_requests.read_item_id(request)
+            item = await self._store.get(item_id)
+            if item is None:
+                raise NotFound(f"there is no item {item_id!r}")
+            return catalog_pb2.GetItemResponse(item=write_item(item))
+
+        return await answered(context, answer)
+
+    async def ListItems(self, request: catalog_pb2.ListItemsRequest, context: Context) -> catalog_pb2.ListItemsResponse:
+        """See the contract."""
+
+        async def answer() -> catalog_pb2.ListItemsResponse:
+            remaining_s(context)
+            size, after = catalog_requests.read_page(request)
+            if request.HasField("filter"):
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "filter: items cannot be filtered yet")
+            page = await listed(self._store, size, after, lambda item: True)
+            token = "" if page.last is None else catalog_requests.page_token(page.last)
+            return catalog_pb2.ListItemsResponse(items=page.messages, next_page_token=token)
+
+        return await answered(context, answer)
+
+    async def DeleteItems(
+        self, request: catalog_pb2.DeleteItemsRequest, context: Context
+    ) -> catalog_pb2.DeleteItemsResponse:
+        """See the contract."""
+
+        async def answer() -> catalog_pb2.DeleteItemsResponse:
+            remaining_s(context)
+            deleted = await self._writer.delete(catalog_requests.read_deleted(request))
+            return catalog_pb2.DeleteItemsResponse(deleted_count=deleted)
+
+        return await answered(context, answer)

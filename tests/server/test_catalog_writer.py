@@ -1,0 +1,219 @@
+"""Copies of the catalogue feel each change before it is answered, in its order, other servers' changes too."""
+
+import asyncio
+
+import pytest
+from tests.redis_servers import cli
+
+from longtide_server.catalog_store import Revision
+from longtide_server.catalog_writer import PIECE_ITEMS, CatalogWriter, keep_refreshing
+from longtide_server.errors import Unavailable
+from longtide_server.item import Item
+from longtide_server.stores import open_stores
+
+
+class Copy:
+    """What the catalogue says, by id, and how it was told."""
+
+    def __init__(self):
+        self.titles = {}
+        self.told = []
+
+    def apply(self, items, deleted):
+        self.told.append(([item.item_id for item in items], list(deleted)))
+        for item in items:
+            self.titles[item.item_id] = item.title
+        for item_id in deleted:
+            self.titles.pop(item_id, None)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    stores = await open_stores(f"sqlite:///{tmp_path / 'events.db'}")
+    yield stores.items
+    await stores.events.close()
+
+
+@pytest.fixture
+async def shared(redis_port):
+    """Two stores over one Redis, as two servers have them."""
+    cli(redis_port, "flushall")
+    opened = [await open_stores(f"redis://127.0.0.1:{redis_port}") for _ in range(2)]
+    yield [stores.items for stores in opened]
+    for stores in opened:
+        await stores.events.close()
+
+
+async def test_a_change_is_felt_before_it_is_answered(store):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.add(copy)
+    await writer.upsert([Item("i1", title="One"), Item("i2", title="Two")], None, 0.0)
+    assert copy.titles == {"i1": "One", "i2": "Two"}
+    await writer.upsert([Item("i1", title="Uno", brand="not named")], frozenset({"title"}), 0.0)
+    assert await writer.delete(["i2", "i3"]) == 1
+    assert copy.titles == {"i1": "Uno"}
+    assert copy.told[-1] == ([], ["i2", "i3"])
+
+
+async def test_copies_are_told_whole_items_though_only_some_fields_were_sent(store):
+    writer, told = CatalogWriter(store), []
+    await writer.upsert([Item("i1", title="One", brand="Lumo")], None, 0.0)
+    copy = Copy()
+    copy.apply = lambda items, deleted: told.extend(items)
+    await writer.add(copy)
+    await writer.upsert([Item("i1", price=3.0)], frozenset({"price"}), 0.0)
+    assert [(item.title, item.brand, item.price) for item in told] == [("One", "Lumo", 3.0)]
+
+
+async def test_what_was_stored_before_is_read_and_not_told(store):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.upsert([Item(f"i{n:03}", title=str(n)) for n in range(450)], None, 0.0)
+    await writer.delete(["i007", "only a snapshot knows it"])
+    await writer.add(copy)
+    await writer.refresh()
+    assert copy.told == []
+    pieces = [piece async for piece in writer.everything()]
+    assert [len(items) + len(deleted) for items, deleted in pieces] == [PIECE_ITEMS, PIECE_ITEMS, 51]
+    assert len({item.item_id for items, _ in pieces for item in items}) == 449
+    assert [item_id for _, deleted in pieces for item_id in deleted] == ["i007", "only a snapshot knows it"]
+
+
+async def test_of_an_empty_catalogue_there_is_nothing_to_read(store):
+    assert [piece async for piece in CatalogWriter(store).everything()] == []
+
+
+async def test_reading_everything_ends_though_others_go_on_writing(store):
+    writer = CatalogWriter(store)
+    await writer.upsert([Item(f"i{n:03}") for n in range(450)], None, 0.0)
+    read = 0
+    async for items, _ in writer.everything():
+        read += len(items)
+        await writer.upsert([Item(f"i{n:03}", title="again") for n in range(450)], None, 0.0)
+    assert read <= 2 * 450
+
+
+async def test_copies_that_come_and_go_are_told_while_they_are_there(store):
+    writer, first, second = CatalogWriter(store), Copy(), Copy()
+    await writer.add(first)
+    await writer.upsert([Item("i1")], None, 0.0)
+    await writer.add(second)
+    await writer.upsert([Item("i2")], None, 0.0)
+    writer.remove(first)
+    await writer.upsert([Item("i3")], None, 0.0)
+    writer.remove(second)
+    await writer.upsert([Item("i4")], None, 0.0)
+    assert list(first.titles) == ["i1", "i2"]
+    assert list(second.titles) == ["i2", "i3"]
+    await writer.add(first)
+    await writer.upsert([Item("i5")], None, 0.0)
+    assert list(first.titles) == ["i1", "i2", "i5"]
+
+
+async def test_what_another_server_changes_is_felt_in_the_order_of_the_store(shared):
+    here, there = (CatalogWriter(store) for store in shared)
+    copies = [Copy(), Copy()]
+    for writer, copy in zip((here, there), copies, strict=True):
+        await writer.add(copy)
+
+    async def write(writer, name):
+        for turn in range(30):
+            await writer.upsert([Item(f"i{n}", title=f"{name} {turn}") for n in range(3)], None, 0.0)
+            if turn % 5 == 0:
+                await writer.delete(["i2"])
+
+    await asyncio.gather(*(write(writer, name) for writer, name in ((here, "here"), (there, "there")) for _ in "ab"))
+    await asyncio.gather(here.refresh(), there.refresh())
+    stored = {item.item_id: item.title for item in (await shared[0].page(9)).items}
+    assert copies[0].titles == copies[1].titles == stored
+
+
+async def test_a_server_follows_the_others_by_itself(shared):
+    here, there, copy = *(CatalogWriter(store) for store in shared), Copy()
+    await here.add(copy)
+    following = asyncio.create_task(keep_refreshing(here, 0.01))
+    await there.upsert([Item("i1", title="there")], None, 0.0)
+    for _ in range(200):
+        if copy.titles:
+            break
+        await asyncio.sleep(0.01)
+    following.cancel()
+    assert copy.titles == {"i1": "there"}
+
+
+async def test_following_goes_on_after_a_failure(shared, monkeypatch):
+    here, there, copy = *(CatalogWriter(store) for store in shared), Copy()
+    await here.add(copy)
+    changes, failures = shared[0].changes, iter([Unavailable("away"), ZeroDivisionError()])
+
+    async def failing(since, limit):
+        for failure in failures:
+            raise failure
+        return await changes(since, limit)
+
+    monkeypatch.setattr(shared[0], "changes", failing)
+    await there.upsert([Item("i1")], None, 0.0)
+    following = asyncio.create_task(keep_refreshing(here, 0.01))
+    for _ in range(200):
+        if copy.titles:
+            break
+        await asyncio.sleep(0.01)
+    following.cancel()
+    assert copy.titles == {"i1": ""}
+
+
+async def test_callers_at_the_same_time_share_the_telling(store, monkeypatch):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.add(copy)
+    changes, asked = store.changes, []
+
+    async def counted(since, limit):
+        asked.append(since)
+        return await changes(since, limit)
+
+    monkeypatch.setattr(store, "changes", counted)
+    await asyncio.gather(*(writer.upsert([Item(f"i{n}")], None, 0.0) for n in range(40)))
+    assert len(copy.titles) == 40
+    assert len(asked) < 20
+
+
+async def test_what_a_caller_gave_up_on_is_stored_and_felt(store):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.add(copy)
+    task = asyncio.create_task(writer.upsert([Item("i1")], None, 0.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await writer.close()
+    assert copy.titles == {"i1": ""}
+
+
+async def test_a_part_of_a_failed_change_that_is_stored_is_felt(store, monkeypatch):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.add(copy)
+    upsert = store.upsert
+
+    async def fails_after_all(items, fields, now_s):
+        await upsert(items[:1], fields, now_s)
+        raise Unavailable("the other half is lost")
+
+    monkeypatch.setattr(store, "upsert", fails_after_all)
+    with pytest.raises(Unavailable, match="the other half"):
+        await writer.upsert([Item("i1"), Item("i2")], None, 0.0)
+    assert copy.titles == {"i1": ""}
+
+
+async def test_a_change_that_cannot_be_felt_is_not_answered_as_done_and_is_felt_later(store, monkeypatch):
+    writer, copy = CatalogWriter(store), Copy()
+    await writer.add(copy)
+
+    async def fails(since, limit):
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "changes", fails)
+        with pytest.raises(Unavailable, match="away"):
+            await writer.upsert([Item("i1")], None, 0.0)
+    assert copy.titles == {}
+    await writer.refresh()
+    assert copy.titles == {"i1": ""}
+    assert (await store.revision()) > Revision()
