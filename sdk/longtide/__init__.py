@@ -46,6 +46,7 @@ from longtide._filters import (
     Tags,
     TextAttribute,
 )
+from longtide._items import Item, ItemError, UpsertResult
 from longtide._types import DeletedData, Event, EventError, EventType, FieldViolation, SnapshotInfo, WriteResult
 from longtide._version import __version__
 
@@ -70,6 +71,8 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "InvalidEventsError",
+    "Item",
+    "ItemError",
     "ItemFilter",
     "Languages",
     "LongtideError",
@@ -96,6 +99,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnknownError",
+    "UpsertResult",
     "WriteResult",
     "__version__",
 ]

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 MAX_BATCH_EVENTS = 10_000
+MAX_BATCH_ITEMS = 1_000
+IDS_PER_MESSAGE = 5_000  # of at most 512 bytes
 MAX_BATCH_BYTES = 3_500_000  # any gRPC server takes 4 MiB, unless it was told otherwise
 ROWS_PER_MESSAGE = 64
 

@@ -23,9 +23,11 @@ RETRIED_METHODS = {
     "longtide.v1.EventService": ("WriteEvents",),
     "longtide.v1.RecommendationService": ("Recommend", "Rank", "ListSimilarItems", "ListSimilarUsers"),
     "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
+    "longtide.v1.CatalogService": ("UpsertItems", "GetItem", "ListItems", "DeleteItems"),
     "longtide.v1.SnapshotService": ("ListSnapshots", "GetSnapshot"),
 }
-"""The unary calls. Every one is safe to repeat: a known `event_id`, a merge or a deletion changes nothing again.
+"""The unary calls. Every one is safe to repeat: a known `event_id`, an item, a merge or a deletion changes nothing
+when it comes again.
 
 All but ActivateSnapshot: where an encoder did not start, the next three would not, minutes later; and after a lost
 connection the activation goes on, so that a second one would be refused and hide how the first ends.

@@ -12,7 +12,7 @@ import grpc
 
 from longtide import _convert
 from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
-from longtide._batches import MAX_BATCH_EVENTS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
+from longtide._batches import MAX_BATCH_EVENTS, MAX_BATCH_ITEMS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
 from longtide._errors import (
     DeadlineExceededError,
@@ -25,13 +25,16 @@ from longtide._errors import (
 )
 from longtide._filters import ItemFilter
 from longtide._health import POLL_S, attempt_s, not_ready, require_serving
+from longtide._item_tally import ItemTally
+from longtide._items import Item, UpsertResult
 from longtide._ledger import Ledger, Tally
 from longtide._reconnect import Reconnect, worth_a_retry
 from longtide._rows import Rows
 from longtide._stream import Stream
 from longtide._types import DeletedData, Event, SnapshotInfo, WriteResult
 from longtide.internal.v1 import standard_pb2
-from longtide.v1 import events_pb2, snapshots_pb2, users_pb2
+from longtide.v1 import catalog_pb2, events_pb2, snapshots_pb2, users_pb2
+from longtide.v1.catalog_pb2_grpc import CatalogServiceStub
 from longtide.v1.events_pb2_grpc import EventServiceStub
 from longtide.v1.recommendation_pb2_grpc import RecommendationServiceStub
 from longtide.v1.snapshots_pb2_grpc import SnapshotServiceStub
@@ -76,6 +79,7 @@ class Client:
         self._events = EventServiceStub(self._channel)
         self._recommendations = RecommendationServiceStub(self._channel)
         self._users = UserServiceStub(self._channel)
+        self._catalog = CatalogServiceStub(self._channel)
         self._snapshots = SnapshotServiceStub(self._channel)
         self._check_health: grpc.UnaryUnaryMultiCallable[
             standard_pb2.HealthCheckRequest, standard_pb2.HealthCheckResponse
@@ -292,6 +296,57 @@ class Client:
         """
         request = users_pb2.DeleteUserDataRequest(owner=_convert.owner(user_id, session_id))
         return _convert.deleted_data(self._call(self._users.DeleteUserData, request, timeout))
+
+    def upsert_items(
+        self, items: Iterable[Item], fields: Iterable[str] | None = None, *, timeout: float | None = None
+    ) -> UpsertResult:
+        """Write items, new or known; they are durable, and count at the next recommendation, when this returns.
+
+        `fields` names the fields of Item to change, for example `["price", "available"]`; of an item that is new, the
+        others stay empty. By default every field is replaced. Any number of items goes in messages of at most 1,000;
+        `timeout` is for each message. When the server refuses some items, the others are written all the same, and
+        `errors` of the result says which were refused and why. After an error that is raised, write the same items
+        again: to write an item twice changes nothing.
+        """
+        tally, mask = ItemTally(), _convert.field_mask(fields)
+        for batch in batches(items, _convert.item_message, MAX_BATCH_ITEMS):
+            request = catalog_pb2.UpsertItemsRequest(items=batch.messages, update_mask=mask)
+            try:
+                tally.add(batch, self._call(self._catalog.UpsertItems, request, timeout))
+            except InvalidArgumentError as exc:
+                tally.refuse_all(batch, exc)
+        return tally.result()
+
+    def get_item(self, item_id: str, *, timeout: float | None = None) -> Item:
+        """One item. NotFoundError when it was never written, or was deleted."""
+        request = _convert.item_request(item_id)
+        return _convert.item(self._call(self._catalog.GetItem, request, timeout).item)
+
+    def list_items(self, *, page_size: int = 100, timeout: float | None = None) -> Iterator[Item]:
+        """Every item by ascending id (in the order of its bytes), read page by page as they are used.
+
+        `page_size` is 1 to 1,000; `timeout` is for each page.
+        """
+        token = ""
+        while True:
+            request = _convert.items_request(page_size, token)
+            page = self._call(self._catalog.ListItems, request, timeout)
+            for message in page.items:
+                yield _convert.item(message)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete_items(self, item_ids: Iterable[str], *, timeout: float | None = None) -> int:
+        """Delete items: they are not recommended any more. Returns how many of them there were.
+
+        An id that the catalogue does not know is noted all the same: its item is not recommended either. Any number of
+        ids goes in messages of 5,000; `timeout` is for each message.
+        """
+        deleted = 0
+        for request in _convert.delete_items_requests(item_ids):
+            deleted += self._call(self._catalog.DeleteItems, request, timeout).deleted_count
+        return deleted
 
     def list_snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
         """Everything that the server can serve, the newest first."""

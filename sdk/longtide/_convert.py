@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from longtide._answers import (
@@ -20,11 +21,13 @@ from longtide._answers import (
     Source,
     SourceShare,
 )
+from longtide._batches import IDS_PER_MESSAGE
 from longtide._errors import error_from_row
 from longtide._filter_messages import filter_message
 from longtide._filters import ItemFilter
+from longtide._items import AttributeValue, Item
 from longtide._types import DeletedData, Event, EventType, SnapshotInfo, number, text, texts, utc
-from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
+from longtide.v1 import catalog_pb2, events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
 _TYPE_NUMBERS = {kind: events_pb2.EventType.Value(f"EVENT_TYPE_{kind.name}") for kind in EventType}
 _TYPES = {number: kind for kind, number in _TYPE_NUMBERS.items()}
@@ -33,6 +36,7 @@ _SOURCE_NUMBERS = {
 }
 _BASIS_NUMBERS = {basis: recommendation_pb2.SimilarityBasis.Value(f"SIMILARITY_BASIS_{basis.name}") for basis in Basis}
 _SOURCES = {number: source for source, number in _SOURCE_NUMBERS.items()}
+_CONTRACT_NAMES = {"available": "availability"}
 
 
 RowRequest = Callable[[str], recommendation_pb2.RecommendRequest]
@@ -79,7 +83,7 @@ def recommend_request(
         exclude_item_ids=texts("exclude_item_ids", exclude_item_ids),
         min_similarity=min_similarity,
         session_item_ids=texts("session_items", session_items),
-        request_time=_timestamp(request_time),
+        request_time=_timestamp("request_time", request_time),
         filter=None if wanted is None else filter_message(wanted),
         include_item_ids=_included(include_item_ids),
         source_weights=_source_weights(source_weights or {}),
@@ -132,7 +136,7 @@ def rank_request(
         session_id=text("session_id", session_id),
         item_ids=texts("item_ids", item_ids),
         session_item_ids=texts("session_items", session_items),
-        request_time=_timestamp(request_time),
+        request_time=_timestamp("request_time", request_time),
     )
 
 
@@ -206,6 +210,77 @@ def events(messages: Iterable[events_pb2.Event]) -> list[Event]:
 def deleted_data(response: users_pb2.DeleteUserDataResponse) -> DeletedData:
     """What became of somebody's data."""
     return DeletedData(response.deleted_count, response.deleted_time.ToDatetime(UTC))
+
+
+def item_message(item: Item) -> catalog_pb2.Item:
+    """The item as it is sent."""
+    if not isinstance(item, Item):
+        raise TypeError(f"items must be longtide.Item objects, not {type(item).__name__}: {item!r}")
+    return catalog_pb2.Item(
+        item_id=item.item_id,
+        title=item.title,
+        description=item.description,
+        categories=[catalog_pb2.CategoryPath(names=names) for names in item.categories],
+        tags=item.tags,
+        brand=item.brand,
+        price=item.price,
+        publish_time=_timestamp("publish_time", item.publish_time),
+        expire_time=_timestamp("expire_time", item.expire_time),
+        availability=catalog_pb2.AVAILABILITY_AVAILABLE if item.available else catalog_pb2.AVAILABILITY_UNAVAILABLE,
+        language=item.language,
+        text_vector=_vector(item.text_vector),
+        image_vector=_vector(item.image_vector),
+        attributes=[_attribute(name, value) for name, value in item.attributes.items()],
+        domain=item.domain,
+    )
+
+
+def item(message: catalog_pb2.Item) -> Item:
+    """An item as it is stored."""
+    return Item(
+        message.item_id,
+        message.title,
+        description=message.description,
+        categories=[tuple(path.names) for path in message.categories],
+        tags=message.tags,
+        brand=message.brand,
+        price=message.price if message.HasField("price") else None,
+        publish_time=message.publish_time.ToDatetime(UTC) if message.HasField("publish_time") else None,
+        expire_time=message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None,
+        available=message.availability != catalog_pb2.AVAILABILITY_UNAVAILABLE,
+        language=message.language,
+        text_vector=message.text_vector.values if message.HasField("text_vector") else None,
+        image_vector=message.image_vector.values if message.HasField("image_vector") else None,
+        attributes={
+            one.name: getattr(one, kind) for one in message.attributes if (kind := one.WhichOneof("value")) is not None
+        },
+        domain=message.domain,
+        update_time=message.update_time.ToDatetime(UTC) if message.HasField("update_time") else None,
+    )
+
+
+def field_mask(fields: Iterable[str] | None) -> FieldMask | None:
+    """Which fields a write changes, by the names of Item's attributes or of the contract; None for all."""
+    if fields is None:
+        return None
+    return FieldMask(paths=[_CONTRACT_NAMES.get(name, name) for name in texts("fields", fields)])
+
+
+def item_request(item_id: str) -> catalog_pb2.GetItemRequest:
+    """Asks for one item."""
+    return catalog_pb2.GetItemRequest(item_id=text("item_id", item_id))
+
+
+def items_request(page_size: int, page_token: str) -> catalog_pb2.ListItemsRequest:
+    """Asks for a page of items."""
+    return catalog_pb2.ListItemsRequest(page_size=page_size, page_token=page_token)
+
+
+def delete_items_requests(item_ids: Iterable[str]) -> Iterator[catalog_pb2.DeleteItemsRequest]:
+    """Ask for items to be deleted, in as many messages as it takes."""
+    ids = texts("item_ids", item_ids)
+    for at in range(0, len(ids), IDS_PER_MESSAGE):
+        yield catalog_pb2.DeleteItemsRequest(item_ids=ids[at : at + IDS_PER_MESSAGE])
 
 
 def snapshot_request(snapshot_id: str) -> snapshots_pb2.GetSnapshotRequest:
@@ -286,12 +361,24 @@ def _included(item_ids: Iterable[str] | None) -> list[str]:
     return included
 
 
-def _timestamp(request_time: datetime | float | None) -> Timestamp | None:
-    if request_time is None:
+def _timestamp(name: str, time: datetime | float | None) -> Timestamp | None:
+    if time is None:
         return None
     message = Timestamp()
-    message.FromDatetime(utc("request_time", request_time))
+    message.FromDatetime(utc(name, time))
     return message
+
+
+def _vector(values: tuple[float, ...] | None) -> catalog_pb2.Vector | None:
+    return None if values is None else catalog_pb2.Vector(values=values)
+
+
+def _attribute(name: str, value: AttributeValue) -> catalog_pb2.Attribute:
+    if isinstance(value, bool):
+        return catalog_pb2.Attribute(name=name, flag=value)
+    if isinstance(value, str):
+        return catalog_pb2.Attribute(name=name, text=value)
+    return catalog_pb2.Attribute(name=name, number=value)
 
 
 def _recommendation(message: recommendation_pb2.Recommendation) -> Recommendation:

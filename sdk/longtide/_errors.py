@@ -18,6 +18,7 @@ A wrong type or an unknown name in the caller's own code raises TypeError or Val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -160,6 +161,7 @@ _CLASS_OF_STATUS: dict[grpc.StatusCode, type[LongtideError]] = {
 _STATUS_OF_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 _DETAILS_KEY = "grpc-status-details-bin"
 _AIO_STATUS_LOST = "Internal error from Core"
+_MEMBER_PATH = re.compile(r"(events|items)\[(\d+)\](?:\.(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,16 @@ def error_from_row(code: int, field: str, reason: str) -> LongtideError:
     violations = (FieldViolation(field, reason),) if field else ()
     message = f"{field}: {reason}" if field else reason
     return _error(_STATUS_OF_NUMBER.get(code, grpc.StatusCode.UNKNOWN), message, _Details(violations))
+
+
+def violations_by_index(error: InvalidArgumentError, batch: str) -> dict[int, tuple[str, str]]:
+    """The first violation of each member of a batch that the error names, as field and reason."""
+    found: dict[int, tuple[str, str]] = {}
+    for violation in error.violations:
+        match = _MEMBER_PATH.fullmatch(violation.field)
+        if match and match[1] == batch:
+            found.setdefault(int(match[2]), (match[3] or "", violation.reason))
+    return found
 
 
 def _error(status: grpc.StatusCode, message: str, details: _Details) -> LongtideError:

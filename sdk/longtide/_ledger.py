@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 from longtide._batches import Batch
-from longtide._errors import InternalError, InvalidArgumentError, InvalidEventsError
+from longtide._errors import InternalError, InvalidArgumentError, InvalidEventsError, violations_by_index
 from longtide._types import EventError, WriteResult
 from longtide.v1 import events_pb2
 
 MAX_STREAM_ERRORS = 1_000
 MAX_IN_FLIGHT_BATCHES = 64
 MAX_IN_FLIGHT_BYTES = 16_000_000
-
-_EVENT_PATH = re.compile(r"events\[(\d+)\](?:\.(.*))?")
 
 
 class Tally:
@@ -42,7 +39,7 @@ class Tally:
 
     def refuse_all(self, batch: Batch[events_pb2.Event], cause: InvalidArgumentError) -> None:
         """Adds a batch without one good event; raises `cause` again when it is not about events."""
-        found = _violations_by_index(cause)
+        found = violations_by_index(cause, "events")
         if not found:
             raise cause
         # The server may name only the first violations, but a batch that fails as a whole holds no good event.
@@ -117,12 +114,3 @@ class Ledger:
 
 def _stream_request(number: int, batch: Batch[events_pb2.Event]) -> events_pb2.StreamEventsRequest:
     return events_pb2.StreamEventsRequest(sequence_number=number, events=batch.messages)
-
-
-def _violations_by_index(error: InvalidArgumentError) -> dict[int, tuple[str, str]]:
-    """The first violation of each event that the error names."""
-    found: dict[int, tuple[str, str]] = {}
-    for violation in error.violations:
-        if match := _EVENT_PATH.fullmatch(violation.field):
-            found.setdefault(int(match[1]), (match[2] or "", violation.reason))
-    return found

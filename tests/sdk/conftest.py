@@ -16,6 +16,8 @@ from grpc_status import rpc_status
 
 from longtide import AsyncClient, Client
 from longtide.v1 import (
+    catalog_pb2,
+    catalog_pb2_grpc,
     events_pb2,
     events_pb2_grpc,
     recommendation_pb2,
@@ -47,6 +49,7 @@ class FakeServer(
     recommendation_pb2_grpc.RecommendationServiceServicer,
     users_pb2_grpc.UserServiceServicer,
     snapshots_pb2_grpc.SnapshotServiceServicer,
+    catalog_pb2_grpc.CatalogServiceServicer,
 ):
     """Keeps events by id, refuses those without a user, and fails as a test tells it to."""
 
@@ -67,6 +70,7 @@ class FakeServer(
         self.acknowledge_every = 1
         self.stream_ended = threading.Event()
         self.sequence_numbers = []
+        self.items = {}
         self.active = "old"  # of the snapshots "new" and "old"
 
     def start(self):
@@ -75,6 +79,7 @@ class FakeServer(
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(self, self._server)
         users_pb2_grpc.add_UserServiceServicer_to_server(self, self._server)
         snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(self, self._server)
+        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -242,6 +247,39 @@ class FakeServer(
         self._snapshot(request.snapshot_id, context)
         self.active = request.snapshot_id
         return snapshots_pb2.ActivateSnapshotResponse(snapshot=self._snapshot(request.snapshot_id, context))
+
+    def UpsertItems(self, request, context):
+        self._arrived(request, context)
+        if "nonsense" in request.update_mask.paths:
+            context.abort_with_status(make_bad_request([("update_mask", "'nonsense' cannot be changed")]))
+        errors = [
+            catalog_pb2.ItemError(index=index, item_id=item.item_id, field="price", reason="is too low")
+            for index, item in enumerate(request.items)
+            if item.price < 0
+        ]
+        if len(errors) == len(request.items):
+            named = errors[: self.max_violations]
+            context.abort_with_status(make_bad_request((f"items[{e.index}].{e.field}", e.reason) for e in named))
+        self.items.update({item.item_id: item for item in request.items if item.price >= 0})
+        return catalog_pb2.UpsertItemsResponse(written_count=len(request.items) - len(errors), errors=errors)
+
+    def GetItem(self, request, context):
+        self._arrived(request, context)
+        if request.item_id not in self.items:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no item {request.item_id!r}")
+        return catalog_pb2.GetItemResponse(item=self.items[request.item_id])
+
+    def ListItems(self, request, context):
+        self._arrived(request, context)
+        ids = sorted(item_id for item_id in self.items if item_id > request.page_token)
+        page = [self.items[item_id] for item_id in ids[: request.page_size]]
+        token = page[-1].item_id if len(page) < len(ids) else ""
+        return catalog_pb2.ListItemsResponse(items=page, next_page_token=token)
+
+    def DeleteItems(self, request, context):
+        self._arrived(request, context)
+        there = [self.items.pop(item_id, None) for item_id in request.item_ids]
+        return catalog_pb2.DeleteItemsResponse(deleted_count=sum(one is not None for one in there))
 
 
 class BlockingAsyncClient:

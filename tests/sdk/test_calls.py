@@ -26,7 +26,7 @@ from longtide import (
 )
 from longtide._channel import RETRIED_METHODS
 from longtide._reconnect import Reconnect
-from longtide.v1 import events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
+from longtide.v1 import catalog_pb2, events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ def test_every_unary_call_but_an_activation_is_retried_and_no_stream():
         *events_pb2.DESCRIPTOR.services_by_name.values(),
         *recommendation_pb2.DESCRIPTOR.services_by_name.values(),
         *users_pb2.DESCRIPTOR.services_by_name.values(),
+        *catalog_pb2.DESCRIPTOR.services_by_name.values(),
         *snapshots_pb2.DESCRIPTOR.services_by_name.values(),
     ]
     unary = {

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.redis_servers import cli
 
-from longtide import AsyncClient, Event, InvalidEventsError, Tags
+from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.encoder import LocalEncoder
@@ -166,6 +166,39 @@ async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
         ]
         await here.delete_user_data("ann")
         assert len(await there.recommend("ann", 12)) == 12
+
+
+async def test_two_servers_over_one_redis_have_one_catalogue(config, redis_port, tmp_path):
+    cli(redis_port, "flushall")
+    store = f"redis://127.0.0.1:{redis_port}"
+    async with (
+        running(config(store=store, data_dir=tmp_path / "one")) as one,
+        running(config(store=store, data_dir=tmp_path / "other")) as other,
+        AsyncClient(one) as here,
+        AsyncClient(other) as there,
+    ):
+        mask = Item("i1", "Mask", price=12.5, text_vector=[1, 2], attributes={"refill": True})
+        assert await here.upsert_items([mask]) == UpsertResult(1)
+        assert await there.get_item("i1") == mask
+        [error] = (await there.upsert_items([Item("i2", text_vector=[1, 2, 3]), Item("i3")])).errors
+        assert (error.index, error.item_id, error.field) == (0, "i2", "text_vector")
+        await there.upsert_items([Item("i1", price=9.0)], ["price"])
+        assert (await here.get_item("i1")).price == 9.0
+        assert [item.item_id async for item in here.list_items(page_size=1)] == ["i1", "i3"]
+        assert await here.delete_items(["i1", "i1", "i9"]) == 1
+        with pytest.raises(NotFoundError):
+            await there.get_item("i1")
+
+
+async def test_the_catalogue_survives_a_restart(config):
+    items = [Item(f"i{n:04}", f"Title {n}") for n in range(1_200)]
+    async with running(config()) as address, AsyncClient(address) as client:
+        before_s = time.time()
+        assert await client.upsert_items(items) == UpsertResult(1_200)
+    async with running(config()) as address, AsyncClient(address) as client:
+        found = [item async for item in client.list_items(page_size=1_000)]
+        assert found == items
+        assert all(before_s - 1 < item.update_time.timestamp() < time.time() + 1 for item in found)
 
 
 async def test_a_task_is_cancelled_even_if_it_swallows_that_once():
