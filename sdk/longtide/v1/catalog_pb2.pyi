@@ -345,7 +345,9 @@ class ListItemsRequest(google.protobuf.message.Message):
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """How many: 1 to 1,000, default 100. A page may hold fewer than there are left, even none, when a filter is given."""
+    """How many: 1 to 1,000, default 100. A page may hold fewer and not be the last: where items are large (a page is
+    at most 4 MiB) or, even with none, where a filter is given.
+    """
     page_token: builtins.str
     """The `next_page_token` of the page before; empty for the first. The filter must stay the same."""
     @property
