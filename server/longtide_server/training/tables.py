@@ -148,7 +148,7 @@ def read_table(
     hold lists of strings (JSON, Parquet), which are read as one text joined by `|`. Gzip is recognised by content,
     the format by the name's ending. A LogError where the file, its header or its columns are wrong.
     """
-    [table] = _tables(path, needed, optional, columns, frozenset(lists), None)
+    [table] = _tables(path, needed, optional, columns, dict.fromkeys(lists, _joined_text), None)
     if len(table.rows) == 0:
         lost = table.lost
         raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
@@ -156,10 +156,19 @@ def read_table(
 
 
 def read_pieces(
-    path: Path, needed: Sequence[str], optional: Sequence[str], columns: Mapping[str, str], piece_rows: int
+    path: Path,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    columns: Mapping[str, str],
+    piece_rows: int,
+    *,
+    nested: Sequence[str] = (),
 ) -> Iterator[Table]:
-    """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order."""
-    return _tables(path, needed, optional, columns, frozenset(), piece_rows)
+    """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order.
+
+    Columns in `nested` may hold lists, objects, and true or false (JSON, Parquet), which are read as JSON text.
+    """
+    return _tables(path, needed, optional, columns, dict.fromkeys(nested, _json_text), piece_rows)
 
 
 def _tables(
@@ -167,15 +176,15 @@ def _tables(
     needed: Sequence[str],
     optional: Sequence[str],
     columns: Mapping[str, str],
-    lists: frozenset[str],
+    texts: Mapping[str, Texts],
     piece_rows: int | None,
 ) -> Iterator[Table]:
     _require_known(columns, (*needed, *optional))
     _require_file(path)
     wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
-    joined = frozenset(wanted[name] for name in lists)
+    own_texts = {wanted[name]: text for name, text in texts.items()}
     for found, cells, rows, lost, share in _reader(path)(
-        path, list(dict.fromkeys(wanted.values())), joined, piece_rows
+        path, list(dict.fromkeys(wanted.values())), own_texts, piece_rows
     ):
         if len(rows) > 0:
             _require_columns(path, wanted, found, needed, columns)
@@ -258,12 +267,14 @@ def _require_distinct(path: Path, names: Sequence[str]) -> None:
             raise LogError(f"{path}: has {count} columns named {name}; a name must occur once")
 
 
+Texts = Callable[[Any], Any]
+"""Turns a cell that is no text and no number into one, where it can."""
 Read = tuple[list[str], dict[str, Column], NDArray[np.int64], list[BadRow], float]
 """The names found in a file; the wanted columns of a piece of it; (N,) row numbers; the rows that could not be taken
 apart; how much of the file has been read."""
 
 
-def _reader(path: Path) -> Callable[[Path, list[str], frozenset[str], int | None], Iterator[Read]]:
+def _reader(path: Path) -> Callable[[Path, list[str], Mapping[str, Texts], int | None], Iterator[Read]]:
     ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl, "parquet": _read_parquet}
     if ending not in readers:
@@ -297,7 +308,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
         raise LogError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
-def _read_csv(path: Path, wanted: list[str], _joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
+def _read_csv(path: Path, wanted: list[str], _texts: Mapping[str, Texts], piece_rows: int | None) -> Iterator[Read]:
     lost: list[BadRow] = []
     with _opened(path) as (stream, share):
         # surrogateescape: bytes that are not UTF-8 spoil their own cell, not the file.
@@ -348,13 +359,13 @@ def _csv_fault(exc: csv.Error) -> str:
     return f"is not well-formed CSV: {exc}"
 
 
-def _read_jsonl(path: Path, wanted: list[str], joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
+def _read_jsonl(path: Path, wanted: list[str], texts: Mapping[str, Texts], piece_rows: int | None) -> Iterator[Read]:
     lost: list[BadRow] = []
     found: dict[str, None] = {}
     if piece_rows is not None:  # a column may first occur far from the beginning
         found.update(dict.fromkeys(_json_names(path)))
     with _opened(path) as (stream, share):
-        records = _json_records(stream, wanted, joined, found, lost)
+        records = _json_records(stream, wanted, texts, found, lost)
         places = [(name, place) for place, name in enumerate(wanted)]
         for cells, rows, bad in _encoded(records, places, lost, piece_rows):
             yield list(found), cells, rows, bad, share()
@@ -373,7 +384,7 @@ def _json_names(path: Path) -> Iterator[str]:
 
 
 def _json_records(
-    lines: BinaryIO, wanted: list[str], joined: frozenset[str], found: dict[str, None], lost: list[BadRow]
+    lines: BinaryIO, wanted: list[str], texts: Mapping[str, Texts], found: dict[str, None], lost: list[BadRow]
 ) -> Iterator[Record]:
     for row, line in enumerate(lines, start=1):
         if not line.strip():
@@ -386,7 +397,7 @@ def _json_records(
             continue
         if not record.keys() <= found.keys():
             found.update(dict.fromkeys(record))
-        cells = [_joined_text(record.get(name)) if name in joined else record.get(name) for name in wanted]
+        cells = [texts[name](record.get(name)) if name in texts else record.get(name) for name in wanted]
         if _NOT_SCALAR.keys().isdisjoint(map(type, cells)):
             yield row, cells
         else:
@@ -415,6 +426,12 @@ def _json_object(line: bytes) -> dict[str, Any]:
 def _joined_text(cell: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
     if isinstance(cell, list) and all(isinstance(part, str) for part in cell):
         return "|".join(cell)
+    return cell
+
+
+def _json_text(cell: Any) -> Any:  # noqa: ANN401
+    if isinstance(cell, (list, dict, bool)):
+        return json.dumps(cell, ensure_ascii=False, default=str)
     return cell
 
 
@@ -462,7 +479,7 @@ def _index() -> defaultdict[Any, int]:
     return index
 
 
-def _read_parquet(path: Path, wanted: list[str], joined: frozenset[str], piece_rows: int | None) -> Iterator[Read]:
+def _read_parquet(path: Path, wanted: list[str], texts: Mapping[str, Texts], piece_rows: int | None) -> Iterator[Read]:
     try:
         with pq.ParquetFile(path) as file:
             found: list[str] = file.schema_arrow.names
@@ -470,7 +487,10 @@ def _read_parquet(path: Path, wanted: list[str], joined: frozenset[str], piece_r
             names = [name for name in wanted if name in found]
             done, total = 0, file.metadata.num_rows
             for table in [file.read(columns=names)] if piece_rows is None else _parquet_pieces(file, names, piece_rows):
-                cells = {name: _parquet_column(path, name, table.column(name), joined) for name in table.column_names}
+                cells = {
+                    name: _parquet_column(path, name, table.column(name), texts.get(name))
+                    for name in table.column_names
+                }
                 rows = np.arange(done + 1, done + table.num_rows + 1, dtype=np.int64)
                 done += table.num_rows
                 yield found, cells, rows, [], done / max(total, 1)
@@ -485,13 +505,15 @@ def _parquet_pieces(file: Any, names: list[str], piece_rows: int) -> Iterator[An
         yield pa.Table.from_batches([batch])
 
 
-def _parquet_column(path: Path, name: str, column: Any, joined: frozenset[str]) -> Column:  # noqa: ANN401
+def _parquet_column(path: Path, name: str, column: Any, texts: Texts | None) -> Column:  # noqa: ANN401
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if str(column.type) in ("string_view", "binary_view"):  # as Polars writes text; Arrow cannot encode these
         column = column.cast(pa.large_binary())
-    if name in joined and (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        column = pa.chunked_array([pa.array([_joined_text(cell) for cell in column.to_pylist()], pa.string())])
+    if texts is not None and (pa.types.is_nested(column.type) or pa.types.is_boolean(column.type)):
+        cells = [texts(cell) for cell in column.to_pylist()]
+        if all(cell is None or isinstance(cell, str) for cell in cells):
+            column = pa.chunked_array([pa.array(cells, pa.string())])
     coded = column.dictionary_encode(null_encoding="encode") if _is_plain(column.type) else None
     if coded is None:
         raise LogError(f"{path}: column {name} is of type {column.type}; text, numbers or times are needed")
