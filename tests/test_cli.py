@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import structlog
 from click.testing import CliRunner
@@ -275,8 +276,6 @@ def test_items_bring_titles_and_columns_their_own_names(tmp_path):
         *("--text-model", "none"),
     )
     assert done.exit_code == 0, done.output
-    import pyarrow.parquet as pq
-
     assert sorted(pq.read_table(resolve(tmp_path / "out") / CATALOG)["title"].to_pylist())[-1] == "Alien"
 
 
@@ -658,6 +657,75 @@ def test_a_snapshot_is_published_to_a_running_server_and_rolled_back(log, snapsh
     assert (found["snapshot_id"], found["folder"], found["served"]["active"]) == (new, str(snapshot / new), True)
     assert json.loads(run("activate", new, *at, "--json").stdout) == found["served"]
     assert refusal(run("activate", "older", *at), status=1).startswith("there is no snapshot 'older'")
+
+
+def test_items_are_imported_exported_and_trained_with(log, serving, tmp_path):
+    at, bad = ("--server", serving), ("--bad-rows", tmp_path / "bad.csv")
+    rows = "\n".join(f"{letter},The {letter},Letters > Latin|Small,{n}" for n, letter in enumerate("abcdefgh"))
+    (tmp_path / "items.csv").write_text(
+        f"item_id,title,categories,price\n{rows}\na,The first,Letters > Latin,1\nx,X,,-1\n"
+    )
+    done = run("items", "import", tmp_path / "items.csv", *at, *bad)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "8 items written\n"
+    assert "1 rows were replaced by later rows of the same items" in done.stderr
+    assert "1 rows could not be taken" in done.stderr
+    assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith('11,price,"is -1.0')
+    (tmp_path / "prices.jsonl").write_text('{"item_id": "b", "price": 9.5}\n')
+    done = run("items", "import", tmp_path / "prices.jsonl", *at, *bad, "--json")
+    assert json.loads(done.stdout) == {"written": 1, "repeated": 0, "bad": 0}
+
+    done = run("items", "export", tmp_path / "out.jsonl", *at)
+    assert done.stdout == f"8 items in {tmp_path / 'out.jsonl'}\n"
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines[0] | {"update_time": ""} == {
+        "item_id": "a", "title": "The first", "categories": [["Letters", "Latin"]], "price": 1.0, "available": True,
+        "update_time": "",
+    }  # fmt: skip
+    assert (lines[1]["title"], lines[1]["price"]) == ("The b", 9.5)
+    assert run("items", "export", tmp_path / "out.parquet", *at).exit_code == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 8
+
+    assert run("import", log, "--target", serving, *bad).exit_code == 0
+    store = f"sqlite:///{tmp_path / 'data' / 'events.db'}"
+    for name, options in (("stored", ()), ("file", ("--items", tmp_path / "titles.csv"))):
+        (tmp_path / "titles.csv").write_text("item_id,title\na,From a file\n")
+        done = run("train", "--store", store, "--out", tmp_path / name, "--text-model", "none", *options, *QUICK)
+        assert done.exit_code == 0, done.output
+    titles = {
+        name: {row["item_id"]: (row["title"], row["categories"]) for row in rows}
+        for name in ("stored", "file")
+        for rows in [pq.read_table(resolve(tmp_path / name) / CATALOG).to_pylist()]
+    }
+    assert titles["stored"]["b"] == ("The b", ["Letters > Latin", "Small"])
+    assert (titles["file"]["a"][0], titles["file"]["b"][0]) == ("From a file", "")
+
+
+def test_items_without_a_server_fail_in_a_sentence(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\n")
+    for command in (
+        ("import", tmp_path / "items.csv", "--bad-rows", tmp_path / "bad.csv"),
+        ("export", tmp_path / "out.jsonl"),
+    ):
+        done = run("items", *command, "--target", "127.0.0.1:1")
+        assert done.exit_code == 1
+        assert done.stderr.splitlines()[-1].startswith("longtide: failed to connect")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("out", ["out.csv", "no/out.parquet"])
+def test_an_export_of_items_says_so_when_it_cannot_write(tmp_path, out):
+    complaint = f"FILE: {tmp_path / out} is not a .jsonl or .parquet file in a folder that exists"
+    assert refusal(run("items", "export", tmp_path / out)) == complaint
+
+
+def test_a_file_of_items_that_says_nothing_is_named(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id\na\n")
+    done = run("items", "import", tmp_path / "items.csv", "--bad-rows", tmp_path / "bad.csv")
+    assert done.exit_code == 2
+    assert done.stderr.endswith("has no column but item_id; it says nothing of its items\n")
+    done = run("items", "import", tmp_path / "items.csv", "--bad-rows", tmp_path / "items.csv")
+    assert refusal(done).endswith("items.csv is the file itself")
 
 
 # Real processes

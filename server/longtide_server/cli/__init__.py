@@ -5,6 +5,7 @@ import click
 from longtide import __version__
 from longtide_server.cli.base import Commands
 from longtide_server.cli.events import export, import_, report
+from longtide_server.cli.items import items
 from longtide_server.cli.serving import quickstart, recommend, score, serve
 from longtide_server.cli.snapshots import activate, evaluate, info, predict, publish, snapshots_, train
 
@@ -20,6 +21,6 @@ def cli() -> None:
 for command in (
     *(train, evaluate, predict, info, publish, snapshots_, activate),
     *(serve, recommend, score, quickstart),
-    *(import_, export, report),
+    *(import_, export, report, items),
 ):
     cli.add_command(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,9 @@ def read_log_file(
     if (log is None) == (not store):
         raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
     if log is None:
-        found = asyncio.run(_stored_log(store))
+        found, infos = asyncio.run(_stored(store, with_items=items is None))
     else:
+        infos = {}
         found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
         if skipped.count:
             messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
@@ -42,20 +43,27 @@ def read_log_file(
                 messages.print(f"  {row}", markup=False)
     if found.repeated_rows:
         messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
-    infos = read_items(items, item_columns) if items else {}
+    if items:
+        infos = read_items(items, item_columns)
     return to_sequences(found), infos, times_are_real(found)
 
 
-async def _stored_log(url: str) -> Log:
-    from longtide_server.event_store.urls import open_store
-    from longtide_server.training.stored import read_store
+async def _stored(url: str, *, with_items: bool) -> tuple[Log, Mapping[str, ItemInfo]]:
+    """The events of a store as a log, and what its catalogue says of the items."""
+    from longtide_server.stores import open_stores
+    from longtide_server.training.stored import read_item_infos, read_store
 
-    store = await open_store(url, writes=False)
+    stores = await open_stores(url, writes=False)
     try:
         with messages.status("Reading the event store") as status:
-            return await read_store(store, lambda count: status.update(f"Reading the event store: {count:,} events"))
+
+            def report(what: str) -> Callable[[int], None]:
+                return lambda count: status.update(f"Reading the event store: {count:,} {what}")
+
+            log = await read_store(stores.events, report("events"))
+            return log, await read_item_infos(stores.items, report("items")) if with_items else {}
     finally:
-        await store.close()
+        await stores.events.close()
 
 
 def read_for_training(

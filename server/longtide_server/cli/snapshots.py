@@ -46,7 +46,8 @@ def train(
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
     LOG is CSV, CSV.gz, Parquet or JSONL with the columns user_id, item_id, timestamp and optionally event_type, value,
-    rating, session_id. With --store, what was written to a server is the log. Under `torchrun`, its processes train
+    rating, session_id. With --store, what was written to a server is the log, and its catalogue describes the items
+    unless --items does. Under `torchrun`, its processes train
     together, one a GPU where there are GPUs.
     """
     from longtide_server.training.loop import Run

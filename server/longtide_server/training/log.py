@@ -218,7 +218,7 @@ def _numbers_and_dates(column: Column) -> tuple[NDArray[np.float64], NDArray[np.
     numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
     # What is a number is no date: 20260131 would be both.
     pairs = zip(column.values, np.isnan(numbers).tolist(), strict=True)
-    return numbers, np.array([_iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
+    return numbers, np.array([iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
 
 
 def _units_per_second(numbers: NDArray[np.float64]) -> float:
@@ -255,7 +255,8 @@ def _number(value: Scalar | None) -> float:
         return np.nan
 
 
-def _iso_time_s(value: Scalar | None) -> float:
+def iso_time_s(value: Scalar | None) -> float:
+    """Seconds since 1970 of an ISO 8601 date or time, in UTC where it names no zone; NaN where it is none."""
     if not isinstance(value, str):
         return np.nan
     try:

@@ -1,4 +1,4 @@
-"""Takes the events out of a store: as a log to train on, or as a Parquet file that training and importing read."""
+"""Takes out of a store what training and importing read: the events, as a log or a Parquet file, and the items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longtide_server.catalog import ItemInfo
+from longtide_server.catalog_store import CatalogStore
 from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, user_of
+from longtide_server.item import Item
+from longtide_server.training.item_cells import LEVELS
+from longtide_server.training.items import Items
 from longtide_server.training.log import Cells, Log, log_of
 
 ROW_GROUP_EVENTS = 100_000
+PAGE_ITEMS = 1_000
 SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
@@ -50,6 +56,28 @@ async def read_store(store: EventStore, report: Callable[[int], None]) -> Log:
     owner, item, time_s, event_type, value = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     names = [user_of(name) or name for name in owners]
     return log_of(Cells(names, owner, list(items), item, time_s, event_type, value), np.arange(count))
+
+
+async def read_item_infos(store: CatalogStore, report: Callable[[int], None]) -> Items:
+    """What people and language models read of the items of a catalogue; `report` is told how many have been read."""
+    infos: dict[str, ItemInfo] = {}
+    more, after = True, ""
+    while more:
+        page = await store.page(PAGE_ITEMS, after)
+        infos.update((item.item_id, _info(item)) for item in page.items)
+        more, after = page.more, page.items[-1].item_id if page.items else after
+        report(len(infos))
+    return infos
+
+
+def _info(item: Item) -> ItemInfo:
+    """Brand and tags are read with the description."""
+    texts = (item.brand, ", ".join(item.tags), item.description)
+    return ItemInfo(
+        title=item.title,
+        categories=tuple(LEVELS.join(path) for path in item.categories),
+        description=". ".join(text for text in texts if text),
+    )
 
 
 async def export(store: EventStore, path: Path, report: Callable[[int], None]) -> int:
