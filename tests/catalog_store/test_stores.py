@@ -197,6 +197,15 @@ async def test_changes_of_different_fields_at_the_same_time_all_count(store, ope
     assert facts(await other.get("i1")) == facts(found)
 
 
+async def test_hundreds_of_changes_of_one_item_at_once_all_succeed(store, opened):
+    other = await opened() if store.shared else store
+    changes = (
+        put((store, other)[number % 2], Item("i1", price=float(number)), fields=only("price")) for number in range(300)
+    )
+    assert await asyncio.gather(*changes) == [[]] * 300
+    assert (await store.get("i1")).price in range(300)
+
+
 # Vectors
 
 

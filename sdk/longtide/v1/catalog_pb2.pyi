@@ -281,7 +281,7 @@ class ItemError(google.protobuf.message.Message):
     item_id: builtins.str
     """The id of the item, as sent."""
     field: builtins.str
-    """The field that is wrong, as named in Item, for example `price`."""
+    """The field that is wrong, as named in Item, for example `price`; empty when the item is too large as a whole."""
     reason: builtins.str
     """What is wrong with it and what is allowed, in a sentence."""
     def __init__(

@@ -9,7 +9,9 @@ of 2 kB are some gigabytes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from longtide_server.catalog_store import PIECE_BYTES, Changes, ItemPage, Refused, Revision, Upserted
 from longtide_server.catalog_store.records import from_record
@@ -22,8 +24,10 @@ from longtide_server.item import Item
 from longtide_server.item_fields import Fields
 
 MAX_WAITING_BYTES = 64_000_000
-SCRIPT_BYTES = 1_000_000  # of records, and
-SCRIPT_ITEMS = 100  # items go in one script: Redis does nothing else meanwhile
+# So much goes in one script, since Redis does nothing else meanwhile:
+SCRIPT_BYTES = 1_000_000
+SCRIPT_ITEMS = 500
+SCRIPT_MERGED_ITEMS = 100  # whatever is stored of them already
 SCRIPT_IDS = 1_000
 MAX_TRIES = 50
 """How often the change of an item is tried anew because another server was faster; of those, one succeeds each time."""
@@ -44,19 +48,17 @@ class RedisCatalogStore:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
+        self._overtaken = asyncio.Lock()
+        """For writes that others were faster than, so that those of one server are not in each other's way again."""
 
     async def upsert(self, items: Sequence[Item], fields: Fields | None, now_s: float) -> Upserted:
         """See CatalogStore."""
         written = stamped(items, now_s)
         sent = [whole(item) for item in written]
-        size = bytes_of(sent)
-        self._backlog.enter(size)
-        try:
-            refused: list[Refused] = []
-            for places in _pieces(sent):
+        refused: list[Refused] = []
+        with self._waiting(bytes_of(sent)):
+            for places in _pieces(sent, SCRIPT_ITEMS if fields is None else SCRIPT_MERGED_ITEMS):
                 refused += await self._upsert(places, written, sent, fields)
-        finally:
-            self._backlog.leave(size)
         return Upserted(len(items) - len(refused), sorted(refused, key=lambda one: one.index))
 
     async def get(self, item_id: str) -> Item | None:
@@ -73,8 +75,9 @@ class RedisCatalogStore:
     async def delete(self, item_ids: Sequence[str]) -> int:
         """See CatalogStore."""
         deleted = 0
-        for at in range(0, len(item_ids), SCRIPT_IDS):
-            deleted += int(await self._commands.evaluate(DELETE, KEYS, *item_ids[at : at + SCRIPT_IDS]))
+        with self._waiting(sum(map(len, item_ids))):
+            for at in range(0, len(item_ids), SCRIPT_IDS):
+                deleted += int(await self._commands.evaluate(DELETE, KEYS, *item_ids[at : at + SCRIPT_IDS]))
         return deleted
 
     async def changes(self, since: Revision, limit: int) -> Changes:
@@ -95,32 +98,51 @@ class RedisCatalogStore:
         number, last = await self._commands.run("HMGET", META, "revision", "last")
         return Revision(int(number or 0), text(last or ""))
 
+    @contextmanager
+    def _waiting(self, size: int) -> Iterator[None]:
+        self._backlog.enter(size)
+        try:
+            yield
+        finally:
+            self._backlog.leave(size)
+
     async def _upsert(
         self, places: Sequence[int], items: Sequence[Item], sent: Sequence[Sent], fields: Fields | None
     ) -> list[Refused]:
-        """Write the items in some places of a batch. Those that another server changes meanwhile are changed anew."""
-        refused: list[Refused] = []
-        for _ in range(MAX_TRIES):
-            if fields is None:
-                found = [(ANY, sent[place]) for place in places]
-            else:
-                found = await self._merged([items[place] for place in places], fields)
-            ready: list[tuple[int, bytes, Write]] = []
-            for place, (revision, one) in zip(places, found, strict=True):
-                if isinstance(one, Write):
-                    ready.append((place, revision, one))
-                else:
-                    refused.append(Refused(place, one))
-            places = []
-            for (place, _, write), (outcome, declared) in zip(ready, await self._written(ready), strict=True):
-                if outcome == CHANGED_MEANWHILE:
-                    places.append(place)
-                elif outcome in WRONG_VECTOR:
-                    index = WRONG_VECTOR.index(outcome)
-                    refused.append(Refused(place, vector_violation(index, write.vector_sizes[index], declared[index])))
-            if not places:
-                return refused
+        """Write the items in some places of a batch. Those that others change meanwhile are changed anew."""
+        refused, overtaken = await self._try(places, items, sent, fields)
+        if not overtaken:
+            return refused
+        async with self._overtaken:
+            for _ in range(MAX_TRIES):
+                found, overtaken = await self._try(overtaken, items, sent, fields)
+                refused += found
+                if not overtaken:
+                    return refused
         raise Unavailable("other servers change the same items again and again")
+
+    async def _try(
+        self, places: Sequence[int], items: Sequence[Item], sent: Sequence[Sent], fields: Fields | None
+    ) -> tuple[list[Refused], list[int]]:
+        """Write what can be written; what is refused, and where others were faster."""
+        found = [(ANY, sent[place]) for place in places]
+        if fields is not None:
+            found = await self._merged([items[place] for place in places], fields)
+        refused: list[Refused] = []
+        overtaken: list[int] = []
+        ready: list[tuple[int, bytes, Write]] = []
+        for place, (revision, one) in zip(places, found, strict=True):
+            if isinstance(one, Write):
+                ready.append((place, revision, one))
+            else:
+                refused.append(Refused(place, one))
+        for (place, _, write), (outcome, declared) in zip(ready, await self._written(ready), strict=True):
+            if outcome == CHANGED_MEANWHILE:
+                overtaken.append(place)
+            elif outcome in WRONG_VECTOR:
+                index = WRONG_VECTOR.index(outcome)
+                refused.append(Refused(place, vector_violation(index, write.vector_sizes[index], declared[index])))
+        return refused, overtaken
 
     async def _written(self, ready: Sequence[tuple[int, bytes, Write]]) -> list[tuple[int, tuple[int, int]]]:
         """What became of each write, with the sizes of vectors that are declared."""
@@ -139,12 +161,12 @@ class RedisCatalogStore:
         ]
 
 
-def _pieces(sent: Sequence[Sent]) -> Iterator[list[int]]:
+def _pieces(sent: Sequence[Sent], most: int) -> Iterator[list[int]]:
     """The places of a batch, in as many pieces as scripts are needed."""
     piece: list[int] = []
     size = 0
     for place, one in enumerate(sent):
-        if piece and (len(piece) == SCRIPT_ITEMS or size >= SCRIPT_BYTES):
+        if piece and (len(piece) == most or size >= SCRIPT_BYTES):
             yield piece
             piece, size = [], 0
         piece.append(place)

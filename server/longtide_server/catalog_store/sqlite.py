@@ -46,7 +46,12 @@ class SqliteCatalogStore:
 
     async def delete(self, item_ids: Sequence[str]) -> int:
         """See CatalogStore. A batch is deleted whole."""
-        return await self._file.change(lambda connection: sqlite_items.delete(connection, item_ids), len(item_ids))
+        return await self._file.change(
+            lambda connection: sqlite_items.delete(connection, item_ids),
+            len(item_ids),
+            self._backlog,
+            sum(map(len, item_ids)),
+        )
 
     async def changes(self, since: Revision, limit: int) -> Changes:
         """See CatalogStore."""
