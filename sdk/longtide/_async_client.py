@@ -349,14 +349,18 @@ class AsyncClient:
         request = _convert.item_request(item_id)
         return _convert.item((await self._call(self._catalog.GetItem, request, timeout)).item)
 
-    async def list_items(self, *, page_size: int = 100, timeout: float | None = None) -> AsyncIterator[Item]:
-        """Every item by ascending id (in the order of its bytes), read page by page as they are used.
+    async def list_items(
+        self, filter: ItemFilter | None = None, *, page_size: int = 100, timeout: float | None = None
+    ) -> AsyncIterator[Item]:
+        """Every item, or every one that passes a filter, by ascending id (in the order of its bytes).
+
+        They are read page by page as they are used.
 
         `page_size` is 1 to 1,000; `timeout` is for each page.
         """
         token = ""
         while True:
-            request = _convert.items_request(page_size, token)
+            request = _convert.items_request(page_size, token, filter)
             page = await self._call(self._catalog.ListItems, request, timeout)
             for message in page.items:
                 yield _convert.item(message)

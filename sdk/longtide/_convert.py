@@ -271,9 +271,11 @@ def item_request(item_id: str) -> catalog_pb2.GetItemRequest:
     return catalog_pb2.GetItemRequest(item_id=text("item_id", item_id))
 
 
-def items_request(page_size: int, page_token: str) -> catalog_pb2.ListItemsRequest:
+def items_request(page_size: int, page_token: str, wanted: ItemFilter | None) -> catalog_pb2.ListItemsRequest:
     """Asks for a page of items."""
-    return catalog_pb2.ListItemsRequest(page_size=page_size, page_token=page_token)
+    return catalog_pb2.ListItemsRequest(
+        page_size=page_size, page_token=page_token, filter=None if wanted is None else filter_message(wanted)
+    )
 
 
 def delete_items_requests(item_ids: Iterable[str]) -> Iterator[catalog_pb2.DeleteItemsRequest]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import grpc
-
 from longtide.v1 import catalog_pb2, catalog_pb2_grpc
 from longtide_server import catalog_requests
 from longtide_server.catalog_store import CatalogStore, Upserted
 from longtide_server.catalog_writer import CatalogWriter
 from longtide_server.errors import NotFound
+from longtide_server.filter_requests import read_filter
+from longtide_server.item_filter import passes
 from longtide_server.item_messages import write_item
 from longtide_server.item_pages import listed
 from longtide_server.status import Context, answered, remaining_s
@@ -66,9 +66,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         async def answer() -> catalog_pb2.ListItemsResponse:
             remaining_s(context)
             size, after = catalog_requests.read_page(request)
-            if request.HasField("filter"):
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "filter: items cannot be filtered yet")
-            page = await listed(self._store, size, after, lambda item: True)
+            wanted = read_filter("filter", request.filter) if request.HasField("filter") else None
+            page = await listed(self._store, size, after, lambda item: wanted is None or passes(wanted, item))
             token = "" if page.last is None else catalog_requests.page_token(page.last)
             return catalog_pb2.ListItemsResponse(items=page.messages, next_page_token=token)
 

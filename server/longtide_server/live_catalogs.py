@@ -14,13 +14,6 @@ Page = tuple[Sequence[Item], Sequence[str]]
 """Some of what is stored: items, and ids of items that were deleted."""
 
 
-async def nothing_stored() -> AsyncIterator[Page]:
-    """The pages of a store that holds no items."""
-    none: Sequence[Page] = ()
-    for page in none:
-        yield page
-
-
 class LiveCatalogs:
     """The live catalogues at work, and the way of a new one to what is stored."""
 

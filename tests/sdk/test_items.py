@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from google.rpc import code_pb2
 
-from longtide import AsyncClient, InvalidArgumentError, Item, ItemError, NotFoundError, UnavailableError, UpsertResult
+from longtide import (
+    AsyncClient,
+    InvalidArgumentError,
+    Item,
+    ItemError,
+    NotFoundError,
+    Tags,
+    UnavailableError,
+    UpsertResult,
+)
+from longtide._filter_messages import filter_message
 from longtide.v1 import catalog_pb2
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -226,3 +236,8 @@ def test_what_a_newer_server_says_is_read_as_far_as_it_is_known(client, server):
         item_id="i1", availability=9, attributes=[{"name": "of another kind"}, {"name": "a", "number": 1}]
     )
     assert client.get_item("i1") == Item("i1", attributes={"a": 1.0})
+
+
+def test_items_are_listed_by_a_filter(client, server):
+    assert list(client.list_items(Tags("new"))) == []
+    assert server.requests[-1].filter == filter_message(Tags("new"))

@@ -20,7 +20,6 @@ from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotErr
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
-from longtide_server.item import Item
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Catalog", "Snapshot")]
 
@@ -52,19 +51,20 @@ async def recommended(channel, user_id="ann"):
     return [item.item_id for item in answer.recommendations]
 
 
-async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(config, copied, monkeypatch):
-    async def pages():
-        yield [Item("item-3", tags=("new",), available=False), Item("item-5", tags=("new",))], ["item-4"]
-
-    monkeypatch.setattr("longtide_server.app.nothing_stored", pages)
+async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(config, copied):
     settings = config(snapshot_dir=copied("a", "b"))
     left = sorted(f"item-{n}" for n in range(12) if n not in (3, 4))
     async with running(settings) as address, grpc.aio.insecure_channel(address) as channel:
-        assert sorted(await recommended(channel)) == left
+        assert len(await recommended(channel)) == 12
         async with AsyncClient(address) as client:
+            await client.upsert_items([Item("item-3", tags=["new"], available=False), Item("item-5", tags=["new"])])
+            await client.delete_items(["item-4"])
+            assert sorted(await recommended(channel)) == left
             await client.activate_snapshot("b")
             answer = await client.recommend("ann", filter=Tags("new") & ~Tags("old"))
         assert [item.item_id for item in answer] == ["item-5"]
+        assert sorted(await recommended(channel)) == left
+    async with running(settings) as address, grpc.aio.insecure_channel(address) as channel:
         assert sorted(await recommended(channel)) == left
 
 

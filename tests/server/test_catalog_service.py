@@ -248,9 +248,19 @@ async def test_a_page_that_cannot_be_is_named(catalog, request_, reason):
     assert (code, message) == ("INVALID_ARGUMENT", reason)
 
 
-async def test_a_filter_is_not_served_yet(catalog):
-    request = catalog_pb2.ListItemsRequest(filter={"tags": {"names": ["new"]}})
-    assert (await refusal(catalog.stub.ListItems(request)))[0] == "UNIMPLEMENTED"
+async def test_only_items_that_pass_a_filter_are_listed(catalog):
+    await upsert(catalog, {"item_id": "a", "tags": ["new"]}, {"item_id": "b"}, {"item_id": "c", "tags": ["new"]})
+    request = catalog_pb2.ListItemsRequest(filter={"tags": {"names": ["new"]}}, page_size=1)
+    first = await catalog.stub.ListItems(request)
+    request.page_token = first.next_page_token
+    second = await catalog.stub.ListItems(request)
+    assert [item.item_id for page in (first, second) for item in page.items] == ["a", "c"]
+
+
+async def test_a_wrong_filter_is_named_where_it_stands(catalog):
+    request = catalog_pb2.ListItemsRequest(filter={"tags": {}})
+    code, message, _ = await refusal(catalog.stub.ListItems(request))
+    assert (code, message) == ("INVALID_ARGUMENT", "filter.tags.names: must hold a name")
 
 
 # Deleting

@@ -31,7 +31,7 @@ from longtide_server.item_filter import (
     passes,
 )
 from longtide_server.live_catalog import KEPT_MASKS, MAX_KEPT_SIZE, LiveCatalog
-from longtide_server.live_catalogs import LiveCatalogs, nothing_stored
+from longtide_server.live_catalogs import LiveCatalogs
 
 LETTERS = "abcde"
 CATALOG = Catalog(tuple(LETTERS), tuple(ItemInfo(f"Title {one}", (one.upper(), "All")) for one in LETTERS))
@@ -340,6 +340,11 @@ def test_words_and_numbers_of_many_items_are_followed(count):
 
 
 # Every catalogue at work
+
+
+async def nothing_stored():
+    for page in ():
+        yield page
 
 
 async def test_what_is_stored_reaches_every_catalogue():
