@@ -130,15 +130,16 @@ class CatalogWriter:
 
 async def keep_refreshing(writer: CatalogWriter, every_s: float) -> None:
     """Follow what other servers change, until it is cancelled; a store that fails is asked again the next time."""
-    fails = False
+    reason = ""
     while True:
+        before, reason = reason, ""
         try:
             await writer.refresh()
-            fails = False
         except LongtideError as exc:
-            if not fails:
-                log.warning("catalogue_not_followed", reason=str(exc))
-            fails = True
-        except Exception:
-            log.exception("catalogue_not_followed")
+            reason = str(exc)
+        except Exception as exc:
+            log.exception("catalogue_followed_oddly")
+            reason = repr(exc)
+        if reason and reason != before:
+            log.warning("catalogue_not_followed", reason=reason)
         await asyncio.sleep(every_s)

@@ -99,8 +99,7 @@ def _vector_reader(field: str) -> Callable[[catalog_pb2.Item], NDArray[np.float3
     def read(message: catalog_pb2.Item) -> NDArray[np.float32] | None:
         if not message.HasField(field):  # type: ignore[arg-type]
             return None
-        values = getattr(message, field).values
-        return np.fromiter(values, np.float32, len(values))
+        return np.array(getattr(message, field).values[:], np.float32)  # of a list: three times as fast
 
     return read
 

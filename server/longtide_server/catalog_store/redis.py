@@ -1,10 +1,10 @@
 """Items in Redis or Valkey, one server or a cluster, beside the events.
 
-The whole catalogue is in one hash slot, so on one server of a cluster. That gives every change a revision from one
-counter: who follows the changes sees them in one order and misses none, and each script changes an item and its
-revision at once. A catalogue spread over slots would need a revision for each of them, and its pages would have to be
-merged. It would spread little: each server of Longtide keeps what it recommends by in memory too, and a million items
-of 2 kB are some gigabytes.
+The whole catalogue is in one hash slot, so on one server of a cluster, and moves as a whole when that slot does. That
+gives every change its revision from one place: who follows the changes sees them in one order and misses none, and each
+script changes an item and its revision at once. A catalogue spread over slots would need a revision for each of them,
+and its pages would have to be merged. It would spread little: each server of Longtide keeps what it recommends by in
+memory too, and a million items of 2 kB are some gigabytes.
 """
 
 from __future__ import annotations
