@@ -14,16 +14,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class ItemInfo:
-    """What people and language models read of an item."""
+    """What is known of an item. Catalogue files hold title and categories: no answer shows the rest."""
 
     title: str = ""
     categories: tuple[str, ...] = ()
+    """Each a name, or a path from the most general name on, its names joined by ` > `."""
     description: str = ""
-    """Longer text, for training. Catalogue files leave it out: no answer shows it, and it would be most of the file."""
+    tags: tuple[str, ...] = ()
+    brand: str = ""
+    price: float | None = None
+    domain: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+    """Names of facts with what they say in words; of the knowledge graph, relations with what they lead to."""
 
 
 class Catalog:
-    """Item ids and their numbers from 1 to I, the most frequent item first."""
+    """Item ids and their numbers from 1 on: those of the log, the most frequent first, then those without events."""
 
     def __init__(self, item_ids: tuple[str, ...], infos: tuple[ItemInfo, ...]) -> None:
         self.item_ids = item_ids

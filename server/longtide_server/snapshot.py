@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from longtide_server.behavior import BehaviorWeights
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, read_catalog
+from longtide_server.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput, SnapshotError
 from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
@@ -44,6 +45,7 @@ DIRECTIONS = "directions.npy"
 BEHAVIOR = "behavior.npz"
 REQUEST_TIME = "request_time.npz"
 CONTENT_VECTORS = "content_vectors.npy"
+CONTENT = "content.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Manifest:
     fusion: Fusion
     user_count: int
     item_count: int
+    """Items of the log."""
     event_count: int
     model: dict[str, str | float | int | bool | list[float]]
     """The shape of the encoder, as it was trained."""
@@ -106,6 +109,8 @@ class Manifest:
     """The settings it was trained with."""
     metrics: dict[str, dict[str, float]]
     """Validation metrics by what was measured, for example `fusion` -> `ndcg@10`."""
+    new_item_count: int = 0
+    """Items of the catalogue that have no event in the log; their vectors come from their content."""
     format_version: int = FORMAT_VERSION
     files: dict[str, FileFacts] = field(default_factory=dict)
 
@@ -122,7 +127,7 @@ class Snapshot:
     user_numbers: Mapping[str, int]
     """Their indexes in user_ids."""
     embeddings: NDArray[np.float32]
-    """(I + 1, D) unit vectors; row 0 is padding."""
+    """(I + 1, D) unit vectors; row 0 is padding. I is all items, those without events at the end."""
     popularity: NDArray[np.float64]
     """(I + 1,) probabilities; 0 for padding. Falling from item 1 on, but for what recency changes."""
     transitions: Transitions
@@ -133,6 +138,8 @@ class Snapshot:
     """What the time of a request changes; None where the log had no real times to learn it from."""
     content_vectors: NDArray[np.float32] | None = None
     """(I + 1, D) unit vectors of what is known of the items, zeros where nothing is; None where nothing was of any."""
+    content: ContentTower | None = None
+    """Gives items that the snapshot does not hold a vector; None where nothing was known of items to learn it from."""
 
     @property
     def snapshot_id(self) -> str:
@@ -271,6 +278,10 @@ def load_snapshot(directory: Path) -> Snapshot:
         with np.load(folder / REQUEST_TIME) as arrays:
             request_time = RequestTimeWeights(**arrays)
     content_vectors = np.load(folder / CONTENT_VECTORS) if CONTENT_VECTORS in manifest.files else None
+    content = None
+    if CONTENT in manifest.files:
+        with np.load(folder / CONTENT) as arrays:
+            content = ContentTower(ContentWeights(**arrays))
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -285,6 +296,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         behavior=behavior,
         request_time=request_time,
         content_vectors=content_vectors,
+        content=content,
     )
 
 

@@ -72,6 +72,30 @@ def test_json_and_parquet_may_list_categories(write, tmp_path):
     assert read_items(tmp_path / "items.parquet") == {"1": ItemInfo("", ("a", "b")), "2": ItemInfo()}
 
 
+def test_tags_brand_price_and_domain_are_read_where_there_are_any(write):
+    path = write("item_id,tags,brand,price,domain\n1,vegan| new |vegan,Lumo,12.50,shop\n2,,,,\n")
+    assert read_items(path) == {
+        "1": ItemInfo(tags=("vegan", "new"), brand="Lumo", price=12.5, domain="shop"),
+        "2": ItemInfo(),
+    }
+    assert read_items(write('{"item_id": 1, "tags": ["a", "b"], "price": 0}\n', "items.jsonl")) == {
+        "1": ItemInfo(tags=("a", "b"), price=0.0)
+    }
+
+
+@pytest.mark.parametrize(
+    ("price", "what"),
+    [
+        ("cheap", "'cheap' is not a number"),
+        ("-1", "'-1' is not a price: finite, 0 or more"),
+        ("inf", "'inf' is not a price: finite, 0 or more"),
+        ("nan", "'nan' is not a price: finite, 0 or more"),
+    ],
+)
+def test_a_price_that_is_none_is_an_error(write, price, what):
+    assert complaint(write(f"item_id,price\n1,2\n2,{price}\n")) == f"row 3, column price: {what}"
+
+
 def test_an_item_given_twice_names_both_rows(write):
     path = write("item_id,title\n1,a\n2,b\n1,c\n")
     assert complaint(path) == "row 4, column item_id: '1' is already the item of row 2"

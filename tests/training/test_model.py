@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from longtide_server.training.content import Content
 from longtide_server.training.model import Dropout, Encoder, ItemTable, Memories, ModelConfig, ServingEncoder
 
 ITEMS = 20
@@ -245,35 +246,56 @@ def test_memories_are_the_plain_recurrence():
         assert_close(normalised[:, t], memories.norm(m), atol=1e-4, rtol=1e-4)
 
 
-# The items' texts
+# The items' content
+
+
+def known(text: list[list[float]] = (), labels: tuple[tuple[int, ...], ...] = ()) -> Content:
+    """The content of items 1, 2 ..., behind padding; labels are numbers from 0."""
+    rows = [[0.0] * len(text[0]), *text] if text else [[]] * (len(labels) + 1)
+    found = labels or ((),) * len(text)
+    return Content(
+        text=np.array(rows, np.float32).reshape(len(rows), -1),
+        image=np.zeros((len(rows), 0), np.float32),
+        labels=np.array([label for one in found for label in one], np.int64),
+        offsets=np.cumsum([0, 0, *map(len, found)]).astype(np.int64),
+        names=tuple("abc")[: 1 + max((label for one in found for label in one), default=-1)],
+        price_edges=np.zeros(0),
+    )
 
 
 def test_an_items_vector_joins_its_number_with_its_text():
-    text = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    table = ItemTable(ModelConfig(3, dim=4), text)
-    vectors = table()
-    assert_close(vectors[1], table.ids.weight[1] + table.project[0])
-    assert_close(vectors[2], table.ids.weight[2] + table.project[1])
+    table = ItemTable(ModelConfig(3, dim=4), known(text=[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    vectors, weight = table(), table.content.text_weight
+    assert_close(vectors[1], table.ids.weight[1] + weight[0])
+    assert_close(vectors[2], table.ids.weight[2] + weight[1])
     assert_close(vectors[3], table.ids.weight[3])  # an item without text
     assert vectors[0].tolist() == [0.0] * 4  # padding
 
 
-def test_the_text_is_learnt_from_but_not_changed():
-    text = torch.eye(4)[:, :3]
-    table = ItemTable(ModelConfig(3, dim=4), text)
+def test_an_items_vector_joins_its_number_with_its_labels_each_counting_the_less_the_more_there_are():
+    table = ItemTable(ModelConfig(3, dim=4), known(labels=((0,), (0, 1, 2, 1), ())))
+    vectors, label = table(), table.content.label_embedding
+    assert_close(vectors[1], table.ids.weight[1] + label[0])
+    assert_close(vectors[2], table.ids.weight[2] + (label[0] + 2 * label[1] + label[2]) / 2)
+    assert_close(vectors[3], table.ids.weight[3])
+    assert vectors[0].tolist() == [0.0] * 4
+
+
+def test_the_content_is_learnt_from_but_not_changed():
+    table = ItemTable(ModelConfig(3, dim=4), known(text=[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
     table().sum().backward()
-    assert table.project.grad.abs().sum() > 0
-    assert "text" not in dict(table.named_parameters())
-    assert "text" not in table.state_dict()  # every checkpoint would hold it again
+    assert table.content.text_weight.grad.abs().sum() > 0
+    assert set(dict(table.named_parameters())) == set(table.state_dict())  # every checkpoint would hold it again
+    assert not {"content.text", "content.labels"} & set(table.state_dict())
 
 
 @torch.inference_mode()
-def test_a_folded_encoder_needs_no_text_and_says_the_same():
+def test_a_folded_encoder_needs_no_content_and_says_the_same():
     torch.manual_seed(0)
     config = ModelConfig(5, dim=8, hidden=8, use_types=True, use_gaps=True)
-    model = Encoder(config, torch.randn(6, 3) * torch.tensor([[0.0], *[[1.0]] * 5])).eval()
-    folded = model.folded(config)
-    assert folded.items.text.size(1) == 0
+    model = Encoder(config, known(text=torch.randn(5, 3).tolist())).eval()
+    folded = model.folded(config, torch.zeros(0, 8))
+    assert folded.items.content is None
     assert_close(folded.item_embeddings(), model.item_embeddings())
     events = (torch.tensor([[1, 5, 2]]), torch.tensor([[1, 4, 1]]), torch.rand(1, 3), torch.zeros(1, 3))
     for found, expected in zip(
@@ -282,7 +304,23 @@ def test_a_folded_encoder_needs_no_text_and_says_the_same():
         assert_close(found, expected)
 
 
+@torch.inference_mode()
+def test_a_folded_encoder_knows_new_items_behind_the_others():
+    torch.manual_seed(0)
+    config = ModelConfig(5, dim=8, hidden=8)
+    model = Encoder(config).eval()
+    new = torch.eye(8)[:2]
+    folded = model.folded(config, new)
+    assert_close(folded.item_embeddings()[:6], model.item_embeddings())
+    assert_close(folded.item_embeddings()[6:], new)
+    lengths = torch.linalg.vector_norm(folded.items.ids.weight, dim=1)
+    assert_close(lengths[6], lengths[1:6].mean())  # to the encoder they are as large as others
+    viewed = (torch.tensor([1, 7]), torch.ones(2, dtype=torch.int64), torch.zeros(2), torch.zeros(2))
+    _, _, items, _, _ = ServingEncoder(folded)(*joined(viewed), folded.initial_state(1), 7)
+    assert sorted(items[0].tolist()) == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_what_is_no_input_is_not_trained():
     """Processes that train together would wait for its gradient."""
     trained = {name for name, weight in Encoder(ModelConfig(3, dim=4)).named_parameters() if weight.requires_grad}
-    assert not trained & {"type_embedding.weight", "gap_embedding.weight", "value_weight", "items.project"}
+    assert not trained & {"type_embedding.weight", "gap_embedding.weight", "value_weight"}

@@ -6,11 +6,15 @@ import pytest
 from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
+from longtide_server.item import Item
+from longtide_server.recommender import Query
 from longtide_server.snapshot import CURRENT, check_files, load_snapshot
 from longtide_server.training import pipeline
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
+from longtide_server.training.known_items import NOTHING_GIVEN, known_items
 from longtide_server.training.loop import Progress
+from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.pipeline import Step, train_and_publish
 from longtide_server.training.settings import Settings, settings_for, with_overrides
 
@@ -176,6 +180,69 @@ def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
         train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
     (kept,) = tmp_path.iterdir()  # the training is not lost: the next one, with more trees, takes it up
     assert kept.name.startswith(".training-")
+
+
+# Items without events
+
+
+KINDS = sequences(*("abcdefgh"[start:] + "abcdefgh"[:start] for start in range(8)),
+                  *("stuvwxyz"[start:] + "stuvwxyz"[:start] for start in range(8)))  # fmt: skip
+TAGS = {letter: ItemInfo(tags=("early" if letter < "m" else "late",)) for letter in "abcdefghstuvwxyz"}
+NEW = {"EARLY": ItemInfo("Early", tags=("early",)), "LATE": ItemInfo("Late", tags=("late",)), "NONE": ItemInfo("None")}
+
+
+@pytest.fixture(scope="module")
+def with_new_items(tmp_path_factory):
+    """Two kinds of letters, each liked by people of its own, and new items of which tags say the kind."""
+    directory = tmp_path_factory.mktemp("new")
+    settings = with_overrides(quick(KINDS), {"train.epochs": "12", "train.learning_rate": "0.02"})
+    known = known_items(KINDS.item_ids, TAGS | NEW, NOTHING_GIVEN, "none", pytest.fail)
+    train_and_publish(KINDS, TAGS | NEW, settings, directory, silent, known)
+    return load_snapshot(directory)
+
+
+def test_items_without_events_are_published_behind_the_others_with_vectors_from_their_content(with_new_items):
+    snapshot = with_new_items
+    assert snapshot.catalog.item_ids == (*KINDS.item_ids, "EARLY", "LATE")  # of NONE nothing is known that was learned
+    assert (snapshot.manifest.item_count, snapshot.manifest.new_item_count) == (16, 2)
+    assert snapshot.catalog.info(17).title == "Early"
+    assert snapshot.embeddings.shape == (19, 8)
+    assert snapshot.popularity[17:].tolist() == [0.0, 0.0]
+    assert len(snapshot.transitions.offsets) == 20
+    assert snapshot.transitions.offsets[17:].tolist() == [len(snapshot.transitions.items)] * 3
+    for number, name in ((17, "EARLY"), (18, "LATE")):
+        vector = snapshot.content.item_vector(Item("another", tags=NEW[name].tags), None)
+        np.testing.assert_allclose(snapshot.embeddings[number], vector, atol=1e-6)
+
+
+async def test_items_without_events_are_recommended_to_those_whom_they_suit(with_new_items):
+    offline = OfflineRecommender(with_new_items, KINDS)
+    try:
+        early, late = [answer async for answer in offline.answers([Query("u0"), Query("u15")])]
+        ranked = [order async for order in offline.ranked([Query("u0"), Query("u15")], ["LATE", "EARLY"])]
+    finally:
+        await offline.close()
+    # Everybody has had all the letters of their kind.
+    assert early.recommendations[0].item_id == "EARLY"
+    assert late.recommendations[0].item_id == "LATE"
+    assert early.recommendations[0].sources[0][0] == Source.ENCODER
+    assert [[item.item_id for item in order] for order in ranked] == [["EARLY", "LATE"], ["LATE", "EARLY"]]
+
+
+async def test_who_touches_an_item_without_events_is_understood(with_new_items):
+    log = replace(sequences("L"), user_ids=("new",), item_ids=("LATE",))
+    offline = OfflineRecommender(with_new_items, log)
+    try:
+        (answer,) = [answer async for answer in offline.answers([Query("new", 8)])]
+    finally:
+        await offline.close()
+    assert {item.item_id for item in answer.recommendations} == set("stuvwxyz")
+
+
+def test_without_content_a_snapshot_has_no_tower(tmp_path):
+    snapshot = published(WALKS, tmp_path, infos=TAGS)
+    assert snapshot.content is None
+    assert snapshot.manifest.new_item_count == 0
 
 
 def test_a_log_with_every_input_is_published(tmp_path):

@@ -82,7 +82,7 @@ def test_what_is_hosted_answers_before_the_time_is_known():
     config = ModelConfig(5, dim=DIM, hidden=8, blocks=1, use_request_time=True)
     model = Encoder(config).eval()
     assert model.request_time is not None
-    served = ServingEncoder(model.folded(config))
+    served = ServingEncoder(model.folded(config, torch.zeros(0, DIM)))
     assert not any("request_time" in name for name in served.state_dict())
     assert Encoder(replace(config, use_request_time=False)).request_time is None
 

@@ -58,13 +58,15 @@ def test_what_means_the_same_is_close_and_no_network_is_needed(monkeypatch, tmp_
         "shampoo": ItemInfo("Anti-dandruff shampoo for men", ("Hair care",)),
         "film": ItemInfo("Toy Story (1995)", ("Animation", "Comedy")),
     }
-    vectors = item_vectors(tuple(infos), infos, None, lambda _: None)
-    assert vectors is not None and vectors.shape == (5, 384)
+    found = item_vectors(tuple(infos), infos, None, lambda _: None)
+    assert found is not None and found.vectors.shape == (5, 384)
+    vectors = found.vectors
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([0, 1, 1, 1, 1])
     likeness = vectors @ vectors.T
     assert likeness[1, 2] > 0.5 > likeness[1, 3] > likeness[1, 4]
     again = item_vectors(tuple(infos), infos, None, lambda _: None)
-    np.testing.assert_array_equal(vectors, again)
+    assert again is not None
+    np.testing.assert_array_equal(vectors, again.vectors)
     assert asked == []
 
 

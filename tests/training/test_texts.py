@@ -12,15 +12,15 @@ import pytest
 from rich.console import Console
 
 from longtide_server.catalog import ItemInfo
+from longtide_server.content import item_text
 from longtide_server.errors import InvalidInput
+from longtide_server.text_cache import TextCache
 from longtide_server.training.display import TrainingDisplay
-from longtide_server.training.text_cache import TextCache
 from longtide_server.training.texts import (
     BATCH_TEXTS,
     TextNotice,
     TextProgress,
     embed_texts,
-    item_text,
     item_vectors,
 )
 
@@ -175,8 +175,9 @@ def letters(monkeypatch, tmp_path):
 def test_items_get_the_rows_of_their_numbers_and_padding_zeros(letters, reports):
     vectors = item_vectors(("y", "unknown", "x"), INFOS, None, reports.append)
     assert vectors is not None
-    assert vectors.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
-    assert vectors.dtype == np.float32
+    assert vectors.vectors.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert vectors.vectors.dtype == np.float32
+    assert vectors.model == "letters"
     assert reports == [TextProgress(0.0, 2), TextProgress(1.0, 2)]
 
 

@@ -79,7 +79,11 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."),
-            click.option("--items", type=click.Path(path_type=Path), help="Items file: item_id, title, categories."),
+            click.option(
+                "--items",
+                type=click.Path(path_type=Path),
+                help="Items file: item_id, title, categories, description, tags, brand, price, domain.",
+            ),
             click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
             click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
         )
@@ -111,6 +115,13 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
             click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
             text_option,
+            click.option(
+                "--vectors",
+                type=click.Path(path_type=Path),
+                metavar="FILE.npz",
+                help="Vectors of items that you made: arrays item_id (N,) and text (N, E) or image (N, V) or both. "
+                "With text, no language model is asked.",
+            ),
         )
     ):
         command = option(command)

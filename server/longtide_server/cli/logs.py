@@ -13,6 +13,7 @@ from longtide_server.cli.base import messages
 if TYPE_CHECKING:  # numpy and pyarrow are imported by the commands that need them
     from longtide_server.catalog import ItemInfo
     from longtide_server.training.dataset import Sequences
+    from longtide_server.training.known_items import GivenVectors
     from longtide_server.training.log import Log
     from longtide_server.training.settings import Settings
 
@@ -64,6 +65,13 @@ async def _stored(url: str, *, with_items: bool) -> tuple[Log, Mapping[str, Item
             return log, await read_item_infos(stores.items, report("items")) if with_items else {}
     finally:
         await stores.events.close()
+
+
+def given_vectors(path: Path | None) -> GivenVectors:
+    """The vectors of a file, or none."""
+    from longtide_server.training.known_items import NOTHING_GIVEN, read_vectors
+
+    return NOTHING_GIVEN if path is None else read_vectors(path)
 
 
 def read_for_training(

@@ -18,7 +18,7 @@ from rich.text import Text
 from longtide import Client, SnapshotInfo
 from longtide_server import errors
 from longtide_server.cli.base import console, log_options, messages, store_option, target_option, training_options
-from longtide_server.cli.logs import read_for_training, read_log_file
+from longtide_server.cli.logs import given_vectors, read_for_training, read_log_file
 from longtide_server.snapshot import read_manifest, resolve
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
     log: Path | None, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
-    tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
+    vectors: Path | None, tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
@@ -50,11 +50,11 @@ def train(
     unless --items does. Under `torchrun`, its processes train
     together, one a GPU where there are GPUs.
     """
+    from longtide_server.training.known_items import known_items
     from longtide_server.training.loop import Run
     from longtide_server.training.pipeline import prepare_training, publish_trained
     from longtide_server.training.pipeline import train as run_training
     from longtide_server.training.settings import setting_names
-    from longtide_server.training.texts import item_vectors
     from longtide_server.training.workers import workers
 
     sequences, infos, settings = read_for_training(log, overrides, **rest)
@@ -63,11 +63,11 @@ def train(
         return
     with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
         with team.leader_first():
-            text = item_vectors(sequences.item_ids, infos, text_model, report)
-        run = Run(team, prepare_training(sequences, settings, out, text))
-        trained = run_training(sequences, settings, report, run, text)
+            known = known_items(sequences.item_ids, infos, given_vectors(vectors), text_model, report)
+        run = Run(team, prepare_training(sequences, settings, out, known.content))
+        trained = run_training(sequences, settings, report, run, known.content)
         if team.leads:
-            folder = publish_trained(trained, sequences, infos, settings, out, report, run)
+            folder = publish_trained(trained, sequences, infos, settings, out, report, run, known.new)
     if team.leads:
         _print_snapshot(folder, as_json)
 
@@ -171,6 +171,7 @@ def evaluate(
     overrides: tuple[str, ...],
     show_settings: bool,
     text_model: str | None,
+    vectors: Path | None,
     as_json: bool,
     **rest: Any,  # noqa: ANN401
 ) -> None:
@@ -190,9 +191,9 @@ def evaluate(
     from longtide_server.training.display import TrainingDisplay
     from longtide_server.training.evaluate import evaluate as run
     from longtide_server.training.evaluate import hold_out
+    from longtide_server.training.known_items import known_items
     from longtide_server.training.settings import setting_names
     from longtide_server.training.show import behavior_table, overall_table, slices_table
-    from longtide_server.training.texts import item_vectors
 
     if plot:
         _check_plot(plot)
@@ -202,8 +203,10 @@ def evaluate(
         return
     holdout = hold_out(sequences, split)
     with TrainingDisplay(messages) as display:
-        text = item_vectors(holdout.history.item_ids, infos, text_model, display)
-        found = run(holdout, infos, settings, display, text)
+        item_ids = holdout.history.item_ids
+        infos = {item_id: infos[item_id] for item_id in item_ids if item_id in infos}  # others are not ranked
+        known = known_items(item_ids, infos, given_vectors(vectors), text_model, display)
+        found = run(holdout, infos, settings, display, known.content)
     title = f"{log.name if log else 'the event store'}, {split}"
     if as_json:
         click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))

@@ -23,9 +23,9 @@ from longtide_server.events import EventType
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.display import TrainingDisplay
+from longtide_server.training.known_items import NOTHING_GIVEN, known_items
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import Settings
-from longtide_server.training.texts import item_vectors
 
 MOVIELENS = Path(__file__).with_name("movielens-latest-small")
 LAST_ITEMS = 5
@@ -63,8 +63,8 @@ def run(
     """Do all of it, then serve until Ctrl-C."""
     check_listen(listen)  # fails now, and not after the training
     with TrainingDisplay(messages) as display:
-        text = item_vectors(sequences.item_ids, infos, text_model, display)
-        train_and_publish(sequences, infos, settings, work_dir / "snapshot", display, text)
+        known = known_items(sequences.item_ids, infos, NOTHING_GIVEN, text_model, display)
+        train_and_publish(sequences, infos, settings, work_dir / "snapshot", display, known)
     # Each log has an event store of its own: two logs may know different people by the same id.
     data_dir = work_dir / f"data-{_digest(sequences)}"
     config = ServerConfig(snapshot_dir=work_dir / "snapshot", data_dir=data_dir, listen=listen)

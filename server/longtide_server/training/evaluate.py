@@ -26,7 +26,9 @@ from longtide_server.recommender import Query
 from longtide_server.snapshot import load_snapshot
 from longtide_server.training.baselines import popularity_lists, transition_lists
 from longtide_server.training.bias import PopularityBias, popularity_bias
+from longtide_server.training.content import Content
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last, without_hindsight
+from longtide_server.training.known_items import KnownItems
 from longtide_server.training.metrics import NOT_RANKED, coverage_at_k, hr_at_k, mrr_at_k, ndcg_at_k
 from longtide_server.training.offline import OfflineRecommender, recommended_items
 from longtide_server.training.pipeline import MIN_EVENTS, Report, train_and_publish
@@ -113,16 +115,16 @@ def evaluate(
     infos: Mapping[str, ItemInfo],
     settings: Settings,
     report: Report,
-    text: NDArray[np.float32] | None = None,
+    content: Content | None = None,
 ) -> Evaluation:
     """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed.
 
-    text: (I + 1, E) embeddings of the texts of the history's items.
+    content: of the history's items.
     """
     # The settings were chosen for the whole log, which may hold items that the history does not.
     settings = replace(settings, model=replace(settings.model, item_count=holdout.history.item_count))
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
-        train_and_publish(holdout.history, infos, settings, Path(scratch), report, text)
+        train_and_publish(holdout.history, infos, settings, Path(scratch), report, KnownItems(content))
         longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
     lists = {
         **longtide,

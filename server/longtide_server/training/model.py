@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.functional import embedding, normalize
 
+from longtide_server.training.content import Content, ContentPart
 from longtide_server.training.request_time import RequestTime
 
 GAP_BUCKETS = 32
@@ -142,26 +143,22 @@ class Memories(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """A vector for every item: an embedding of its number, joined with what its text says where there is text."""
+    """A vector for every item: an embedding of its number, joined with what its content says where there is content."""
 
-    def __init__(self, config: ModelConfig, text: Tensor | None = None) -> None:
-        """Text: (I + 1, E) embeddings of the items' texts, zeros where there is none; it is not trained itself."""
+    def __init__(self, config: ModelConfig, content: Content | None = None) -> None:
         super().__init__()
         self.ids = nn.Embedding(config.item_count + 1, config.dim, padding_idx=0)
-        self.text: Tensor
-        self.register_buffer("text", torch.zeros(config.item_count + 1, 0) if text is None else text, persistent=False)
-        scale = 1.0 / math.sqrt(config.dim)  # both parts begin with length 1
-        self.project = nn.Parameter(scale * torch.randn(self.text.size(1), config.dim))
-        self.project.requires_grad_(self.text.size(1) > 0)
-        nn.init.normal_(self.ids.weight, std=scale)
+        nn.init.normal_(self.ids.weight, std=config.dim**-0.5)  # begins with length 1, as every kind of content does
         with torch.no_grad():
             self.ids.weight[0].zero_()
+        self.content = None if content is None else ContentPart(config.dim, content)
 
     def forward(self) -> Tensor:
         """(I + 1, D); row 0, the padding, is zero."""
-        if self.text.size(1) == 0:
+        if self.content is None:
             return self.ids.weight
-        return self.ids.weight + self.text @ self.project
+        table: Tensor = self.ids.weight + self.content()
+        return table
 
 
 class Encoder(nn.Module):
@@ -169,7 +166,7 @@ class Encoder(nn.Module):
 
     __jit_unused_properties__: ClassVar = ["device"]
 
-    def __init__(self, config: ModelConfig, text: Tensor | None = None) -> None:
+    def __init__(self, config: ModelConfig, content: Content | None = None) -> None:
         super().__init__()
         dim = config.dim
         self.dim = dim
@@ -179,7 +176,7 @@ class Encoder(nn.Module):
         self.use_types, self.use_gaps, self.use_values = config.use_types, config.use_gaps, config.use_values
         self.value_mean, self.value_std = config.value_mean, config.value_std
         self.temperature = config.temperature
-        self.items = ItemTable(config, text)
+        self.items = ItemTable(config, content)
         self.type_embedding = nn.Embedding(TYPE_COUNT if config.use_types else 1, dim)
         self.gap_embedding = nn.Embedding(GAP_BUCKETS if config.use_gaps else 1, dim)
         self.value_weight = nn.Parameter(torch.zeros(dim))
@@ -214,13 +211,18 @@ class Encoder(nn.Module):
         """(I + 1, D), each of length 1; row 0 is padding."""
         return normalize(self.items(), dim=1)
 
-    def folded(self, config: ModelConfig) -> Encoder:
-        """The same encoder as it is hosted: texts are worked into the embeddings, and no request has a time yet."""
-        served = Encoder(replace(config, use_request_time=False))
+    def folded(self, config: ModelConfig, new: Tensor) -> Encoder:
+        """The same encoder as it is hosted: with C new items, no content of its own, and no time of a request yet.
+
+        new (C, D): the new items' vectors, of length 1. They get the length that the items of the log have on average.
+        """
+        table = self.items()
+        length = torch.linalg.vector_norm(table[1:], dim=1).mean()
+        served = Encoder(replace(config, item_count=config.item_count + len(new), use_request_time=False))
         apart = ("items.", "request_time.")
         weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith(apart)}
         weights |= {name: weight for name, weight in served.state_dict().items() if name.startswith("items.")}
-        weights["items.ids.weight"] = self.items()
+        weights["items.ids.weight"] = torch.cat([table, length * new.to(table.device)])
         served.load_state_dict(weights)
         return served.eval()
 

@@ -74,7 +74,7 @@ class Objective(nn.Module):
         asked = query
         if self.encoder.request_time is not None:
             asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
-        loss = self._item_loss(asked, item, count, embeddings)
+        loss = self.item_loss(asked, item, count, embeddings)
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
             loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)
@@ -87,7 +87,11 @@ class Objective(nn.Module):
             return one
         return torch.where(types == self.wanted.event_type, one, self.wanted.other_weight)
 
-    def _item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor) -> Tensor:
+    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor) -> Tensor:
+        """How far query vectors (N, D) are from the items (N,) that came next, each times what it counts (N,), summed.
+
+        embeddings (I + 1, D): the items' vectors, of length 1.
+        """
         temperature = self.encoder.temperature
         if not self.negatives:
             return full_softmax_loss(query, embeddings[1:], item - 1, count, temperature, self.dtype)

@@ -14,7 +14,7 @@ from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of
 from longtide_server.live_catalog import LiveCatalog
-from longtide_server.recommender import Answer, Query, Recommender
+from longtide_server.recommender import Answer, Query, RankedItem, Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.training.dataset import Sequences
 from longtide_server.user_state import UserStates
@@ -90,6 +90,16 @@ class OfflineRecommender:
                 if answer.degraded_reason:
                     raise Unavailable(answer.degraded_reason)
                 yield answer
+
+    async def ranked(self, queries: Sequence[Query], item_ids: Sequence[str]) -> AsyncIterator[tuple[RankedItem, ...]]:
+        """The given items in every query's order, in the order of the queries."""
+        for at in range(0, len(queries), AT_ONCE):
+            asked = queries[at : at + AT_ONCE]
+            calls = (self._recommender.rank(query, item_ids, CALL_TIMEOUT_S) for query in asked)
+            for ranked, degraded_reason in await asyncio.gather(*calls):
+                if degraded_reason:
+                    raise Unavailable(degraded_reason)
+                yield ranked
 
     async def candidates(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Candidates]:
         """What every source says of the candidates of users, in their order."""

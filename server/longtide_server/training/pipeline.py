@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo, write_catalog
+from longtide_server.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput
 from longtide_server.neighbors import NeighborIndex, build_index, principal_directions, project, recall
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
     BEHAVIOR,
     CATALOG,
+    CONTENT,
     DIRECTIONS,
     EMBEDDINGS,
     ENCODER,
@@ -41,16 +43,19 @@ from longtide_server.snapshot import (
     write_users,
 )
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
+from longtide_server.training.content import Content
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out
 from longtide_server.training.encoding import last_queries
 from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
 from longtide_server.training.heads import BehaviorHead
+from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
 from longtide_server.training.loop import Progress, Run
 from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
+from longtide_server.training.tower import fit_tower
 from longtide_server.training.train import fine_tune, refit, train_encoder
 from longtide_server.training.workers import Workers, best_device
 
@@ -93,40 +98,39 @@ def train_and_publish(
     settings: Settings,
     directory: Path,
     report: Report,
-    text: NDArray[np.float32] | None = None,
+    known: KnownItems = NOTHING_KNOWN,
 ) -> Path:
     """Train, fit and publish a snapshot; returns its folder.
 
-    text: (I + 1, E) embeddings of the items' texts. InvalidInput when no user has enough events to learn from, or when
-    no search_k reaches the recall that publishing asks for.
+    InvalidInput when no user has enough events to learn from, or when no search_k reaches the recall that publishing
+    asks for.
     """
-    run = Run(Workers(device=best_device()), prepare_training(sequences, settings, directory, text))
-    trained = train(sequences, settings, report, run, text)
-    return publish_trained(trained, sequences, infos, settings, directory, report, run)
+    run = Run(Workers(device=best_device()), prepare_training(sequences, settings, directory, known.content))
+    trained = train(sequences, settings, report, run, known.content)
+    return publish_trained(trained, sequences, infos, settings, directory, report, run, known.new)
 
 
 def prepare_training(
-    sequences: Sequences, settings: Settings, directory: Path, text: NDArray[np.float32] | None = None
+    sequences: Sequences, settings: Settings, directory: Path, content: Content | None = None
 ) -> Checkpoints:
     """Fail now what would fail after the training, and find what an earlier, killed training of the same log left."""
     if not (sequences.lengths >= 2).any():
         raise InvalidInput("no user of the log has two events; there is nothing to learn what follows what from")
     prepare(directory)
     log = (sequences.item_ids, sequences.offsets, sequences.items, sequences.types, sequences.gaps, sequences.values)
-    return checkpoints_of(directory, settings.model, settings.train, *log, text)
+    told = () if content is None else (content.text, content.image, content.labels, content.offsets, content.names)
+    return checkpoints_of(directory, settings.model, settings.train, *log, *told)
 
 
 def train(
-    sequences: Sequences, settings: Settings, report: Report, run: Run, text: NDArray[np.float32] | None = None
+    sequences: Sequences, settings: Settings, report: Report, run: Run, content: Content | None = None
 ) -> Trained:
     """All phases of training; in every process that takes part, with the same outcome."""
     holdout = hold_out_last(sequences, MIN_EVENTS)
     if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
         holdout = nothing_held_out(sequences)
     report(Step("Training the encoder"))
-    model = train_encoder(
-        settings.model, settings.train, holdout, report, run, None if text is None else torch.from_numpy(text)
-    )
+    model = train_encoder(settings.model, settings.train, holdout, report, run, content)
     head = None
     if settings.train.fine_tune_epochs:
         report(Step("Fine-tuning on the behaviour that is wanted"))
@@ -146,6 +150,7 @@ def publish_trained(
     directory: Path,
     report: Report,
     run: Run,
+    new: NewItems = NO_NEW_ITEMS,
 ) -> Path:
     """Fit the fusion, build, gate and publish; returns the snapshot's folder."""
     holdout = trained.holdout
@@ -153,14 +158,19 @@ def publish_trained(
     tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
     with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
         first = replace(settings, transitions=tried[0])
-        _publish(trained.judged, None, holdout.history, infos, first, Fusion(), {}, Path(scratch))
+        _publish(trained.judged, None, NOBODY_NEW, holdout.history, infos, first, Fusion(), {}, Path(scratch))
         judged = asyncio.run(_judged(Path(scratch), holdout, tried, settings))
     fusions = [fit_fusion(one) for one in judged]
     measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
     best = max(range(len(tried)), key=lambda way: measured[way].get("fusion", {}).get("ndcg@10", 0.0))
     settings, fusion, metrics = replace(settings, transitions=tried[best]), fusions[best], measured[best]
+    newcomers = NOBODY_NEW
+    if trained.served.items.content is not None:
+        report(Step("Learning what content says of new items"))
+        weights = fit_tower(trained.served, sequences, settings.train)
+        newcomers = _newcomers(weights, new, infos)
     report(Step("Building and publishing the snapshot"))
-    folder = _publish(trained.served, trained.head, sequences, infos, settings, fusion, metrics, directory)
+    folder = _publish(trained.served, trained.head, newcomers, sequences, infos, settings, fusion, metrics, directory)
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
@@ -187,9 +197,35 @@ async def _judged(
     return judged
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Newcomers:
+    """C items without events, as they are published, and what gives items their vectors by content."""
+
+    content: ContentWeights | None
+    item_ids: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    """(C, D), of length 1."""
+
+
+NOBODY_NEW = Newcomers(None, (), np.zeros((0, 0), np.float32))
+
+
+def _newcomers(weights: ContentWeights, new: NewItems, infos: Mapping[str, ItemInfo]) -> Newcomers:
+    """The new items of which the content tower has something to say."""
+    tower = ContentTower(weights)
+    found: dict[str, NDArray[np.float32]] = {}
+    for row, item_id in enumerate(new.item_ids):
+        text = None if new.text is None else new.text[row]
+        image = None if new.image is None else new.image[row]
+        if (vector := tower.vector(infos.get(item_id, ItemInfo()), text, image)) is not None:
+            found[item_id] = vector
+    return Newcomers(weights, tuple(found), np.array(list(found.values()), np.float32).reshape(len(found), -1))
+
+
 def _publish(
     model: Encoder,
     head: BehaviorHead | None,
+    newcomers: Newcomers,
     sequences: Sequences,
     infos: Mapping[str, ItemInfo],
     settings: Settings,
@@ -198,21 +234,27 @@ def _publish(
     directory: Path,
 ) -> Path:
     now = datetime.now(UTC)
+    new_count = len(newcomers.item_ids)
+    new_vectors = newcomers.vectors.reshape(new_count, model.dim)
 
     def build(folder: Path) -> Manifest:
-        catalog = Catalog(sequences.item_ids, tuple(infos.get(item, ItemInfo()) for item in sequences.item_ids))
+        item_ids = (*sequences.item_ids, *newcomers.item_ids)
+        catalog = Catalog(item_ids, tuple(infos.get(item, ItemInfo()) for item in item_ids))
         write_catalog(catalog, folder / CATALOG)
         write_users(sequences.user_ids, folder / USERS)
-        np.save(folder / EMBEDDINGS, model.item_embeddings().detach().cpu().numpy())
-        np.save(folder / POPULARITY, count_popularity(sequences))
+        np.save(folder / EMBEDDINGS, np.concatenate([model.item_embeddings().detach().cpu().numpy(), new_vectors]))
+        np.save(folder / POPULARITY, np.pad(count_popularity(sequences), (0, new_count)))
         transitions = count_transitions(sequences, settings.transitions)
         np.savez(
             folder / TRANSITIONS,
-            offsets=transitions.offsets,
+            offsets=np.pad(transitions.offsets, (0, new_count), mode="edge"),
             items=transitions.items,
             probability=transitions.probability,
         )
-        torch.jit.script(ServingEncoder(model.folded(settings.model))).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
+        hosted = ServingEncoder(model.folded(settings.model, torch.from_numpy(new_vectors)))
+        torch.jit.script(hosted).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
+        if newcomers.content is not None:
+            np.savez(folder / CONTENT, **asdict(newcomers.content))
         if head is not None:
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         if model.request_time is not None:
@@ -227,6 +269,7 @@ def _publish(
             fusion=fusion,
             user_count=sequences.user_count,
             item_count=sequences.item_count,
+            new_item_count=new_count,
             event_count=len(sequences.items),
             model={**asdict(settings.model), "half_lives": list(settings.model.half_lives)},
             training=asdict(settings.train),

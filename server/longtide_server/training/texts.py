@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.catalog import ItemInfo
+from longtide_server.content import item_text
 from longtide_server.errors import InvalidInput
-from longtide_server.training.text_cache import TextCache, cache_folder
+from longtide_server.text_cache import TextCache, cache_folder
 from longtide_server.training.text_model import INSTALL, OPTION, TextModel, default_model, named_model
 
 NO_MODEL = "none"
@@ -38,10 +39,20 @@ class TextNotice:
 Report = Callable[[TextProgress | TextNotice], None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TextVectors:
+    """What a language model says of the texts of items 1 to I."""
+
+    vectors: NDArray[np.float32]
+    """(I + 1, E) unit vectors; zeros for padding (row 0) and for items without text."""
+    model: str
+    """Identifies the language model."""
+
+
 def item_vectors(
     item_ids: Sequence[str], infos: Mapping[str, ItemInfo], model: str | None, report: Report
-) -> NDArray[np.float32] | None:
-    """(I + 1, E) unit vectors of the texts of items 1 to I; zeros for padding (row 0) and for items without text.
+) -> TextVectors | None:
+    """The vectors of the texts of items 1 to I.
 
     `model` names a folder or a model of the Hugging Face hub; None is the model of the extra `text`, and `none` is no
     model. None when there is nothing to read, or nothing that reads. InvalidInput where a model cannot be had.
@@ -59,16 +70,7 @@ def item_vectors(
         return None
     cache = TextCache(cache_folder(os.environ), lambda text: report(TextNotice(text)))
     vectors = embed_texts(texts, reader, cache, report)
-    return np.concatenate([np.zeros_like(vectors[:1]), vectors])
-
-
-def item_text(info: ItemInfo) -> str:
-    """What a language model reads of an item: title, categories, description, as sentences; empty if there is none.
-
-    The description comes last because a model reads only so much.
-    """
-    parts = (info.title, ", ".join(info.categories), info.description)
-    return ". ".join(part.rstrip(". ") for part in parts if part.strip(". "))
+    return TextVectors(np.concatenate([np.zeros_like(vectors[:1]), vectors]), reader.identity)
 
 
 def embed_texts(texts: Sequence[str], model: TextModel, cache: TextCache, report: Report) -> NDArray[np.float32]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from longtide_server.training.content import Content
 from longtide_server.training.dataset import Holdout, Sequences
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loop import BY_ITSELF, Phase, Report, Run, learn
@@ -69,17 +69,14 @@ def train_encoder(
     holdout: Holdout,
     report: Report,
     run: Run = BY_ITSELF,
-    text: Tensor | None = None,
+    content: Content | None = None,
 ) -> Encoder:
-    """Train on the histories, judge every epoch on the targets, and return the encoder of the best epoch.
-
-    text: (I + 1, E) embeddings of the items' texts, where there are any.
-    """
+    """Train on the histories, judge every epoch on the targets, and return the encoder of the best epoch."""
     torch.manual_seed(settings.seed)
-    model = Encoder(config, text).to(run.workers.device)
+    model = Encoder(config, content).to(run.workers.device)
     phase = _phase("pre-training", holdout.history, settings, settings.epochs, settings.learning_rate)
     phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
-    learn(phase, _objective(model, holdout.history, settings), run, report)
+    learn(phase, objective_of(model, holdout.history, settings), run, report)
     return model
 
 
@@ -91,7 +88,7 @@ def fine_tune(
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
     phase = _phase("fine-tuning", holdout.history, settings, epochs, rate)
-    learn(phase, _objective(model, holdout.history, settings, head), run, report)
+    learn(phase, objective_of(model, holdout.history, settings, head), run, report)
     return head
 
 
@@ -107,7 +104,7 @@ def refit(
     rate, epochs = settings.refit_learning_rate, settings.refit_epochs
     learn(
         _phase("refitting", sequences, settings, epochs, rate),
-        _objective(model, sequences, settings, head),
+        objective_of(model, sequences, settings, head),
         run,
         report,
     )
@@ -120,7 +117,7 @@ def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, 
     )  # fmt: skip
 
 
-def _objective(
+def objective_of(
     model: Encoder, sequences: Sequences, settings: TrainConfig, head: BehaviorHead | None = None
 ) -> Objective:
     """With a head, the objective of fine-tuning; without, that of pre-training."""

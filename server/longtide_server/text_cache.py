@@ -23,6 +23,7 @@ from longtide_server.errors import InvalidInput
 SHARD = ".npz"
 PARTIAL = ".partial"
 PARTIAL_LIFE_S = 86_400.0
+KEY = "S32"
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -45,12 +46,14 @@ class TextCache:
         self._folder = folder / "texts"
         self._warn = warn
         self._writable = True
+        self._keys: dict[Path, NDArray[np.bytes_]] = {}
+        """Of the shards that were read once: others are not read for what they do not hold."""
 
     def read(self, identity: str, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """(E,) vectors of those texts that the model of this identity has embedded before."""
-        wanted = {_key(text): text for text in texts}
+        wanted = {text_key(text): text for text in texts}
         found: dict[str, NDArray[np.float32]] = {}
-        for keys, vectors in self._shards(self._model_folder(identity)):
+        for keys, vectors in self._shards(self._model_folder(identity), np.array(list(wanted), KEY)):
             for key, vector in zip(keys, vectors, strict=True):
                 if key in wanted:
                     found[wanted[key]] = vector
@@ -61,7 +64,7 @@ class TextCache:
         if not self._writable:
             return
         folder = self._model_folder(identity)
-        content = _packed([_key(text) for text in texts], vectors)
+        content = _packed([text_key(text) for text in texts], vectors)
         partial = folder / (uuid.uuid4().hex + PARTIAL)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ class TextCache:
     def _model_folder(self, identity: str) -> Path:
         return self._folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
-    def _shards(self, folder: Path) -> Iterator[tuple[list[bytes], NDArray[np.float32]]]:
+    def _shards(self, folder: Path, wanted: NDArray[np.bytes_]) -> Iterator[tuple[list[bytes], NDArray[np.float32]]]:
         try:
             paths = sorted(folder.iterdir())
         except FileNotFoundError:
@@ -84,8 +87,13 @@ class TextCache:
             self._warn(f"Text embeddings of earlier runs are not used: {folder}: {exc.strerror or exc}")
             return
         _remove_abandoned(paths)
+        self._keys = {path: self._keys[path] for path in paths if path in self._keys}
         for path in paths:
-            if path.suffix == SHARD and (shard := self._shard(path)):
+            known = self._keys.get(path)
+            if path.suffix != SHARD or (known is not None and not np.isin(wanted, known).any()):
+                continue
+            if shard := self._shard(path):
+                self._keys[path] = np.array(shard[0], KEY)
                 yield shard
 
     def _shard(self, path: Path) -> tuple[list[bytes], NDArray[np.float32]] | None:
@@ -116,7 +124,8 @@ def _shard_name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() + SHARD
 
 
-def _key(text: str) -> bytes:
+def text_key(text: str) -> bytes:
+    """The hash of a text, by which its vectors are kept."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import InvalidInput
-from longtide_server.training.text_cache import TextCache, cache_folder
+from longtide_server.text_cache import TextCache, cache_folder
 
 ONE, TWO = np.eye(2, dtype=np.float32)
 
@@ -55,6 +55,16 @@ def test_two_writers_of_the_same_texts_do_no_harm(cache, tmp_path, warnings):
         "c": [1, 0],
     }
     assert warnings == []
+
+
+def test_a_file_is_not_read_again_for_what_it_does_not_hold(cache, tmp_path, warnings):
+    cache.write("model", ["a"], ONE[None])
+    assert cache.read("model", ["b"]) == {}
+    (shard,) = shards(tmp_path)
+    shard.write_bytes(b"damaged")
+    assert cache.read("model", ["b"]) == {} and warnings == []
+    assert cache.read("model", ["a", "b"]) == {}
+    assert warnings == [f"{shard} is damaged and is removed; its texts are embedded again"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "replaced"])

@@ -1,0 +1,235 @@
+"""`make bench-content`: what the content of items is worth, to items that nobody has touched and to all others.
+
+    python -m tests.bench.content --data DIR --scorer score.py [--work DIR] [--json FILE] [--set KEY=VALUE ...]
+
+Cold items: all events of a tenth of the items, drawn with a seed, are held back; `longtide train` learns from the rest,
+with the items file of all; the people who did choose a cold item, with their history before it, are then asked for, and
+the cold items are ranked by the server's own `Rank`. A piece of work that is done is kept in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import gzip
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tests.bench.accuracy import LONGTIDE, Bench, measured, rows_of
+from tests.bench.figures import Figure, at_least, publish
+
+COLD_SHARE = 0.1
+COLD_SEED = 0
+MOST_CASES = 5_000
+K = 10
+LEAST_OVER_RANDOM = 3.0
+TEXT_LASTS = (1, 2, 3, 5, 10)
+
+
+@dataclass(frozen=True)
+class ColdLog:
+    """A log whose items are known by more than their events."""
+
+    folder: str
+    options: tuple[str, ...]
+    """Options that bring in the items' content."""
+
+
+COLD_LOGS = (ColdLog("amazon-beauty", ("--items", "items.csv.gz")),)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Somebody who chose a cold item."""
+
+    user_id: str
+    before: int
+    """How many events of the training log they had before it, 1 or more."""
+    item_id: str
+
+
+def drawn_items(item_ids: Sequence[str], share: float, seed: int) -> set[str]:
+    """A share of the items."""
+    rng = np.random.default_rng(seed)
+    return set(rng.choice(sorted(item_ids), int(share * len(item_ids)), replace=False).tolist())
+
+
+def hold_back_items(raw: Path, cold: set[str], train: Path) -> list[Case]:
+    """Write the log without the events of the cold items; who chose them when, where anything had come before."""
+    by_user: dict[str, list[tuple[float, int, dict[str, str]]]] = defaultdict(list)
+    fields: list[str] = []
+    for place, row in enumerate(rows_of(raw)):
+        fields = fields or list(row)
+        by_user[row["user_id"]].append((float(row["timestamp"]), place, row))
+    cases = []
+    with gzip.open(train, "wt", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, fields, lineterminator="\n")
+        out.writeheader()
+        for user_id, events in by_user.items():
+            before = 0
+            for _, _, row in sorted(events, key=lambda event: event[:2]):
+                if row["item_id"] not in cold:
+                    out.writerow(row)
+                    before += 1
+                elif before:
+                    cases.append(Case(user_id, before, row["item_id"]))
+    return cases
+
+
+def some(cases: Sequence[Case], most: int, seed: int) -> list[Case]:
+    """At most so many of the cases."""
+    if len(cases) <= most:
+        return list(cases)
+    return [cases[place] for place in np.sort(np.random.default_rng(seed).choice(len(cases), most, replace=False))]
+
+
+class ContentBench(Bench):
+    """Pieces of work on cold items."""
+
+    settings: tuple[str, ...] = ()
+    """`--set` options of every training."""
+
+    def cold_cut(self, log: ColdLog) -> tuple[Path, list[str], list[Case]]:
+        """The training log, the cold items and those who chose them."""
+        train = self.work / f"{log.folder}.cold.train.csv.gz"
+        raw = self.data / log.folder / "interactions.csv.gz"
+
+        def do() -> dict[str, Any]:
+            cold = drawn_items(sorted({row["item_id"] for row in rows_of(raw)}), COLD_SHARE, COLD_SEED)
+            cases = some(hold_back_items(raw, cold, train), MOST_CASES, COLD_SEED)
+            return {"cold": sorted(cold), "cases": [(case.user_id, case.before, case.item_id) for case in cases]}
+
+        cut = self.piece(f"{log.folder}.cold.cut", do)
+        return train, cut["cold"], [Case(*case) for case in cut["cases"]]
+
+    def option_paths(self, folder: str, options: Sequence[str]) -> list[str]:
+        """Options with the files of a log in their places."""
+        return [part if part.startswith("-") else str(self.data / folder / part) for part in options]
+
+    def cold(self, log: ColdLog) -> dict[str, Any]:
+        """How often a cold item that was chosen is among the first ten cold items."""
+        train, cold, cases = self.cold_cut(log)
+        name = f"{log.folder}.cold"
+        snapshot = self.work / name
+
+        def do() -> dict[str, Any]:
+            options = self.option_paths(log.folder, log.options)
+            trained = measured(*LONGTIDE, "train", train, "--out", snapshot, *options, *self.settings)
+            items = self.data / log.folder / log.options[log.options.index("--items") + 1]
+            return {"train_s": trained.seconds, **cold_metrics(snapshot, train, items, cold, cases)}
+
+        return self.piece(name, do)
+
+
+def cold_metrics(
+    directory: Path, train: Path, items: Path, cold: Sequence[str], cases: Sequence[Case]
+) -> dict[str, Any]:
+    """Of the product and of plain text similarity, the best of several ways to measure it."""
+    from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.log import read_log
+
+    histories = cut_histories(to_sequences(read_log(train)[0]), cases)
+    targets = np.array([cold.index(case.item_id) for case in cases])
+    order, shown = asyncio.run(product_order(directory, histories, cold))
+    found: dict[str, Any] = {"cases": len(cases), "cold": len(cold), "hr@10": hit_rate(order, targets), **shown}
+    for name, scores in text_scores(histories, items, cold):
+        found[f"text, {name}"] = hit_rate(np.argsort(-scores, axis=1, kind="stable"), targets)
+    return found
+
+
+def cut_histories(sequences: Any, cases: Sequence[Case]) -> Any:
+    """A user for each case, with what the case's user did before."""
+    number = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
+    firsts = np.array([sequences.offsets[number[case.user_id]] for case in cases])
+    counts = np.array([case.before for case in cases])
+    events = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)])
+    return replace(
+        sequences,
+        user_ids=tuple(f"case {place}" for place in range(len(cases))),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        items=sequences.items[events],
+        types=sequences.types[events],
+        times=sequences.times[events],
+        gaps=sequences.gaps[events],
+        values=sequences.values[events],
+    )
+
+
+async def product_order(
+    directory: Path, histories: Any, cold: Sequence[str]
+) -> tuple[NDArray[np.int64], dict[str, float]]:  # fmt: skip
+    """(cases, cold items) the cold items by falling score, and how many of them whole lists show."""
+    from longtide_server.recommender import Query
+    from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.offline import OfflineRecommender
+
+    offline = OfflineRecommender(load_snapshot(directory), histories, kept_users=len(histories.user_ids) + 1)
+    place = {item_id: number for number, item_id in enumerate(cold)}
+    queries = [Query(user_id, K) for user_id in histories.user_ids]
+    try:
+        order = [[place[item.item_id] for item in ranked] async for ranked in offline.ranked(queries, cold)]
+        lists = [answer.recommendations async for answer in offline.answers(queries)]
+    finally:
+        await offline.close()
+    shown = sum(item.item_id in place for one in lists for item in one)
+    return np.array(order), {"share of cold items in lists of everything": round(shown / (K * len(lists)), 4)}
+
+
+def hit_rate(order: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
+    """HR@10 of orders (cases, cold items)."""
+    return round(float((order[:, :K] == targets[:, None]).any(axis=1).mean()), 4)
+
+
+def text_scores(
+    histories: Any, items: Path, cold: Sequence[str]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:  # fmt: skip
+    """How alike the texts of the cold items are to those of a user's items: (cases, cold items), by several ways."""
+    from longtide_server.training.items import read_items
+    from longtide_server.training.texts import item_vectors
+
+    infos = read_items(items)
+    known = item_vectors((*histories.item_ids, *cold), infos, None, lambda _: None)
+    assert known is not None
+    vectors, of_cold = np.split(known.vectors, [len(histories.item_ids) + 1])
+    own = [vectors[histories.items[histories.of(user)]] for user in range(histories.user_count)]
+    for last in TEXT_LASTS:
+        yield f"mean of the last {last}", np.stack([one[-last:].sum(axis=0) for one in own]) @ of_cold.T
+    yield "the most alike of all", np.stack([(one @ of_cold.T).max(axis=0) for one in own])
+
+
+def cold_figures(bench: ContentBench, log: ColdLog) -> Iterator[Figure]:
+    """Cold items against chance and against plain text similarity."""
+    found = bench.cold(log)
+    name = f"{log.folder} cold items hr@10"
+    chance = K / found["cold"]
+    note = f"{found['cases']} choices of {found['cold']} items without events; random {chance:.4f}"
+    yield at_least(f"{name}, over random", round(found["hr@10"] / chance, 2), LEAST_OVER_RANDOM, "times", note)
+    ways = {way: value for way, value in found.items() if way.startswith("text, ")}
+    best = max(ways, key=lambda way: ways[way])
+    note = f"against {best}, the best of {len(ways)} ways, chosen on the same choices"
+    yield at_least(name, found["hr@10"], ways[best], "share", note)
+
+
+def main() -> None:
+    """Print a table, and write the figures for machines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
+    parser.add_argument("--scorer", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every training")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    bench = ContentBench(asked.data, asked.scorer, asked.work)
+    bench.settings = tuple(part for pair in asked.set for part in ("--set", pair))
+    found = [figure for log in COLD_LOGS for figure in cold_figures(bench, log)]
+    publish(found, asked.json)
+
+
+if __name__ == "__main__":
+    main()
