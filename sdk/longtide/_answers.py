@@ -23,6 +23,8 @@ class Source(enum.StrEnum):
     CONTENT = "content"
     TRENDING = "trending"
     INTERESTS = "interests"
+    EXPLORATION = "exploration"
+    """The item is new and shown to find out whom it pleases; its probability is that with which it was drawn."""
     UNKNOWN = "unknown"
     """A source that this release of the SDK does not know: the server is newer."""
 

@@ -92,7 +92,7 @@ def recommend_request(
 
 
 def _source_weights(weights: Mapping[str, float]) -> list[recommendation_pb2.SourceWeight]:
-    numbers = {str(source): number for source, number in _SOURCE_NUMBERS.items()}
+    numbers = {str(source): number for source, number in _SOURCE_NUMBERS.items() if source != Source.EXPLORATION}
     messages = []
     for name, weight in weights.items():
         if name not in numbers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import itertools
+import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -31,11 +32,14 @@ from longtide.v1 import (
     users_pb2_grpc,
 )
 from longtide_server.activation import Activation
+from longtide_server.arrivals import Arrivals, Pulls
 from longtide_server.calls import Calls
 from longtide_server.canary import Bars
 from longtide_server.catalog_service import CatalogService
-from longtide_server.catalog_writer import CatalogWriter, keep_refreshing
+from longtide_server.catalog_store import CatalogStore
+from longtide_server.catalog_writer import CatalogWriter, ItemCopies, keep_refreshing
 from longtide_server.config import ServerConfig
+from longtide_server.content import ContentTower
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput
@@ -46,8 +50,9 @@ from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
-from longtide_server.live_catalogs import LiveCatalogs
+from longtide_server.live_catalogs import LiveCatalogs, Together
 from longtide_server.metrics import Metrics
+from longtide_server.newcomers import Newcomers
 from longtide_server.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
 from longtide_server.recommender import Recommender
@@ -61,6 +66,8 @@ from longtide_server.snapshot_service import SnapshotService
 from longtide_server.state_file import SavedStates, save_states
 from longtide_server.stepping import Stepper
 from longtide_server.stores import open_stores
+from longtide_server.text_cache import TextCache, cache_folder
+from longtide_server.text_encoder import TextEncoder
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
@@ -115,7 +122,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
         live_catalogs = LiveCatalogs(catalog.everything)
         await catalog.add(live_catalogs)
-        opener = Opener(config, store, writer, feedback, live_catalogs, observer, stages)
+        opener = Opener(config, store, items, writer, feedback, live_catalogs, observer, stages)
         first = await opener.serve(snapshot)
         bars = Bars(latency_s=config.canary_latency_s)
         activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
@@ -201,6 +208,7 @@ class Opener:
         self,
         config: ServerConfig,
         store: Histories,
+        items: CatalogStore,
         writer: HistoryWriter,
         feedback: Feedback,
         catalogs: LiveCatalogs,
@@ -211,6 +219,7 @@ class Opener:
         self._observer = observer
         self._stages = stages
         self._store = store
+        self._items = items
         self._writer = writer
         self._feedback = feedback
         self._catalogs = catalogs
@@ -244,10 +253,16 @@ class Opener:
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
             live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
-            await self._catalogs.add(live)
-            stack.callback(self._catalogs.remove, live)
+            newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim)
+            copies_of_items: ItemCopies = live
+            if snapshot.content is not None:
+                copies_of_items = Together(live, self._arrivals(snapshot, snapshot.content, newcomers, states, stack))
+            await self._catalogs.add(copies_of_items)
+            stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
-            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending)
+            recommender = Recommender(
+                snapshot, states, self._stages, live, wall_clock_s, trending, newcomers, config.explore_share
+            )
             similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
             stack.push_async_callback(_cancelled, asyncio.create_task(similar.build()))
             finder = ItemFinder(snapshot, similar, live, wall_clock_s)
@@ -261,6 +276,26 @@ class Opener:
             self._observer.watch(gauges)
             stack.callback(self._observer.unwatch, gauges)
             return Serving(snapshot, states, responses, finder, stack.pop_all().aclose)
+
+    def _arrivals(
+        self,
+        snapshot: Snapshot,
+        tower: ContentTower,
+        newcomers: Newcomers,
+        states: UserStates,
+        stack: AsyncExitStack,
+    ) -> Arrivals:
+        """What gives new items their places among those of a snapshot."""
+        cache = TextCache(cache_folder(os.environ), lambda text: log.warning("text_cache", reason=text))
+        texts = TextEncoder(tower.text_model, cache, self._config.text_model)
+        stack.push_async_callback(texts.close)
+        arrivals = Arrivals(snapshot.catalog, tower, newcomers, self._items.get, texts)
+        stack.push_async_callback(arrivals.close)
+        stack.push_async_callback(_cancelled, asyncio.create_task(arrivals.warm()))
+        pulls = Pulls(newcomers, states.remembered)
+        self._writer.add(pulls)
+        stack.callback(self._writer.remove, pulls)
+        return arrivals
 
     async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
         config, number = self._config, next(self._number)

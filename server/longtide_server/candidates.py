@@ -27,6 +27,7 @@ class Source(enum.IntEnum):
     CONTENT = 6
     TRENDING = 7
     INTERESTS = 8
+    EXPLORATION = 9
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+PATH = " > "
+"""Between a category and the one below it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemInfo:

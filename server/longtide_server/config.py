@@ -50,6 +50,10 @@ class ServerConfig:
     """How often the event store is tried, for the health of the services that need it."""
     catalog_refresh_every_s: float = 1.0
     """How often a shared store is asked for what other servers have changed in the catalogue."""
+    explore_share: float = 0.02
+    """Share of the places of answers that goes to items which nobody has had yet, 0 to 1."""
+    text_model: str = ""
+    """The language model that reads new items, as `longtide train --text-model` names it; empty for the default."""
     metrics: str = ""
     """HOST:PORT where Prometheus finds the metrics, port 0 picks a free one; nothing is counted where it is empty."""
     otlp_endpoint: str = ""

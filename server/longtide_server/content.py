@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog import PATH, ItemInfo
 from longtide_server.item import Item
 
-PATH = " > "
 SEPARATOR = "\0"
 """Between two labels in a file."""
 

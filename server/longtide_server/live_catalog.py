@@ -1,7 +1,7 @@
 """What the server knows of items now, under the numbers of one snapshot: what was stored, laid over the snapshot's own.
 
-An item of the snapshot that was never stored has its title and its categories from the snapshot, each a category at
-the top, and may be recommended. Items that the snapshot does not know are kept too, in rows after its own: they have no
+An item of the snapshot that was never stored has its title and its categories from the snapshot, and may be
+recommended. Items that the snapshot does not know are kept too, in rows after its own: they have no
 number in recommending, since nothing tells whom they suit. A part that gives them vectors would raise `numbered` and
 take their rows as numbers.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import Catalog
+from longtide_server.catalog import PATH, Catalog
 from longtide_server.item import Item
 from longtide_server.item_columns import Facts, ItemColumns, facts_of
 from longtide_server.item_filter import ItemFilter, size
@@ -71,6 +71,16 @@ class LiveCatalog:
             if row > len(self._catalog):
                 del self._rows_beyond[item_id], self._stored[row]
                 self._free_rows.append(row)
+
+    def beyond(self, rows: NDArray[np.int64], now_s: float, wanted: ItemFilter | None) -> NDArray[np.bool_]:
+        """(R,) which of some rows (R,) beyond the snapshot's may be recommended at a moment, and pass a filter."""
+        offered = self._columns.recommendable(rows, now_s)
+        return offered if wanted is None else offered & self.row_mask(wanted)[rows]
+
+    def title_of(self, row: int) -> str:
+        """What people read of an item beyond the snapshot's."""
+        stored = self._stored.get(row)
+        return "" if stored is None else stored.title
 
     def title(self, number: int) -> str:
         """What people read of an item; what the snapshot says where the stored item has no title."""
@@ -138,7 +148,7 @@ class LiveCatalog:
 
     def _snapshot_facts(self, number: int) -> Facts:
         info = self._catalog.info(number)
-        categories = tuple((name,) for name in info.categories)
+        categories = tuple(tuple(path.split(PATH)) for path in info.categories)
         return facts_of(Item(self._catalog.item_id(number), title=info.title, categories=categories))
 
     def _new_row(self, item_id: str) -> int:

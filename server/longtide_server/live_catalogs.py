@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from longtide_server.catalog_writer import ItemCopies
 from longtide_server.item import Item
-from longtide_server.live_catalog import LiveCatalog
 
 ITEMS_AT_ONCE = 200  # of a page are taken up before others have their turn
 
 Page = tuple[Sequence[Item], Sequence[str]]
 """Some of what is stored: items, and ids of items that were deleted."""
+
+
+class Together:
+    """Several copies, told the same one after the other."""
+
+    def __init__(self, *copies: ItemCopies) -> None:
+        self._copies = copies
+
+    def apply(self, items: Sequence[Item], deleted: Sequence[str]) -> None:
+        """See ItemCopies."""
+        for copies in self._copies:
+            copies.apply(items, deleted)
 
 
 class LiveCatalogs:
@@ -20,7 +32,7 @@ class LiveCatalogs:
     def __init__(self, pages: Callable[[], AsyncIterator[Page]]) -> None:
         """`pages` reads everything that is stored, in any order."""
         self._pages = pages
-        self._catalogs: list[LiveCatalog] = []
+        self._catalogs: list[ItemCopies] = []
         self._changed: list[set[str]] = []
         """For each catalogue that is reading the pages, what has been stored since it began."""
 
@@ -32,7 +44,7 @@ class LiveCatalogs:
             changed.update(item.item_id for item in items)
             changed.update(deleted)
 
-    async def add(self, catalog: LiveCatalog) -> None:
+    async def add(self, catalog: ItemCopies) -> None:
         """Let a catalogue follow what is stored; returns once it knows all of it.
 
         What is stored while pages are read counts, and not what a page says of it, which may be older. Raises what
@@ -56,6 +68,6 @@ class LiveCatalogs:
         finally:
             self._changed = [one for one in self._changed if one is not changed]
 
-    def remove(self, catalog: LiveCatalog) -> None:
+    def remove(self, catalog: ItemCopies) -> None:
         """Tell a catalogue nothing any more."""
         self._catalogs = [one for one in self._catalogs if one is not catalog]

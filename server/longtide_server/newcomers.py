@@ -7,7 +7,7 @@ the mean of a direction with a prior (Mardia & El-Atat 1976). Embeddings of know
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +48,13 @@ class Newcomers:
         """(K,) the places of the items that are there, ascending."""
         return np.sort(np.fromiter(self._place.values(), np.int64, len(self._place)))
 
+    def placed(self, item_ids: Iterable[str]) -> list[int]:
+        """The places of those of some items that are there."""
+        return [place for item_id in item_ids if (place := self._place.get(item_id)) is not None]
+
     def item_id(self, number: int) -> str:
         """The item that a number stands for."""
         return self._ids[number - self.first]
-
-    def ids(self, places: Iterable[int]) -> Sequence[str]:
-        """The items at some places."""
-        return [self._ids[place] for place in places]
 
     def put(self, item_id: str, content: NDArray[np.float32]) -> bool:
         """Place an item by its content (D,), of length 1; False when there are too many."""

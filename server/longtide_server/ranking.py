@@ -45,7 +45,7 @@ class Fusion:
     @property
     def weights(self) -> NDArray[np.float64]:
         """(len(Source),) in the order of Source."""
-        return np.array([getattr(self, source.name.lower()) for source in Source])
+        return np.array([getattr(self, source.name.lower(), 0.0) for source in Source])  # exploration votes for nothing
 
     def weighted(self, weights: Sequence[tuple[Source, float]]) -> Fusion:
         """The same with other weights for some sources."""

@@ -39,9 +39,11 @@ from longtide_server.candidates import (
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.events import USER_PREFIX, owner_key
+from longtide_server.exploration import explore
 from longtide_server.item_filter import ItemFilter, size
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
+from longtide_server.newcomers import Newcomers
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.ranking import Fusion, Ranked, rank
 from longtide_server.request_time import query_after, wait_class
@@ -58,6 +60,7 @@ NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
 CONTENT_DECAY = 0.7
+NEWCOMERS_CONSIDERED = 50  # more than are asked for
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
@@ -180,13 +183,22 @@ class Recommender:
         live: LiveCatalog | None = None,
         clock: Callable[[], float] = time.time,
         trending: Trending | None = None,
+        newcomers: Newcomers | None = None,
+        explore_share: float = 0.0,
     ) -> None:
-        """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970."""
+        """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970.
+
+        explore_share: of the places of an answer, goes to new items; 0 to 1.
+        """
         self.snapshot = snapshot
         self.states = states
         self._live = LiveCatalog(snapshot.catalog) if live is None else live
         self._clock = clock
         self._trending = Trending(snapshot.catalog, clock) if trending is None else trending
+        self._newcomers = Newcomers(len(snapshot.catalog) + 1, 1) if newcomers is None else newcomers
+        self._newcomer_rows = (-1, np.zeros(0, np.int64))
+        """The revision of the newcomers, and by place their rows in the live catalogue."""
+        self._explore_share = explore_share
         self._observer = observer
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
@@ -227,10 +239,11 @@ class Recommender:
         wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
         return query.limit, query.min_similarity, wait, query.item_filter, query.source_weights, query.interests
 
-    def catalog_version(self, query: Query) -> tuple[int, int]:
+    def catalog_version(self, query: Query) -> tuple[int, int, int]:
         """Changes whenever the catalogue may give the query another answer, as time goes by included."""
-        read = query.item_filter is not None or query.interests is not None
-        return self._live.offer_revision(self._clock()), self._live.revision if read else 0
+        read = query.item_filter is not None or query.interests is not None or len(self._newcomers)
+        now_s = self._clock()
+        return self._live.offer_revision(now_s), self._live.revision if read else 0, self._newcomers.revision
 
     def recommendable_count(self) -> int:
         """How many items may be recommended now."""
@@ -247,10 +260,12 @@ class Recommender:
         session = self._numbers(query.session_item_ids)
         evidence = await self._evidence(asker, query, session, timeout_s)
         begun_s = time.perf_counter()
-        candidates = self._considered(asker, query, session, evidence)
+        known = self._considered(asker, query, session, evidence)
+        candidates = self._with_newcomers(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
+        found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
         self._observer.stage("fusion", begun_s)
-        return Answer(self._recommendations(ranked, evidence), self.snapshot.snapshot_id, evidence.degraded_reason)
+        return Answer(found, self.snapshot.snapshot_id, evidence.degraded_reason)
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""
@@ -330,6 +345,65 @@ class Recommender:
             masks.append(included)
         restricting = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(restricting) if restricting else None
+
+    def _with_newcomers(self, candidates: Candidates, user: UserState, query: Query, evidence: Evidence) -> Candidates:
+        """The candidates, and after them the new items that may appear and suit best, as the encoder says."""
+        if not len(self._newcomers):
+            return candidates
+        places = self._newcomer_places(user, query)
+        probability = np.zeros((len(places), len(Source)))
+        if evidence.encoded is not None:
+            vectors, temperature = self._newcomers.vectors, self.snapshot.manifest.encoder.temperature
+            said = encoder_probability(places, evidence.encoded.query, vectors, temperature, evidence.encoded.log_z)
+            probability[:, Source.ENCODER - 1] = said
+        most = query.limit + NEWCOMERS_CONSIDERED
+        best = np.sort(np.argsort(-probability[:, Source.ENCODER - 1], kind="stable")[:most])
+        return Candidates(
+            np.concatenate([candidates.items, places[best] + self._newcomers.first]),
+            np.concatenate([candidates.probability, probability[best]]),
+        )
+
+    def _newcomer_places(self, user: UserState, query: Query) -> NDArray[np.int64]:
+        """(K,) the places of the new items that may appear, ascending."""
+        new = self._newcomers
+        revision, rows = self._newcomer_rows
+        if revision != new.revision:
+            ids = [new.item_id(place + new.first) for place in range(len(new.vectors))]
+            rows = np.array([self._live.row(item_id) for item_id in ids], np.int64)
+            self._newcomer_rows = new.revision, rows
+        places = new.places()
+        allowed = np.zeros(len(new.vectors), np.bool_)
+        allowed[places] = self._live.beyond(rows[places], self._clock(), query.item_filter)
+        if query.include_item_ids:
+            included = np.zeros(len(new.vectors), np.bool_)
+            included[new.placed(query.include_item_ids)] = True
+            allowed &= included
+        allowed[new.placed(itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids))] = False
+        return np.flatnonzero(allowed)
+
+    def _explored(
+        self, user: UserState, candidates: Candidates, ranked: Ranked, found: tuple[Recommendation, ...]
+    ) -> tuple[Recommendation, ...]:
+        """An answer in which some new items have taken the places of others."""
+        new = candidates.items > self.snapshot.manifest.item_count
+        if not self._explore_share or not new.any():
+            return found
+        suits = candidates.probability[new, Source.ENCODER - 1] + 1e-12
+        moment = user.version.position
+        taken = explore(user.owner, moment, self._explore_share, ranked.items, candidates.items[new], suits)
+        shown = list(found)
+        for one in taken:
+            item_id, title = self._name(one.number)
+            score, sources = found[one.place].score, ((Source.EXPLORATION, one.propensity),)
+            shown[one.place] = Recommendation(item_id, title, score, sources, ())
+        return tuple(shown)
+
+    def _name(self, number: int) -> tuple[str, str]:
+        """The id and the title of an item."""
+        if number >= self._newcomers.first:
+            item_id = self._newcomers.item_id(number)
+            return item_id, self._live.title_of(self._live.row(item_id))
+        return self.snapshot.catalog.item_id(number), self._live.title(number)
 
     def _interests(
         self, interests: ItemFilter, allowed: NDArray[np.bool_] | None, blocked: NDArray[np.int64], limit: int
@@ -479,7 +553,7 @@ class Recommender:
             probability, brought = ranked.probability[row].tolist(), ranked.brought[row].tolist()
             sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
             voters = self._voters(evidence.neighbors, np.flatnonzero(next_items == number))
-            item_id, title = self.snapshot.catalog.item_id(number), self._live.title(number)
+            item_id, title = self._name(number)
             found.append(Recommendation(item_id, title, score, sources, voters))
         return tuple(found)
 

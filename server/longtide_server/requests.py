@@ -27,7 +27,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 MAX_SOURCE_WEIGHT = 10.0
 PAGE_TOKEN = ">dq"
-_SOURCES = frozenset(map(int, Source))
+_SOURCES = frozenset(map(int, set(Source) - {Source.EXPLORATION}))
 _BASES: Mapping[int, Basis | None] = {0: None} | {int(basis): basis for basis in Basis}
 
 
@@ -209,7 +209,7 @@ def _source_weights(
     for index, message in enumerate(messages[: len(Source) + 1]):
         field = f"source_weights[{index}]"
         if message.source not in _SOURCES:
-            wrong.append(FieldViolation(f"{field}.source", f"{message.source} is not a source"))
+            wrong.append(FieldViolation(f"{field}.source", f"{message.source} is not a source that can be weighted"))
         elif Source(message.source) in weights:
             wrong.append(FieldViolation(f"{field}.source", f"{Source(message.source).name} is named twice"))
         elif not 0.0 <= message.weight <= MAX_SOURCE_WEIGHT:  # false for NaN

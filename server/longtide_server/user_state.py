@@ -58,6 +58,8 @@ class UserState:
     types: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    """Items of events that the snapshot does not know."""
     encoded: Encoded | None = None
     """The user after the first `encoded_count` events; none before the first, and after a late event."""
     encoded_count: int = 0
@@ -71,6 +73,7 @@ class UserState:
     def add(self, event: Event, number: int) -> None:
         """Put an event where its time belongs: after all others of the same time."""
         if not number:
+            self.unknown.add(event.item_id)
             return
         at = bisect.bisect_right(self.times, event.time_s)
         self.times.insert(at, event.time_s)
@@ -87,6 +90,7 @@ class UserState:
     def append(self, events: Sequence[Event], numbers: Sequence[int]) -> None:
         """Put many events at the end, where they belong: by time, none before the last one that is there."""
         known = [(event, number) for event, number in zip(events, numbers, strict=True) if number]
+        self.unknown.update(event.item_id for event, number in zip(events, numbers, strict=True) if not number)
         self.times += [event.time_s for event, _ in known]
         self.items += [number for _, number in known]
         self.types += [event.type for event, _ in known]

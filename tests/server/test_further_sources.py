@@ -14,7 +14,7 @@ from longtide_server.ranking import Fusion
 from longtide_server.recommender import Query
 
 SOON_S = 5.0
-OFF = tuple((source, 0.0) for source in Source)
+OFF = tuple((source, 0.0) for source in Source if source is not Source.EXPLORATION)
 
 
 def only(source, weight=1.0):

@@ -65,8 +65,8 @@ def test_a_request_may_weigh_sources_and_name_interests():
 @pytest.mark.parametrize(
     ("weights", "field", "reason"),
     [
-        ([{"weight": 1}], "source_weights[0].source", "0 is not a source"),
-        ([{"source": 99, "weight": 1}], "source_weights[0].source", "99 is not a source"),
+        ([{"weight": 1}], "source_weights[0].source", "0 is not a source that can be weighted"),
+        ([{"source": 99, "weight": 1}], "source_weights[0].source", "99 is not a source that can be weighted"),
         ([{"source": 1}, {"source": 1}], "source_weights[1].source", "ENCODER is named twice"),
         ([{"source": 1, "weight": -1}], "source_weights[0].weight", "is -1.0; 0 to 10 is allowed"),
         ([{"source": 1, "weight": 10.5}], "source_weights[0].weight", "is 10.5; 0 to 10 is allowed"),

@@ -28,7 +28,9 @@ async def test_what_people_and_language_models_read_is_read_page_by_page(tmp_pat
     counts = []
     infos = await read_item_infos(stores.items, counts.append)
     await stores.events.close()
-    assert infos["a"] == ItemInfo("Clay mask", ("Beauty > Masks", "Gifts"), "Lumo. vegan, new. For the face.")
+    assert infos["a"] == ItemInfo(
+        "Clay mask", ("Beauty > Masks", "Gifts"), "For the face.", ("vegan", "new"), "Lumo", 12.5
+    )
     assert [(item_id, info.title) for item_id, info in infos.items()] == [
         ("a", "Clay mask"),
         ("b", "B"),

@@ -45,6 +45,10 @@ class _SourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """Trending: many users turn to the item at present."""
     SOURCE_INTERESTS: _Source.ValueType  # 8
     """Interests: the item is of a kind that the request names as the user's interest, and popular there."""
+    SOURCE_EXPLORATION: _Source.ValueType  # 9
+    """Exploration: the item is new, and is shown to find out whom it pleases. Its probability is that with which it was
+    drawn, and its score that of the place which it takes. It cannot be weighted.
+    """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Where a recommended item came from."""
@@ -67,6 +71,10 @@ SOURCE_TRENDING: Source.ValueType  # 7
 """Trending: many users turn to the item at present."""
 SOURCE_INTERESTS: Source.ValueType  # 8
 """Interests: the item is of a kind that the request names as the user's interest, and popular there."""
+SOURCE_EXPLORATION: Source.ValueType  # 9
+"""Exploration: the item is new, and is shown to find out whom it pleases. Its probability is that with which it was
+drawn, and its score that of the place which it takes. It cannot be weighted.
+"""
 Global___Source: typing_extensions.TypeAlias = Source
 
 class _SimilarityBasis:
@@ -156,8 +164,8 @@ class RecommendRequest(google.protobuf.message.Message):
 
     @property
     def include_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these items may appear: at most 10,000 ids of 1 to 512 bytes; empty for all. Ids that the snapshot does not
-        know cannot appear.
+        """Only these items may appear: at most 10,000 ids of 1 to 512 bytes; empty for all. Ids of which neither the snapshot
+        nor the catalogue knows what they are like cannot appear.
         """
 
     @property

@@ -60,6 +60,14 @@ SWITCH_S = 0.0005
     "--keep-snapshots", type=click.IntRange(1), default=5, show_default=True,
     help="How many snapshots stay in the directory when another one is activated.",
 )  # fmt: skip
+@click.option(
+    "--explore-share", type=click.FloatRange(0, 1), default=0.02, show_default=True,
+    help="Share of the places of answers that goes to new items; 0 is off.",
+)  # fmt: skip
+@click.option(
+    "--text-model", default="", metavar="NAME",
+    help="The language model that reads new items, where the snapshot was trained with another than the default.",
+)  # fmt: skip
 @click.option("--metrics", default="", metavar="HOST:PORT", help="Show Prometheus metrics there; port 0 picks one.")
 @click.option(
     "--otlp-endpoint", default="", metavar="URL",

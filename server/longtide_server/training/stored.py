@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 
 from longtide_server.catalog import ItemInfo
 from longtide_server.catalog_store import CatalogStore
+from longtide_server.content import info_of
 from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, user_of
-from longtide_server.item import Item
-from longtide_server.training.item_cells import LEVELS
 from longtide_server.training.items import Items
 from longtide_server.training.log import Cells, Log, log_of
 
@@ -64,20 +63,10 @@ async def read_item_infos(store: CatalogStore, report: Callable[[int], None]) ->
     more, after = True, ""
     while more:
         page = await store.page(PAGE_ITEMS, after)
-        infos.update((item.item_id, _info(item)) for item in page.items)
+        infos.update((item.item_id, info_of(item)) for item in page.items)
         more, after = page.more, page.items[-1].item_id if page.items else after
         report(len(infos))
     return infos
-
-
-def _info(item: Item) -> ItemInfo:
-    """Brand and tags are read with the description."""
-    texts = (item.brand, ", ".join(item.tags), item.description)
-    return ItemInfo(
-        title=item.title,
-        categories=tuple(LEVELS.join(path) for path in item.categories),
-        description=". ".join(text for text in texts if text),
-    )
 
 
 async def export(store: EventStore, path: Path, report: Callable[[int], None]) -> int:

@@ -1,0 +1,227 @@
+"""New items on their way into answers, and whom they are shown to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from longtide_server import arrivals
+from longtide_server.arrivals import Arrivals, Pulls
+from longtide_server.candidates import Source
+from longtide_server.content import ContentTower, ContentWeights, bytes_of
+from longtide_server.errors import Unavailable
+from longtide_server.item import Item
+from longtide_server.item_filter import HasTag
+from longtide_server.live_catalogs import Together
+from longtide_server.newcomers import Newcomers
+from longtide_server.recommender import Query, Recommender
+
+SOON_S = 5.0
+
+
+class Texts:
+    """Reads "east" and "north" as directions; may be down."""
+
+    def __init__(self):
+        self.failure = None
+        self.calls = []
+
+    async def encode(self, texts, timeout_s):
+        self.calls.append(list(texts))
+        if self.failure:
+            raise self.failure
+        return np.array([[1, 0] if "east" in text else [0, 1] for text in texts], np.float32)
+
+
+def tower():
+    """Text vectors are places on the circle as they are; the tag "west" is one too."""
+    nothing = np.zeros((0, 2), np.float32)
+    return ContentTower(
+        ContentWeights(
+            text=np.eye(2, dtype=np.float32),
+            image=nothing,
+            label=np.array([[-1, 0]], np.float32),
+            label_names=bytes_of("tag:west"),
+            price_edges=np.zeros(0),
+            text_model=bytes_of("a model"),
+        )
+    )
+
+
+@pytest.fixture
+async def shop(make_world):
+    """The world of five letters, and whatever is written of others."""
+    world = make_world()
+    stored, texts = {}, Texts()
+    newcomers = Newcomers(len(world.snapshot.catalog) + 1, 2)
+
+    async def read(item_id):
+        return stored.get(item_id)
+
+    made = Arrivals(world.snapshot.catalog, tower(), newcomers, read, texts)
+    together = Together(world.live, made)
+    world.writer.add(Pulls(newcomers, world.states.remembered))
+
+    def recommender(share=0.0):
+        return Recommender(
+            world.snapshot, world.states, live=world.live, clock=lambda: world.clock.now_s, newcomers=newcomers,
+            explore_share=share,
+        )  # fmt: skip
+
+    def upsert(*items):
+        stored.update((item.item_id, item) for item in items)
+        together.apply(items, [])
+
+    def delete(item_id):
+        del stored[item_id]
+        together.apply([], [item_id])
+
+    async def placed(*item_ids):
+        async with asyncio.timeout(SOON_S):
+            while True:
+                if all(item_id in newcomers for item_id in item_ids):
+                    return
+                await asyncio.sleep(0.001)
+
+    async def ask(limit=10, share=0.0, user_id="ann", **query):
+        return (await recommender(share).recommend(Query(user_id, limit, **query), SOON_S)).recommendations
+
+    async def ids(**query):
+        return [item.item_id for item in await ask(**query)]
+
+    yield SimpleNamespace(
+        world=world, texts=texts, newcomers=newcomers, upsert=upsert, delete=delete, placed=placed, ask=ask, ids=ids
+    )
+    await made.close()
+
+
+async def test_a_new_item_is_recommended_to_whom_it_suits(shop):
+    await shop.world.did("ann", "a")  # who is at 0 degrees, the east
+    shop.upsert(Item("x", title="east of everything"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    found = {item.item_id: item for item in await shop.ask()}
+    assert found["x"].title == "east of everything"
+    assert found["x"].sources[0][0] is Source.ENCODER
+    assert found["x"].score > found["y"].score
+    # As likely as the item that stands at the same place.
+    assert dict(found["x"].sources)[Source.ENCODER] == pytest.approx(np.exp(1 / 0.5 - log_z()), rel=1e-5)
+
+
+def log_z():
+    """Of somebody in the east."""
+    cosines = np.cos(np.radians([0, 30, 60, 90, 180]))
+    return float(np.log(np.exp(cosines / 0.5).sum()))
+
+
+async def test_labels_alone_place_an_item_and_nothing_known_places_none(shop):
+    await shop.world.did("ann", "a")
+    shop.upsert(Item("w", tags=("west",)), Item("?", brand="nobody knows"))
+    await shop.placed("w")
+    assert shop.newcomers.vectors.tolist() == [[-1, 0]]
+    assert "?" not in shop.newcomers
+    assert shop.texts.calls == []
+
+
+async def test_a_deleted_or_unavailable_one_is_gone_at_the_next_request(shop):
+    await shop.world.did("ann", "a")
+    shop.upsert(Item("x", title="east"), Item("y", title="east"))
+    await shop.placed("x", "y")
+    assert {"x", "y"} <= set(await shop.ids())
+    shop.upsert(Item("y", title="east", available=False))
+    shop.delete("x")
+    assert {"x", "y"}.isdisjoint(await shop.ids())
+
+
+async def test_what_a_request_does_not_want_and_what_somebody_has_had_do_not_appear(shop):
+    await shop.world.did("ann", "a")
+    for name in "vwxyz":
+        shop.upsert(Item(name, title="east", tags=("new",) if name in "xyz" else ()))
+    await shop.placed(*"vwxyz")
+    assert await shop.ids(item_filter=HasTag(frozenset(["new"]))) == ["x", "y", "z"]
+    assert await shop.ids(include_item_ids=["v", "b"]) == ["b", "v"]
+    assert {"x", "y"}.isdisjoint(await shop.ids(exclude_item_ids=["x"], session_item_ids=["y"]))
+    await shop.world.did("ann", "z")
+    assert "z" not in await shop.ids()
+
+
+async def test_whoever_turns_to_a_new_item_pulls_it(shop):
+    await shop.world.did("ann", "d")  # in the north
+    await shop.ids()
+    shop.upsert(Item("x", title="east"))
+    await shop.placed("x")
+    for _ in range(20):
+        await shop.world.did("ann", "x")
+    assert shop.newcomers.vectors[0][1] > 0.9
+    assert shop.newcomers.events[0] == 20
+
+
+async def test_an_item_that_is_written_anew_is_placed_anew(shop):
+    shop.upsert(Item("x", title="east"))
+    await shop.placed("x")
+    shop.upsert(Item("x", title="north"))
+    shop.upsert(Item("y", title="east"))
+    await shop.placed("y")  # after it
+    assert shop.newcomers.vectors.tolist() == [[0, 1], [1, 0]]
+
+
+async def test_items_of_the_snapshot_are_not_new(shop):
+    shop.upsert(Item("a", title="east"), Item("x", title="east"))
+    await shop.placed("x")
+    assert "a" not in shop.newcomers
+
+
+async def test_while_texts_cannot_be_read_items_wait_and_are_placed_later(shop, monkeypatch):
+    monkeypatch.setattr(arrivals, "TRY_AGAIN_S", 0.01)
+    shop.texts.failure = Unavailable("the worker is down")
+    shop.upsert(Item("x", title="east"))
+    await asyncio.sleep(0.03)
+    assert "x" not in shop.newcomers
+    shop.texts.failure = None
+    await shop.placed("x")
+
+
+async def test_what_is_deleted_before_its_turn_is_not_placed(shop, monkeypatch):
+    monkeypatch.setattr(arrivals, "TRY_AGAIN_S", 0.01)
+    shop.texts.failure = Unavailable("the worker is down")
+    shop.upsert(Item("x", title="east"), Item("y", title="east"))
+    await asyncio.sleep(0.005)
+    shop.delete("x")
+    shop.texts.failure = None
+    await shop.placed("y")
+    assert "x" not in shop.newcomers
+
+
+async def test_a_share_of_the_places_is_for_new_items(shop):
+    await shop.world.did("ann", "a")
+    for number in range(30):
+        shop.upsert(Item(f"x{number}", tags=("west",)))  # which suit nobody here
+    await shop.placed(*(f"x{number}" for number in range(30)))
+    usual, explored = await shop.ask(limit=4), await shop.ask(limit=4, share=1.0)
+    assert [item.item_id for item in usual] == ["b", "c", "e", "d"]
+    assert explored[0] == usual[0]
+    assert all(item.item_id.startswith("x") for item in explored[1:])
+    assert [item.sources[0][0] for item in explored[1:]] == [Source.EXPLORATION] * 3
+    assert [item.score for item in explored] == [item.score for item in usual]
+    assert await shop.ask(limit=4, share=1.0) == explored
+
+
+async def test_items_without_events_in_the_snapshot_are_new_as_well(shop):
+    manifest = replace(shop.world.snapshot.manifest, item_count=3, new_item_count=2)
+    recommender = Recommender(
+        replace(shop.world.snapshot, manifest=manifest), shop.world.states, live=shop.world.live, explore_share=1.0
+    )
+    await shop.world.did("ann", "a")
+    answer = await recommender.recommend(Query("ann", 2), SOON_S)
+    assert answer.recommendations[1].item_id in "de"
+    assert answer.recommendations[1].sources[0][0] is Source.EXPLORATION
+
+
+async def test_a_kept_answer_ends_when_a_new_item_comes(shop):
+    recommender = shop.world.recommender
+    before = recommender.catalog_version(Query("ann"))
+    recommender._newcomers.put("x", np.ones(1, np.float32))
+    assert recommender.catalog_version(Query("ann")) != before
