@@ -61,6 +61,18 @@ class Neighbor:
 
 
 @dataclass(frozen=True, slots=True)
+class RelationLink:
+    """Something that a recommended item shares with one that the user had, in the words of the knowledge graph."""
+
+    item_id: str
+    """The item that the user had."""
+    relation: str
+    """What the shared thing is to that item, for example `film.film.director`."""
+    entity: str
+    """What both items share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """One recommended item."""
 
@@ -74,6 +86,8 @@ class Recommendation:
     """The sources that alone would have listed the item, the strongest first; where none would, the strongest alone."""
     neighbors: tuple[Neighbor, ...]
     """The most similar users who went on to this item, at most 3; empty when none did."""
+    links: tuple[RelationLink, ...] = ()
+    """What links this item to the user's last items, the strongest first, at most 3; empty when nothing does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from longtide._answers import (
     Ranking,
     Recommendation,
     Recommendations,
+    RelationLink,
     SimilarItem,
     SimilarUser,
     SimilarUsers,
@@ -392,4 +393,5 @@ def _recommendation(message: recommendation_pb2.Recommendation) -> Recommendatio
             SourceShare(_SOURCES.get(share.source, Source.UNKNOWN), share.probability) for share in message.sources
         ),
         neighbors=tuple(Neighbor(neighbor.user_id, neighbor.similarity) for neighbor in message.neighbors),
+        links=tuple(RelationLink(link.item_id, link.relation, link.entity) for link in message.links),
     )

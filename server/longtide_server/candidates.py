@@ -71,7 +71,7 @@ def neighbor_votes(neighbors: Neighbors, positions: Positions, temperature: floa
         return NOTHING
     weight = np.exp((neighbors.similarity - neighbors.similarity[0]) / temperature)
     weight = weight * positions.weight[neighbors.position]
-    return _tally(positions.next_item[neighbors.position], weight)
+    return tally(positions.next_item[neighbors.position], weight)
 
 
 def transition_votes(transitions: Transitions, recent: NDArray[np.int64], decay: float) -> Scored:
@@ -83,10 +83,10 @@ def transition_votes(transitions: Transitions, recent: NDArray[np.int64], decay:
         weights.append(transitions.probability[row] * decay**age)
     if not items:
         return NOTHING
-    return _tally(np.concatenate(items), np.concatenate(weights))
+    return tally(np.concatenate(items), np.concatenate(weights))
 
 
-def _tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
+def tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
     """Add up the weights of equal items and make them probabilities."""
     order = np.argsort(items)
     in_order = items[order]

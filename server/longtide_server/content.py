@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog import PATH, ItemInfo
 from longtide_server.item import Item
-
-SEPARATOR = "\0"
-"""Between two labels in a file."""
+from longtide_server.text_arrays import names_of, text_of
 
 
 def info_of(item: Item) -> ItemInfo:
@@ -86,8 +84,7 @@ class ContentTower:
 
     def __init__(self, weights: ContentWeights) -> None:
         self._weights = weights
-        names = text_of(weights.label_names)
-        self._label = {name: row for row, name in enumerate(names.split(SEPARATOR))} if names else {}
+        self._label = {name: row for row, name in enumerate(names_of(weights.label_names))}
 
     @property
     def text_model(self) -> str:
@@ -138,13 +135,3 @@ def _direction(vector: NDArray[np.float32] | None, weight: NDArray[np.float32]) 
     if not 0.0 < length < np.inf:
         return None
     return np.asarray((vector / length) @ weight, np.float32)
-
-
-def text_of(array: NDArray[np.uint8]) -> str:
-    """The text that an array of UTF-8 bytes holds."""
-    return array.tobytes().decode("utf-8")
-
-
-def bytes_of(text: str) -> NDArray[np.uint8]:
-    """A text as an array that is stored without pickling."""
-    return np.frombuffer(text.encode("utf-8"), np.uint8)

@@ -2,6 +2,9 @@
 
 The fusion is a weighted product of the sources' probabilities (a product of experts, Hinton 2002), its weights fitted
 on validation data: log score = sum over sources of weight * log((1 - floor) * probability + floor / items).
+
+Of an item that has no events, sources that count events cannot know anything: that they do not bring it says nothing
+against it. They are silent of such an item: in its score the encoder, which knows its content, speaks for them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from longtide_server.candidates import Candidates, Source
 
 TIE_WEIGHT = 1e-4
 """Popularity's least weight: it decides between items of which no weighted source knows anything."""
+SILENT = (Source.NEIGHBORS, Source.TRANSITIONS)
+"""Of items without events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +78,19 @@ def log_features(probability: NDArray[np.float64], floor: float, item_count: int
     return np.log((1.0 - floor) * probability + floor / max(item_count, 1))
 
 
-def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count: int, limit: int) -> Ranked:
+def rank(
+    candidates: Candidates,
+    fusion: Fusion,
+    asked: list[Source],
+    item_count: int,
+    limit: int,
+    counted: int | None = None,
+) -> Ranked:
     """Order candidates by the fusion of the sources that could be asked, best first, at most `limit`.
 
-    Ties go to the smaller item number, the more popular item. When the sources that answered all have weight 0, they
-    count equally: a degraded order beats none.
+    Items above the number `counted` have no events; without it, every item has some. Ties go to the smaller item
+    number, the more popular item. When the sources that answered all have weight 0, they count equally: a degraded
+    order beats none.
     """
     weights = np.zeros(len(Source))
     columns = [source - 1 for source in asked]
@@ -86,12 +99,15 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
         weights[columns] = 1.0
     weights[Source.POPULARITY - 1] += TIE_WEIGHT
     say = np.flatnonzero(weights)  # logarithms are most of the work: none of what counts nothing
-    features = log_features(candidates.probability[:, say], fusion.floor, item_count)  # (C, say)
-    fused = features @ weights[say]  # (C,)
+    features = np.zeros_like(candidates.probability)
+    features[:, say] = log_features(candidates.probability[:, say], fusion.floor, item_count)
+    fused = features[:, say] @ weights[say]  # (C,)
+    if counted is not None and Source.ENCODER in asked and weights[Source.ENCODER - 1]:
+        fused += _spoken_for(features, weights, candidates.items > counted, fusion.floor, item_count)
     order = _best(fused, limit)
     share = np.exp(fused - fused.max()) if len(fused) else fused
     contribution = np.zeros((len(order), len(Source)))
-    contribution[:, say] = (features[order] - np.log(fusion.floor / max(item_count, 1))) * weights[say]
+    contribution[:, say] = (features[order][:, say] - np.log(fusion.floor / max(item_count, 1))) * weights[say]
     return Ranked(
         items=candidates.items[order],
         score=share[order] / share.sum() if len(fused) else share,
@@ -99,6 +115,20 @@ def rank(candidates: Candidates, fusion: Fusion, asked: list[Source], item_count
         contribution=contribution,
         brought=_brought(candidates.probability, contribution, order, limit, weights > TIE_WEIGHT),
     )
+
+
+def _spoken_for(
+    features: NDArray[np.float64], weights: NDArray[np.float64], new: NDArray[np.bool_], floor: float, item_count: int
+) -> NDArray[np.float64]:
+    """(C,) what new items gain when the encoder speaks for the sources that are silent of them.
+
+    Popularity is on another scale than the others; an item of which it knows nothing is as popular as the average one.
+    """
+    said = features[:, Source.ENCODER - 1]
+    gain = sum(weights[source - 1] * (said - features[:, source - 1]) for source in SILENT)
+    average = -np.log(item_count)
+    gain = gain + weights[Source.POPULARITY - 1] * (average - features[:, Source.POPULARITY - 1])
+    return np.where(new, gain, 0.0)
 
 
 def _best(fused: NDArray[np.float64], limit: int) -> NDArray[np.int64]:

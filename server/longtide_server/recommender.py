@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
@@ -107,6 +107,17 @@ class Voter:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """How an item is linked to one that the user had."""
+
+    item_id: str
+    """Of the item that the user had."""
+    relation: str
+    entity: str
+    """What both items have in common."""
+
+
+@dataclass(frozen=True, slots=True)
 class SimilarUser:
     """A user who, at some moment, was like the one who asks."""
 
@@ -126,6 +137,8 @@ class Recommendation:
     """Every source that brought it and that source's probability, the strongest contribution first."""
     neighbors: tuple[Voter, ...]
     """The most similar users who went on to it."""
+    links: tuple[Link, ...] = ()
+    """What links it to the user's last items, the strongest first; where that is a source that has a say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +169,8 @@ class Evidence:
     """The user at the time of the request, where that is known."""
     content: NDArray[np.float64] | None = None
     """(I + 1,) how like the user's last items every item is, where that is asked and known."""
+    recent: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The user's last items, in time order."""
     degraded_reason: str = ""
 
     @property
@@ -454,7 +469,9 @@ class Recommender:
             votes[Source.CONTENT] = best_of(content, wanted)
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
-        return Evidence(votes, neighbors, encoded, content, reason)
+        if self.snapshot.relations is not None and fusion.relations:
+            votes[Source.RELATIONS] = self.snapshot.relations.votes(recent, manifest.transitions.decay)
+        return Evidence(votes, neighbors, encoded, content, recent, reason)
 
     def _content(self, user: UserState, session: list[int]) -> NDArray[np.float64] | None:
         """(I + 1,) how like the user's last items every item is; none where that is not known."""
@@ -531,7 +548,8 @@ class Recommender:
         return self.snapshot.manifest.fusion.weighted(query.source_weights)
 
     def _rank(self, candidates: Candidates, evidence: Evidence, query: Query, limit: int) -> Ranked:
-        return rank(candidates, self._fusion(query), evidence.asked, len(self.snapshot.catalog), limit)
+        learned, item_count = self.snapshot.manifest.item_count, len(self.snapshot.catalog)
+        return rank(candidates, self._fusion(query), evidence.asked, item_count, limit, learned)
 
     def _complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
         """Fill in what dense sources say of items that others brought: the encoder, popularity and content."""
@@ -554,8 +572,15 @@ class Recommender:
             sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
             voters = self._voters(evidence.neighbors, np.flatnonzero(next_items == number))
             item_id, title = self._name(number)
-            found.append(Recommendation(item_id, title, score, sources, voters))
+            links = self._links(evidence.recent, number) if probability[Source.RELATIONS - 1] > 0 else ()
+            found.append(Recommendation(item_id, title, score, sources, voters, links))
         return tuple(found)
+
+    def _links(self, recent: NDArray[np.int64], number: int) -> tuple[Link, ...]:
+        if self.snapshot.relations is None:
+            return ()
+        paths = self.snapshot.relations.paths(recent, number, self.snapshot.manifest.transitions.decay)
+        return tuple(Link(self.snapshot.catalog.item_id(path.item), path.relation, path.entity) for path in paths)
 
     def _voters(self, neighbors: Neighbors, voting: NDArray[np.int64]) -> tuple[Voter, ...]:
         """The people behind some of the moments, each once, at their most similar moment."""

@@ -112,6 +112,10 @@ def write_answer(answer: Answer) -> recommendation_pb2.RecommendResponse:
                     recommendation_pb2.Neighbor(user_id=voter.user_id, similarity=voter.similarity)
                     for voter in item.neighbors
                 ],
+                links=[
+                    recommendation_pb2.RelationLink(item_id=one.item_id, relation=one.relation, entity=one.entity)
+                    for one in item.links
+                ],
             )
             for item in answer.recommendations
         ],

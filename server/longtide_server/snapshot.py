@@ -28,6 +28,7 @@ from longtide_server.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput, SnapshotError
 from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
+from longtide_server.relations import RelationArrays, Relations
 from longtide_server.request_time import RequestTimeWeights
 
 FORMAT_VERSION = 2
@@ -46,6 +47,7 @@ BEHAVIOR = "behavior.npz"
 REQUEST_TIME = "request_time.npz"
 CONTENT_VECTORS = "content_vectors.npy"
 CONTENT = "content.npz"
+RELATIONS = "relations.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ class Snapshot:
     """(I + 1, D) unit vectors of what is known of the items, zeros where nothing is; None where nothing was of any."""
     content: ContentTower | None = None
     """Gives items that the snapshot does not hold a vector; None where nothing was known of items to learn it from."""
+    relations: Relations | None = None
+    """What links items by what they share; None where there was no knowledge graph."""
 
     @property
     def snapshot_id(self) -> str:
@@ -282,6 +286,10 @@ def load_snapshot(directory: Path) -> Snapshot:
     if CONTENT in manifest.files:
         with np.load(folder / CONTENT) as arrays:
             content = ContentTower(ContentWeights(**arrays))
+    relations = None
+    if RELATIONS in manifest.files:
+        with np.load(folder / RELATIONS) as arrays:
+            relations = Relations(RelationArrays(**arrays))
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -297,6 +305,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         request_time=request_time,
         content_vectors=content_vectors,
         content=content,
+        relations=relations,
     )
 
 

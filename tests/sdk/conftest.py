@@ -160,6 +160,7 @@ class FakeServer(
             item.sources.add(source=recommendation_pb2.SOURCE_ENCODER, probability=0.75)
             item.sources.add(source=99, probability=0.25)
             item.neighbors.add(user_id="bob", similarity=0.875)
+            item.links.add(item_id="seen", relation="author", entity="Lem")
         return response
 
     def Recommend(self, request, context):

@@ -17,6 +17,7 @@ from longtide import (
     Neighbor,
     RankedItem,
     Recommendation,
+    RelationLink,
     SimilarItem,
     SimilarUser,
     Source,
@@ -36,6 +37,7 @@ def test_an_answer_says_what_and_why(client):
         score=0.5,
         sources=(SourceShare(Source.ENCODER, 0.75), SourceShare(Source.UNKNOWN, 0.25)),
         neighbors=(Neighbor("bob", 0.875),),
+        links=(RelationLink("seen", "author", "Lem"),),
     )
     assert [item.item_id for item in answer] == ["ada-0", "ada-1"]
     assert (answer.user_id, answer.snapshot_id, answer.attribution_token) == ("ada", "snapshot-1", "token-1")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from longtide_server.catalog import ItemInfo
-from longtide_server.content import ContentTower, ContentWeights, bytes_of, info_of, labels_of
+from longtide_server.content import ContentTower, ContentWeights, info_of, labels_of
 from longtide_server.item import Item
+from longtide_server.text_arrays import bytes_of, bytes_of_names
 
 NO_EDGES = np.zeros(0)
 EAST, NORTH, UP = np.eye(3, dtype=np.float32)
@@ -18,7 +19,7 @@ def tower(text=(), image=(), labels=None, price_edges=(), text_model="model"):
             text=np.array(text, np.float32).reshape(-1, 3),
             image=np.array(image, np.float32).reshape(-1, 3),
             label=np.array(list(labels.values()), np.float32).reshape(-1, 3),
-            label_names=bytes_of("\0".join(labels)),
+            label_names=bytes_of_names(labels),
             price_edges=np.array(price_edges, np.float64),
             text_model=bytes_of(text_model),
         )

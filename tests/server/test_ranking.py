@@ -108,6 +108,35 @@ def test_an_impossible_item_still_has_a_score_above_0():
     assert 0 < ranked.score[1] < ranked.score[0] <= 1
 
 
+# Items without events
+
+
+def test_of_a_new_item_the_encoder_speaks_for_the_sources_that_count_events():
+    # Item 9 has no events. As far as the encoder knows, it is the better one.
+    both = candidates(i1=(0.2, 0.2, 0.2, 0), i9=(0.3, 0, 0, 0))
+    fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3, popularity=0.0)
+    assert rank(both, fusion, EVERY, 9, 10).items.tolist() == [1, 9]
+    ranked = rank(both, fusion, EVERY, 9, 10, counted=8)
+    assert ranked.items.tolist() == [9, 1]
+    # 9 items: .9 x .3 + .1 / 9 against .9 x .2 + .1 / 9, to the power of all the weights
+    better = ((0.27 + 0.1 / 9) / (0.18 + 0.1 / 9)) ** 1.8
+    assert ranked.score[0] / ranked.score[1] == pytest.approx(better, rel=1e-3)
+    assert (ranked.contribution[0, 1:] == 0).all()  # it alone brought the item
+    assert ranked.brought[0].tolist() == [True, *([False] * (len(Source) - 1))]
+
+
+def test_a_new_item_is_as_popular_as_the_average_one():
+    both = candidates(i1=(0.3, 0, 0, 0.2), i2=(0.3, 0, 0, 0.01), i9=(0.3, 0, 0, 0))
+    fusion = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.2)
+    assert rank(both, fusion, EVERY, 9, 10, counted=8).items.tolist() == [1, 9, 2]  # .2, 1 / 9, .01
+
+
+def test_without_the_encoder_nobody_speaks_for_a_new_item():
+    left = [Source.TRANSITIONS, Source.POPULARITY]
+    both = candidates(i1=(0, 0, 0.2, 0.1), i9=(0, 0, 0, 0))
+    assert rank(both, Fusion(), left, 9, 10, counted=8).items.tolist() == [1, 9]
+
+
 # Which source brought an item
 
 
@@ -133,5 +162,5 @@ def test_where_no_source_would_have_listed_it_alone_the_strongest_brought_it():
 def test_other_weights_take_the_place_of_those_that_are_named():
     fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3)
     other = fusion.weighted([(Source.ENCODER, 0.0), (Source.TRENDING, 2.0)])
-    assert other.weights.tolist() == [0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 2.0, 1.0]
+    assert other.weights.tolist() == [0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0]
     assert fusion.weighted([]) is fusion

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from longtide_server.candidates import Source
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
-from longtide_server.recommender import ANSWER_MARGIN_S, Query, Recommender
+from longtide_server.ranking import Fusion
+from longtide_server.recommender import ANSWER_MARGIN_S, Link, Query, Recommender
+from longtide_server.relations import RelationArrays, Relations
 from longtide_server.snapshot import ENCODER
+from longtide_server.text_arrays import bytes_of_names
 from longtide_server.user_state import UserStates
 
 SOON_S = 5.0
@@ -52,6 +56,46 @@ async def test_every_source_says_what_it_brings(world):
     # Cosines with a: 1, .866, .5, 0, -1; the encoder's softmax at temperature .5.
     assert found["b"][Source.ENCODER] == pytest.approx(0.3345, abs=1e-3)
     assert found["d"][Source.ENCODER] == pytest.approx(0.0592, abs=1e-3)
+
+
+@pytest.fixture
+def linked_world(make_world, make_snapshot):
+    """a and e have one author, and only that counts."""
+    relations = Relations(
+        RelationArrays(
+            offsets=np.array([0, 0, 1, 1, 1, 1, 2]),
+            entity=np.zeros(2, np.int32),
+            relation=np.zeros(2, np.int32),
+            member_offsets=np.array([0, 2]),
+            members=np.array([1, 5], np.int32),
+            prior=np.ones(2, np.float32),
+            weight=np.ones(1, np.float32),
+            relation_names=bytes_of_names(["author"]),
+            entity_names=bytes_of_names(["Lem"]),
+        )
+    )
+
+    def made(weight):
+        fusion = Fusion(encoder=0.0, neighbors=0.0, transitions=0.0, popularity=0.0, relations=weight)
+        return make_world(snapshot=replace(make_snapshot(fusion=fusion), relations=relations))
+
+    return made
+
+
+async def test_an_item_that_shares_something_with_the_last_ones_says_what(linked_world):
+    world = linked_world(1.0)
+    await world.did("ann", "a")
+    first, *others = (await recommend(world)).recommendations
+    assert first.item_id == "e"
+    assert first.sources[0] == (Source.RELATIONS, 1.0)
+    assert first.links == (Link("a", "author", "Lem"),)
+    assert all(other.links == () for other in others)
+
+
+async def test_links_that_have_no_say_are_not_shown(linked_world):
+    world = linked_world(0.0)
+    await world.did("ann", "a")
+    assert all(item.links == () for item in (await recommend(world)).recommendations)
 
 
 async def test_a_recommendation_names_the_people_who_went_on_to_it(world):

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from longtide.v1 import recommendation_pb2
+from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable
 from longtide_server.item import Item
 from longtide_server.item_filter import HasPrice, HasTag, Span
-from longtide_server.recommender import MAX_KEPT_SIZE, Query
+from longtide_server.recommender import MAX_KEPT_SIZE, Answer, Link, Query, Recommendation
 from longtide_server.responses import Responses, write_answer
 
 SOON_S = 5.0
@@ -214,3 +215,10 @@ async def test_an_answer_from_before_a_change_is_not_kept(world, counting):
     world.encoder.answering_allowed.set()
     await asking
     assert counting.responses.count == 0
+
+
+def test_what_links_an_item_to_the_last_ones_is_sent():
+    item = Recommendation("e", "", 1.0, ((Source.RELATIONS, 0.5),), (), (Link("a", "author", "Lem"),))
+    (sent,) = write_answer(Answer((item,), "world")).recommendations
+    assert [(one.item_id, one.relation, one.entity) for one in sent.links] == [("a", "author", "Lem")]
+    assert [(one.source, one.probability) for one in sent.sources] == [(5, 0.5)]

@@ -22,9 +22,9 @@ def candidates(**probability: list[float]) -> Candidates:
 
 def test_a_target_is_found_among_the_candidates_of_its_user():
     found = [
-        Candidates(np.array([3, 5]), np.full((2, 4), 0.1)),
-        Candidates(np.array([2, 4, 9]), np.full((3, 4), 0.2)),
-        Candidates(np.array([7]), np.full((1, 4), 0.3)),
+        Candidates(np.array([3, 5]), np.full((2, 5), 0.1)),
+        Candidates(np.array([2, 4, 9]), np.full((3, 5), 0.2)),
+        Candidates(np.array([7]), np.full((1, 5), 0.3)),
     ]
     judged = judge(found, np.array([5, 4, 8]), item_count=9)
     assert judged.starts.tolist() == [0, 2, 5]
@@ -60,9 +60,9 @@ def test_ranks_are_places_in_the_order_that_is_served():
     users = []
     for _ in range(40):
         items = np.sort(rng.choice(np.arange(1, 101), 30, replace=False))
-        probability = np.where(rng.random((30, 4)) < 0.5, rng.integers(1, 4, (30, 4)) / 100, 0.0)  # many ties
+        probability = np.where(rng.random((30, 5)) < 0.5, rng.integers(1, 4, (30, 5)) / 100, 0.0)  # many ties
         probability[:, Source.POPULARITY - 1] = (101 - items) / 5050  # as published: falling from item 1 on
-        users.append(Candidates(items, np.pad(probability, ((0, 0), (0, len(Source) - 4)))))
+        users.append(Candidates(items, np.pad(probability, ((0, 0), (0, len(Source) - 5)))))
     targets = np.array([found.items[rng.integers(30)] for found in users])
     judged = judge(users, targets, item_count=100)
 
@@ -96,6 +96,15 @@ def test_popularity_has_a_say_where_it_alone_knows():
     fusion = fit_fusion(judge([user] * 4, np.array([3] * 4), 3))
     assert fusion.popularity > 0
     assert rank(user, fusion, list(Source), 3, limit=1).items.tolist() == [3]
+
+
+def test_relations_have_a_say_where_they_alone_know():
+    user = candidates(encoder=[0.34, 0.33, 0.33], relations=RIGHT)
+    judged = judge([user] * 4, np.array([3] * 4), 3)
+    fusion = fit_fusion(judged)
+    assert fusion.relations > 0
+    assert rank(user, fusion, list(Source), 3, limit=1).items.tolist() == [3]
+    assert source_metrics(judged, fusion)["relations"] == {"hr@10": 1.0, "ndcg@10": 1.0}
 
 
 def test_without_targets_the_defaults_stand_and_nothing_is_measured():

@@ -26,17 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from longtide.v1 import catalog_pb2 as longtide_dot_v1_dot_catalog__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n longtide/v1/recommendation.proto\x12\x0blongtide.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19longtide/v1/catalog.proto\"\x9e\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_item_ids\x18\x03 \x03(\t\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10session_item_ids\x18\x05 \x03(\t\x12\x30\n\x0crequest_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x0f\n\x07surface\x18\x08 \x01(\t\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10include_item_ids\x18\n \x03(\t\x12\x31\n\x0esource_weights\x18\x0b \x03(\x0b\x32\x19.longtide.v1.SourceWeight\x12*\n\tinterests\x18\x0c \x01(\x0b\x32\x17.longtide.v1.ItemFilterB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"C\n\x0cSourceWeight\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xa4\x01\n\x11RecommendResponse\x12\x34\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1b.longtide.v1.Recommendation\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\"\x94\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12)\n\x07sources\x18\x04 \x03(\x0b\x32\x18.longtide.v1.SourceShare\x12(\n\tneighbors\x18\x05 \x03(\x0b\x32\x15.longtide.v1.Neighbor\"G\n\x0bSourceShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"/\n\x08Neighbor\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"I\n\x16StreamRecommendRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.longtide.v1.RecommendRequest\"H\n\x17StreamRecommendResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.longtide.v1.RecommendResult\"\xa1\x01\n\x0fRecommendResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.longtide.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.longtide.v1.RequestErrorH\x00\x12\x12\n\nsession_id\x18\x04 \x01(\tB\t\n\x07outcome\";\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x90\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x18\n\x10session_item_ids\x18\x03 \x03(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\"v\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.longtide.v1.RankedItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\";\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05known\x18\x03 \x01(\x08\"\xb8\x01\n\x17ListSimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\x12\'\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\tB\x08\n\x06_limit\"\x85\x01\n\x18ListSimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\"A\n\x0bSimilarItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"\x8c\x01\n\x17ListSimilarUsersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nsession_id\x18\x04 \x01(\tB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"\x83\x01\n\x18ListSimilarUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarUser\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\"I\n\x0bSimilarUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x15\n\rnext_item_ids\x18\x03 \x03(\t*\xe6\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_ENCODER\x10\x01\x12\x14\n\x10SOURCE_NEIGHBORS\x10\x02\x12\x16\n\x12SOURCE_TRANSITIONS\x10\x03\x12\x15\n\x11SOURCE_POPULARITY\x10\x04\x12\x14\n\x10SOURCE_RELATIONS\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06\x12\x13\n\x0fSOURCE_TRENDING\x10\x07\x12\x14\n\x10SOURCE_INTERESTS\x10\x08\x12\x16\n\x12SOURCE_EXPLORATION\x10\t*\x8b\x01\n\x0fSimilarityBasis\x12 \n\x1cSIMILARITY_BASIS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SIMILARITY_BASIS_BEHAVIOR\x10\x01\x12\x1c\n\x18SIMILARITY_BASIS_CONTENT\x10\x02\x12\x19\n\x15SIMILARITY_BASIS_BOTH\x10\x03\x32\xc4\x03\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.longtide.v1.RecommendRequest\x1a\x1e.longtide.v1.RecommendResponse\x12`\n\x0fStreamRecommend\x12#.longtide.v1.StreamRecommendRequest\x1a$.longtide.v1.StreamRecommendResponse(\x01\x30\x01\x12;\n\x04Rank\x12\x18.longtide.v1.RankRequest\x1a\x19.longtide.v1.RankResponse\x12_\n\x10ListSimilarItems\x12$.longtide.v1.ListSimilarItemsRequest\x1a%.longtide.v1.ListSimilarItemsResponse\x12_\n\x10ListSimilarUsers\x12$.longtide.v1.ListSimilarUsersRequest\x1a%.longtide.v1.ListSimilarUsersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n longtide/v1/recommendation.proto\x12\x0blongtide.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19longtide/v1/catalog.proto\"\x9e\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_item_ids\x18\x03 \x03(\t\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10session_item_ids\x18\x05 \x03(\t\x12\x30\n\x0crequest_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x0f\n\x07surface\x18\x08 \x01(\t\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10include_item_ids\x18\n \x03(\t\x12\x31\n\x0esource_weights\x18\x0b \x03(\x0b\x32\x19.longtide.v1.SourceWeight\x12*\n\tinterests\x18\x0c \x01(\x0b\x32\x17.longtide.v1.ItemFilterB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"C\n\x0cSourceWeight\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xa4\x01\n\x11RecommendResponse\x12\x34\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1b.longtide.v1.Recommendation\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\"\xbe\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12)\n\x07sources\x18\x04 \x03(\x0b\x32\x18.longtide.v1.SourceShare\x12(\n\tneighbors\x18\x05 \x03(\x0b\x32\x15.longtide.v1.Neighbor\x12(\n\x05links\x18\x06 \x03(\x0b\x32\x19.longtide.v1.RelationLink\"A\n\x0cRelationLink\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\"G\n\x0bSourceShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"/\n\x08Neighbor\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"I\n\x16StreamRecommendRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.longtide.v1.RecommendRequest\"H\n\x17StreamRecommendResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.longtide.v1.RecommendResult\"\xa1\x01\n\x0fRecommendResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.longtide.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.longtide.v1.RequestErrorH\x00\x12\x12\n\nsession_id\x18\x04 \x01(\tB\t\n\x07outcome\";\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x90\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x18\n\x10session_item_ids\x18\x03 \x03(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\"v\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.longtide.v1.RankedItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\";\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05known\x18\x03 \x01(\x08\"\xb8\x01\n\x17ListSimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\x12\'\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\tB\x08\n\x06_limit\"\x85\x01\n\x18ListSimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\"A\n\x0bSimilarItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"\x8c\x01\n\x17ListSimilarUsersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nsession_id\x18\x04 \x01(\tB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"\x83\x01\n\x18ListSimilarUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarUser\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\"I\n\x0bSimilarUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x15\n\rnext_item_ids\x18\x03 \x03(\t*\xe6\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_ENCODER\x10\x01\x12\x14\n\x10SOURCE_NEIGHBORS\x10\x02\x12\x16\n\x12SOURCE_TRANSITIONS\x10\x03\x12\x15\n\x11SOURCE_POPULARITY\x10\x04\x12\x14\n\x10SOURCE_RELATIONS\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06\x12\x13\n\x0fSOURCE_TRENDING\x10\x07\x12\x14\n\x10SOURCE_INTERESTS\x10\x08\x12\x16\n\x12SOURCE_EXPLORATION\x10\t*\x8b\x01\n\x0fSimilarityBasis\x12 \n\x1cSIMILARITY_BASIS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SIMILARITY_BASIS_BEHAVIOR\x10\x01\x12\x1c\n\x18SIMILARITY_BASIS_CONTENT\x10\x02\x12\x19\n\x15SIMILARITY_BASIS_BOTH\x10\x03\x32\xc4\x03\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.longtide.v1.RecommendRequest\x1a\x1e.longtide.v1.RecommendResponse\x12`\n\x0fStreamRecommend\x12#.longtide.v1.StreamRecommendRequest\x1a$.longtide.v1.StreamRecommendResponse(\x01\x30\x01\x12;\n\x04Rank\x12\x18.longtide.v1.RankRequest\x1a\x19.longtide.v1.RankResponse\x12_\n\x10ListSimilarItems\x12$.longtide.v1.ListSimilarItemsRequest\x1a%.longtide.v1.ListSimilarItemsResponse\x12_\n\x10ListSimilarUsers\x12$.longtide.v1.ListSimilarUsersRequest\x1a%.longtide.v1.ListSimilarUsersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longtide.v1.recommendation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOURCE']._serialized_start=2480
-  _globals['_SOURCE']._serialized_end=2710
-  _globals['_SIMILARITYBASIS']._serialized_start=2713
-  _globals['_SIMILARITYBASIS']._serialized_end=2852
+  _globals['_SOURCE']._serialized_start=2589
+  _globals['_SOURCE']._serialized_end=2819
+  _globals['_SIMILARITYBASIS']._serialized_start=2822
+  _globals['_SIMILARITYBASIS']._serialized_end=2961
   _globals['_RECOMMENDREQUEST']._serialized_start=110
   _globals['_RECOMMENDREQUEST']._serialized_end=524
   _globals['_SOURCEWEIGHT']._serialized_start=526
@@ -44,37 +44,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOMMENDRESPONSE']._serialized_start=596
   _globals['_RECOMMENDRESPONSE']._serialized_end=760
   _globals['_RECOMMENDATION']._serialized_start=763
-  _globals['_RECOMMENDATION']._serialized_end=911
-  _globals['_SOURCESHARE']._serialized_start=913
-  _globals['_SOURCESHARE']._serialized_end=984
-  _globals['_NEIGHBOR']._serialized_start=986
-  _globals['_NEIGHBOR']._serialized_end=1033
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1035
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1108
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1110
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1182
-  _globals['_RECOMMENDRESULT']._serialized_start=1185
-  _globals['_RECOMMENDRESULT']._serialized_end=1346
-  _globals['_REQUESTERROR']._serialized_start=1348
-  _globals['_REQUESTERROR']._serialized_end=1407
-  _globals['_RANKREQUEST']._serialized_start=1410
-  _globals['_RANKREQUEST']._serialized_end=1554
-  _globals['_RANKRESPONSE']._serialized_start=1556
-  _globals['_RANKRESPONSE']._serialized_end=1674
-  _globals['_RANKEDITEM']._serialized_start=1676
-  _globals['_RANKEDITEM']._serialized_end=1735
-  _globals['_LISTSIMILARITEMSREQUEST']._serialized_start=1738
-  _globals['_LISTSIMILARITEMSREQUEST']._serialized_end=1922
-  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_start=1925
-  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_end=2058
-  _globals['_SIMILARITEM']._serialized_start=2060
-  _globals['_SIMILARITEM']._serialized_end=2125
-  _globals['_LISTSIMILARUSERSREQUEST']._serialized_start=2128
-  _globals['_LISTSIMILARUSERSREQUEST']._serialized_end=2268
-  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_start=2271
-  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_end=2402
-  _globals['_SIMILARUSER']._serialized_start=2404
-  _globals['_SIMILARUSER']._serialized_end=2477
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2855
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3307
+  _globals['_RECOMMENDATION']._serialized_end=953
+  _globals['_RELATIONLINK']._serialized_start=955
+  _globals['_RELATIONLINK']._serialized_end=1020
+  _globals['_SOURCESHARE']._serialized_start=1022
+  _globals['_SOURCESHARE']._serialized_end=1093
+  _globals['_NEIGHBOR']._serialized_start=1095
+  _globals['_NEIGHBOR']._serialized_end=1142
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1144
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1217
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1219
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1291
+  _globals['_RECOMMENDRESULT']._serialized_start=1294
+  _globals['_RECOMMENDRESULT']._serialized_end=1455
+  _globals['_REQUESTERROR']._serialized_start=1457
+  _globals['_REQUESTERROR']._serialized_end=1516
+  _globals['_RANKREQUEST']._serialized_start=1519
+  _globals['_RANKREQUEST']._serialized_end=1663
+  _globals['_RANKRESPONSE']._serialized_start=1665
+  _globals['_RANKRESPONSE']._serialized_end=1783
+  _globals['_RANKEDITEM']._serialized_start=1785
+  _globals['_RANKEDITEM']._serialized_end=1844
+  _globals['_LISTSIMILARITEMSREQUEST']._serialized_start=1847
+  _globals['_LISTSIMILARITEMSREQUEST']._serialized_end=2031
+  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_start=2034
+  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_end=2167
+  _globals['_SIMILARITEM']._serialized_start=2169
+  _globals['_SIMILARITEM']._serialized_end=2234
+  _globals['_LISTSIMILARUSERSREQUEST']._serialized_start=2237
+  _globals['_LISTSIMILARUSERSREQUEST']._serialized_end=2377
+  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_start=2380
+  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_end=2511
+  _globals['_SIMILARUSER']._serialized_start=2513
+  _globals['_SIMILARUSER']._serialized_end=2586
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2964
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3416
 # @@protoc_insertion_point(module_scope)

@@ -276,6 +276,7 @@ class Recommendation(google.protobuf.message.Message):
     SCORE_FIELD_NUMBER: builtins.int
     SOURCES_FIELD_NUMBER: builtins.int
     NEIGHBORS_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
     item_id: builtins.str
     """The item."""
     title: builtins.str
@@ -294,6 +295,12 @@ class Recommendation(google.protobuf.message.Message):
     def neighbors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Neighbor]:
         """The most similar users who went on to this item, most similar first, at most 3; empty when none did."""
 
+    @property
+    def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RelationLink]:
+        """What links this item to the user's last items, the strongest link first, at most 3; empty when nothing does, or when
+        the snapshot has no knowledge graph that helps.
+        """
+
     def __init__(
         self,
         *,
@@ -302,10 +309,37 @@ class Recommendation(google.protobuf.message.Message):
         score: builtins.float = ...,
         sources: collections.abc.Iterable[Global___SourceShare] | None = ...,
         neighbors: collections.abc.Iterable[Global___Neighbor] | None = ...,
+        links: collections.abc.Iterable[Global___RelationLink] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "neighbors", b"neighbors", "score", b"score", "sources", b"sources", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "links", b"links", "neighbors", b"neighbors", "score", b"score", "sources", b"sources", "title", b"title"]) -> None: ...
 
 Global___Recommendation: typing_extensions.TypeAlias = Recommendation
+
+@typing.final
+class RelationLink(google.protobuf.message.Message):
+    """Something that a recommended item shares with one that the user had, in the words of the knowledge graph."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    RELATION_FIELD_NUMBER: builtins.int
+    ENTITY_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
+    """The item that the user had."""
+    relation: builtins.str
+    """What the shared thing is to that item, for example `film.film.director`."""
+    entity: builtins.str
+    """What both items share."""
+    def __init__(
+        self,
+        *,
+        item_id: builtins.str = ...,
+        relation: builtins.str = ...,
+        entity: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entity", b"entity", "item_id", b"item_id", "relation", b"relation"]) -> None: ...
+
+Global___RelationLink: typing_extensions.TypeAlias = RelationLink
 
 @typing.final
 class SourceShare(google.protobuf.message.Message):

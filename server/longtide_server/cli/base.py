@@ -84,6 +84,12 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Path(path_type=Path),
                 help="Items file: item_id, title, categories, description, tags, brand, price, domain.",
             ),
+            click.option(
+                "--kg",
+                type=click.Path(path_type=Path),
+                metavar="TRIPLES",
+                help="Knowledge graph: head, relation, tail; an end is item:ID or entity:NAME.",
+            ),
             click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
             click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
         )

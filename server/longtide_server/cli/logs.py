@@ -22,12 +22,14 @@ def read_log_file(
     log: Path | None,
     columns: Mapping[str, str],
     items: Path | None,
+    kg: Path | None,
     item_columns: Mapping[str, str],
     skip_bad_rows: bool,
     store: str = "",
 ) -> tuple[Sequences, Mapping[str, ItemInfo], bool]:
     """Sequences, item infos, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.graph import read_graph, with_facts
     from longtide_server.training.items import read_items
     from longtide_server.training.log import read_log, times_are_real
 
@@ -46,6 +48,8 @@ def read_log_file(
         messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
     if items:
         infos = read_items(items, item_columns)
+    if kg:
+        infos = with_facts(infos, read_graph(kg), found.item_ids)
     return to_sequences(found), infos, times_are_real(found)
 
 

@@ -46,6 +46,7 @@ BUNDLED = Bundle(
         "columns": {"user_id": "userId", "item_id": "movieId"},
         "items": MOVIELENS / "movies.csv.gz",
         "item_columns": {"item_id": "movieId"},
+        "kg": None,
         "skip_bad_rows": False,
     },
 )

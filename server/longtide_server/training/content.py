@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from longtide_server.catalog import ItemInfo
-from longtide_server.content import SEPARATOR, ContentWeights, bytes_of, labels_of
+from longtide_server.content import ContentWeights, labels_of
+from longtide_server.text_arrays import SEPARATOR, bytes_of, bytes_of_names
 
 MOST_LABELS = 20_000
 LEAST_ITEMS = 2
@@ -131,7 +132,7 @@ class ContentPart(nn.Module):
             text=_array(self.text_weight),
             image=_array(self.image_weight),
             label=_array(self.label_embedding),
-            label_names=bytes_of(SEPARATOR.join(self._names)),
+            label_names=bytes_of_names(self._names),
             price_edges=self._price_edges,
             text_model=bytes_of(self._text_model),
         )

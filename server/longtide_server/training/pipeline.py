@@ -31,6 +31,7 @@ from longtide_server.snapshot import (
     INDEX,
     POPULARITY,
     POSITIONS,
+    RELATIONS,
     REQUEST_TIME,
     TRANSITIONS,
     USERS,
@@ -50,6 +51,7 @@ from longtide_server.training.encoding import last_queries
 from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
+from longtide_server.training.linking import link
 from longtide_server.training.loop import Progress, Run
 from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
@@ -158,7 +160,7 @@ def publish_trained(
     tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
     with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
         first = replace(settings, transitions=tried[0])
-        _publish(trained.judged, None, NOBODY_NEW, holdout.history, infos, first, Fusion(), {}, Path(scratch))
+        _publish(trained.judged, None, NOBODY_NEW, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
         judged = asyncio.run(_judged(Path(scratch), holdout, tried, settings))
     fusions = [fit_fusion(one) for one in judged]
     measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
@@ -207,6 +209,8 @@ class Newcomers:
     """(C, D), of length 1."""
 
 
+EVERY_SOURCE = Fusion(relations=1.0, content=1.0)
+"""While weights are sought, whoever has something to say is asked."""
 NOBODY_NEW = Newcomers(None, (), np.zeros((0, 0), np.float32))
 
 
@@ -253,6 +257,9 @@ def _publish(
         )
         hosted = ServingEncoder(model.folded(settings.model, torch.from_numpy(new_vectors)))
         torch.jit.script(hosted).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
+        relations = link(catalog.infos, sequences)
+        if relations is not None:
+            np.savez(folder / RELATIONS, **asdict(relations))
         if newcomers.content is not None:
             np.savez(folder / CONTENT, **asdict(newcomers.content))
         if head is not None:
