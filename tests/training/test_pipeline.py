@@ -81,7 +81,7 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
 
 def test_the_manifest_measures_every_source_on_the_validation_targets(tmp_path):
     metrics = published(WALKS, tmp_path).manifest.metrics
-    assert set(metrics) == {"fusion", "encoder", "neighbors", "transitions", "popularity"}  # of content nothing is known
+    assert set(metrics) == {"fusion", "encoder", "neighbors", "transitions", "popularity"}
     assert metrics["fusion"]["ndcg@10"] >= metrics["encoder"]["ndcg@10"]
     assert metrics["transitions"] == {"hr@10": 1.0, "ndcg@10": 1.0}  # what follows is the next letter
 
