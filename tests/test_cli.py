@@ -279,6 +279,42 @@ def test_items_bring_titles_and_columns_their_own_names(tmp_path):
     assert sorted(pq.read_table(resolve(tmp_path / "out") / CATALOG)["title"].to_pylist())[-1] == "Alien"
 
 
+def test_content_of_every_kind_places_items_without_events(log, tmp_path):
+    rows = "\n".join(
+        f"{letter},early > {letter},round|blue,Lumo,{place},shop" for place, letter in enumerate("abcdefgh")
+    )
+    (tmp_path / "items.csv").write_text(
+        f"item_id,categories,tags,brand,price,domain\n{rows}\nnew,early > a,round,Lumo,3,shop\nbare,,,,,\n"
+    )
+    triples = "".join(f"item:{letter},maker,entity:{'x' if letter < 'e' else 'y'}\n" for letter in "abcdefgh")
+    (tmp_path / "kg.csv").write_text(
+        f"head,relation,tail\n{triples}item:new,maker,entity:x\nitem:never,maker,entity:x\n"
+    )
+    np.savez(tmp_path / "vectors.npz", item_id=[*"abcdefgh", "new"], image=np.eye(9), text=np.eye(9)[::-1])
+    content = ("--items", tmp_path / "items.csv", "--kg", tmp_path / "kg.csv", "--vectors", tmp_path / "vectors.npz")
+    done = run("train", log, "--out", tmp_path / "out", *content, *QUICK)
+    assert done.exit_code == 0, done.output
+    assert {"content.npz", "relations.npz"} <= {path.name for path in resolve(tmp_path / "out").iterdir()}
+    assert "1 items more" in run("info", tmp_path / "out").stdout
+    done = run("predict", tmp_path / "out", log, "--out", tmp_path / "lists.jsonl", "--k", 8)
+    assert done.exit_code == 0, done.output
+    lists = [json.loads(line)["items"] for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    assert all(set(items) <= {*"abcdefgh", "new"} and "new" in items for items in lists)
+    done = run("evaluate", log, *content, "--json", *QUICK)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [("--kg", "holds no rows of data"), ("--vectors", "is not an .npz file of arrays")],
+)
+def test_a_wrong_file_of_content_is_said_before_the_training(log, tmp_path, option, what):
+    (tmp_path / "file").write_text("head,relation,tail\n")
+    done = run("train", log, "--out", tmp_path / "out", option, tmp_path / "file", *QUICK)
+    assert refusal(done).startswith(f"{tmp_path / 'file'}: {what}")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_items_texts_are_read_by_a_language_model(log, tmp_path):
     pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
     titles = "\n".join(f"{letter},The {letter} of the ring" for letter in "abcdefgh")

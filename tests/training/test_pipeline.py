@@ -239,6 +239,14 @@ async def test_who_touches_an_item_without_events_is_understood(with_new_items):
     assert {item.item_id for item in answer.recommendations} == set("stuvwxyz")
 
 
+def test_where_every_known_item_has_events_nothing_is_new(tmp_path):
+    known = known_items(KINDS.item_ids, TAGS, NOTHING_GIVEN, "none", pytest.fail)
+    train_and_publish(KINDS, TAGS, quick(KINDS), tmp_path, silent, known)
+    snapshot = load_snapshot(tmp_path)
+    assert snapshot.catalog.item_ids == KINDS.item_ids
+    assert snapshot.content.item_vector(Item("another", tags=("early",)), None).shape == (8,)
+
+
 def test_without_content_a_snapshot_has_no_tower(tmp_path):
     snapshot = published(WALKS, tmp_path, infos=TAGS)
     assert snapshot.content is None

@@ -61,9 +61,10 @@ def train(
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
+    given = given_vectors(vectors)
     with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
         with team.leader_first():
-            known = known_items(sequences.item_ids, infos, given_vectors(vectors), text_model, report)
+            known = known_items(sequences.item_ids, infos, given, text_model, report)
         run = Run(team, prepare_training(sequences, settings, out, known.content))
         trained = run_training(sequences, settings, report, run, known.content)
         if team.leads:
@@ -201,11 +202,11 @@ def evaluate(
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    holdout = hold_out(sequences, split)
+    holdout, given = hold_out(sequences, split), given_vectors(vectors)
     with TrainingDisplay(messages) as display:
         item_ids = holdout.history.item_ids
         infos = {item_id: infos[item_id] for item_id in item_ids if item_id in infos}  # others are not ranked
-        known = known_items(item_ids, infos, given_vectors(vectors), text_model, display)
+        known = known_items(item_ids, infos, given, text_model, display)
         found = run(holdout, infos, settings, display, known.content)
     title = f"{log.name if log else 'the event store'}, {split}"
     if as_json:
@@ -367,6 +368,7 @@ def _print_snapshot(folder: Path, as_json: bool) -> None:
         ("folder", str(folder)),
         ("published", manifest.created_time),
         ("log", f"{manifest.user_count:,} users, {manifest.item_count:,} items, {manifest.event_count:,} events"),
+        ("without events", f"{manifest.new_item_count:,} items more, placed by their content"),
         ("encoder", f"{manifest.encoder.dim} dimensions, {manifest.encoder.state_size} floats of state a user"),
         ("neighbours", f"{near.trees} trees, search_k {near.search_k}, recall@50 {near.recall:.3f}"),
         ("fusion", ", ".join(f"{name} {weight:g}" for name, weight in asdict(manifest.fusion).items())),

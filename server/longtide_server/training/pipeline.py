@@ -223,7 +223,8 @@ def _newcomers(weights: ContentWeights, new: NewItems, infos: Mapping[str, ItemI
         image = None if new.image is None else new.image[row]
         if (vector := tower.vector(infos.get(item_id, ItemInfo()), text, image)) is not None:
             found[item_id] = vector
-    return Newcomers(weights, tuple(found), np.array(list(found.values()), np.float32).reshape(len(found), -1))
+    vectors = np.array(list(found.values()), np.float32).reshape(len(found), weights.text.shape[1])
+    return Newcomers(weights, tuple(found), vectors)
 
 
 def _publish(
@@ -239,7 +240,7 @@ def _publish(
 ) -> Path:
     now = datetime.now(UTC)
     new_count = len(newcomers.item_ids)
-    new_vectors = newcomers.vectors.reshape(new_count, model.dim)
+    new_vectors = newcomers.vectors.reshape(new_count, model.dim)  # also where there are none
 
     def build(folder: Path) -> Manifest:
         item_ids = (*sequences.item_ids, *newcomers.item_ids)
