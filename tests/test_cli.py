@@ -309,9 +309,9 @@ def test_content_of_every_kind_places_items_without_events(log, tmp_path):
     [("--kg", "holds no rows of data"), ("--vectors", "is not an .npz file of arrays")],
 )
 def test_a_wrong_file_of_content_is_said_before_the_training(log, tmp_path, option, what):
-    (tmp_path / "file").write_text("head,relation,tail\n")
-    done = run("train", log, "--out", tmp_path / "out", option, tmp_path / "file", *QUICK)
-    assert refusal(done).startswith(f"{tmp_path / 'file'}: {what}")
+    (tmp_path / "file.csv").write_text("head,relation,tail\n")
+    done = run("train", log, "--out", tmp_path / "out", option, tmp_path / "file.csv", *QUICK)
+    assert refusal(done).startswith(f"{tmp_path / 'file.csv'}: {what}")
     assert not (tmp_path / "out").exists()
 
 

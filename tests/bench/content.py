@@ -1,10 +1,13 @@
 """`make bench-content`: what the content of items is worth, to items that nobody has touched and to all others.
 
-    python -m tests.bench.content --data DIR --scorer score.py [--work DIR] [--json FILE] [--set KEY=VALUE ...]
+    python -m tests.bench.content --data DIR --scorer score.py [--work DIR] [--json FILE] [--only NAME ...]
+                                  [--logs NAME ...] [--set KEY=VALUE ...]
 
 Cold items: all events of a tenth of the items, drawn with a seed, are held back; `longtide train` learns from the rest,
 with the items file of all; the people who did choose a cold item, with their history before it, are then asked for, and
-the cold items are ranked by the server's own `Rank`. A piece of work that is done is kept in the work folder.
+the cold items are ranked by the server's own `Rank`. Warm items: the log cut by the scorer, with and without each kind
+of content. Domains: people of two shops, with and without what they did in the other one. A piece of work that is done
+is kept in the work folder, so a run that was interrupted goes on; `--set` makes all trainings other, for quick looks.
 """
 
 from __future__ import annotations
@@ -13,21 +16,24 @@ import argparse
 import asyncio
 import csv
 import gzip
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.bench.accuracy import LONGTIDE, Bench, measured, rows_of
-from tests.bench.figures import Figure, at_least, publish
+from tests.bench.accuracy import LONGTIDE, Bench, Log, measured, output, rows_of
+from tests.bench.figures import Figure, at_least, plain, publish
 
 COLD_SHARE = 0.1
 COLD_SEED = 0
 MOST_CASES = 5_000
 K = 10
+LONGEST_LIST = 1_000
 LEAST_OVER_RANDOM = 3.0
 TEXT_LASTS = (1, 2, 3, 5, 10)
 
@@ -41,7 +47,23 @@ class ColdLog:
     """Options that bring in the items' content."""
 
 
-COLD_LOGS = (ColdLog("amazon-beauty", ("--items", "items.csv.gz")),)
+COLD_LOGS = (
+    ColdLog("amazon-beauty", ("--items", "items.csv.gz")),
+    ColdLog("movielens-1m", ("--items", "items.csv", "--kg", "kg.csv.gz")),
+)
+WARM = {
+    "amazon-beauty": {"text": ("--items", "items.csv.gz")},
+    "movielens-1m": {
+        "text": ("--items", "items.csv"),
+        "graph": ("--kg", "kg.csv.gz"),
+        "text and graph": ("--items", "items.csv", "--kg", "kg.csv.gz"),
+    },
+}
+"""Kinds of content, alone and together. No log has images."""
+LEAST_SHARE = 0.99
+HOME, AWAY = "amazon-sports", "amazon-beauty"
+SHORT = 5
+"""Events at home, at most, of a short history."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,116 @@ class ContentBench(Bench):
             return {"train_s": trained.seconds, **cold_metrics(snapshot, train, items, cold, cases)}
 
         return self.piece(name, do)
+
+    def warm(self, folder: str, kind: str, options: Sequence[str]) -> dict[str, Any]:
+        """HR@10 and NDCG@10 on the scorer's cut, with a kind of content; `none` is without any."""
+        log = Log(folder, 0.0, 0.0)
+        train, _ = self.cut(log)
+        name = f"{folder}.warm.{kind.replace(' ', '-')}"
+        snapshot, recs = self.work / name, self.work / f"{name}.jsonl"
+
+        def do() -> dict[str, Any]:
+            paths = self.option_paths(folder, options)
+            measured(*LONGTIDE, "train", train, "--out", snapshot, *paths, *self.settings)
+            measured(*LONGTIDE, "predict", snapshot, train, "--out", recs, "--k", 20)
+            manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
+            return {**self.score(recs, log), "validation": manifest["metrics"], "fusion": manifest["fusion"]}
+
+        return self.piece(name, do)
+
+    def domains(self) -> dict[str, Any]:
+        """HR@10 and NDCG@10 at home of people who are known in both shops, by who knows what of them."""
+        joined, alone, targets = (self.work / f"domains.{name}" for name in ("joined.csv.gz", "home.csv.gz", "json"))
+        items = self.work / "domains.items.csv.gz"
+
+        def cut() -> dict[str, Any]:
+            found = cut_domains(self.data, joined, alone, items)
+            targets.write_text(json.dumps(found))
+            return {"people": len(found)}
+
+        self.piece("domains.cut", cut)
+
+        def do(name: str, train: Path) -> dict[str, Any]:
+            snapshot = self.work / f"domains.{name}.snapshot"
+            measured(*LONGTIDE, "train", train, "--out", snapshot, "--items", items, *self.settings)
+            return domain_metrics(snapshot, train, json.loads(targets.read_text()))
+
+        return {
+            name: self.piece(f"domains.{name}", partial(do, name, train))
+            for name, train in (("home", alone), ("joined", joined))
+        }
+
+
+def cut_domains(data: Path, joined: Path, alone: Path, items: Path) -> list[tuple[str, str, int]]:
+    """Write both shops' log without the targets, the home shop's alone, and the items of both.
+
+    Targets are the last event at home of everybody who was away before it: person, item, events at home before.
+    What they did away after it is in neither log.
+    """
+    events: dict[str, dict[str, list[tuple[float, int, str]]]] = {}
+    for folder in (HOME, AWAY):
+        of_shop = events.setdefault(folder, defaultdict(list))
+        for place, row in enumerate(rows_of(data / folder / "interactions.csv.gz")):
+            of_shop[row["user_ref"]].append((float(row["timestamp"]), place, f"{folder}:{row['item_id']}"))
+    targets = []
+    with gzip.open(joined, "wt") as both, gzip.open(alone, "wt") as home:
+        for file in (both, home):
+            file.write("user_id,item_id,timestamp\n")
+        for person in dict.fromkeys((*events[HOME], *events[AWAY])):
+            at_home, away = (sorted(events[folder].get(person, ())) for folder in (HOME, AWAY))
+            if len(at_home) >= 3 and away and away[0][0] < at_home[-1][0]:
+                until, _, item = at_home.pop()
+                away = [event for event in away if event[0] < until]
+                targets.append((person, item, len(at_home)))
+            for time_s, _, item in at_home:
+                home.write(f"{person},{item},{time_s:.0f}\n")
+            for time_s, _, item in sorted((*at_home, *away)):
+                both.write(f"{person},{item},{time_s:.0f}\n")
+    with gzip.open(items, "wt", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["item_id", "title", "domain"])
+        for folder in (HOME, AWAY):
+            for row in rows_of(data / folder / "items.csv.gz"):
+                out.writerow([f"{folder}:{row['item_id']}", row["title"] or row["keywords"], folder])
+    return targets
+
+
+def domain_metrics(directory: Path, train: Path, targets: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """Of the product over the items at home, those that a person had left out."""
+    from longtide_server.recommender import Query
+    from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.dataset import to_sequences
+    from longtide_server.training.log import read_log
+    from longtide_server.training.offline import OfflineRecommender
+
+    sequences, snapshot = to_sequences(read_log(train)[0]), load_snapshot(directory)
+    # Lists so long that they hold enough of the home shop.
+    queries = [Query(person, LONGEST_LIST) for person, _, _ in targets]
+
+    async def lists() -> list[list[str]]:
+        offline = OfflineRecommender(snapshot, sequences)
+        try:
+            found = []
+            async for answer in offline.answers(queries):
+                ids = (item.item_id for item in answer.recommendations)
+                found.append([item_id for item_id in ids if item_id.startswith(HOME)][:K])
+            return found
+        finally:
+            await offline.close()
+
+    pairs = zip(asyncio.run(lists()), targets, strict=True)
+    ranks = [one.index(item) if item in one else None for one, (_, item, _) in pairs]
+    hits = np.array([rank is not None for rank in ranks])
+    gains = np.array([0.0 if rank is None else 1 / np.log2(rank + 2) for rank in ranks])
+    short = np.array([count <= SHORT for _, _, count in targets])
+    found: dict[str, Any] = {}
+    for name, rows in (("everybody", np.ones(len(targets), bool)), ("short histories", short), ("longer ones", ~short)):
+        found[name] = {
+            "people": int(rows.sum()),
+            "hr@10": round(float(hits[rows].mean()), 4),
+            "ndcg@10": round(float(gains[rows].mean()), 4),
+        }
+    return found
 
 
 def cold_metrics(
@@ -216,6 +348,30 @@ def cold_figures(bench: ContentBench, log: ColdLog) -> Iterator[Figure]:
     yield at_least(name, found["hr@10"], ways[best], "share", note)
 
 
+def warm_figures(bench: ContentBench, folder: str) -> Iterator[Figure]:
+    """What content does to items that people have touched."""
+    plain_run = bench.warm(folder, "none", ())
+    for kind, options in WARM[folder].items():
+        run = bench.warm(folder, kind, options)
+        for name in ("hr@10", "ndcg@10"):
+            bar = round(LEAST_SHARE * plain_run[name], 4)
+            note = f"{plain_run[name]} without; seed 0; images: no log has any"
+            yield at_least(f"{folder} with {kind} {name}", run[name], bar, "share", note)
+        if relations := run["validation"].get("relations"):
+            note = f"alone, on validation targets; weight {run['fusion']['relations']}"
+            yield plain(f"{folder} with {kind}, relation source ndcg@10", relations["ndcg@10"], "share", note)
+
+
+def domain_figures(bench: ContentBench) -> Iterator[Figure]:
+    """What knowing people from another shop is worth."""
+    found = bench.domains()
+    for group, alone in found["home"].items():
+        for name in ("hr@10", "ndcg@10"):
+            both = found["joined"][group][name]
+            note = f"{alone['people']} people; {alone[name]} with {HOME} alone"
+            yield plain(f"{HOME} knowing {AWAY}, {group} {name}", both, "share", note)
+
+
 def main() -> None:
     """Print a table, and write the figures for machines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,11 +379,19 @@ def main() -> None:
     parser.add_argument("--scorer", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every training")
+    parser.add_argument("--only", nargs="*", choices=("cold", "warm", "domains"), default=("cold", "warm", "domains"))
+    parser.add_argument("--logs", nargs="*", choices=tuple(WARM), default=tuple(WARM))
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     bench = ContentBench(asked.data, asked.scorer, asked.work)
     bench.settings = tuple(part for pair in asked.set for part in ("--set", pair))
-    found = [figure for log in COLD_LOGS for figure in cold_figures(bench, log)]
+    found: list[Figure] = []
+    if "cold" in asked.only:
+        found += [figure for log in COLD_LOGS if log.folder in asked.logs for figure in cold_figures(bench, log)]
+    if "warm" in asked.only:
+        found += [figure for folder in asked.logs for figure in warm_figures(bench, folder)]
+    if "domains" in asked.only:
+        found += domain_figures(bench)
     publish(found, asked.json)
 
 
