@@ -7,6 +7,7 @@ started when a text is neither in memory nor in the cache on disk, and started a
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 import sys
 from collections import OrderedDict
@@ -112,6 +113,9 @@ class TextEncoder:
         except LongtideError as exc:
             log.warning("texts_not_read", reason=str(exc))
             self._fail(exc)
+        except Exception:
+            log.exception("texts_not_read")
+            self._fail(Unavailable("texts cannot be read; the server's log says why"))
 
     def _keep(self, text: str, vector: Vector) -> None:
         self._kept[text_key(text)] = vector
@@ -161,7 +165,11 @@ class TextEncoder:
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        self._process = process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe)
+        # One thread, for it works beside a server that answers; a session of its own, for Ctrl-C is not for it.
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=pipe, stdout=pipe, env=one_thread, start_new_session=True
+        )
         ready = msgspec.msgpack.decode(await _receive(process), type=Ready)
         if ready.error:
             raise Unavailable(f"texts cannot be read: {ready.error}")

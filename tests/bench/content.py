@@ -117,18 +117,22 @@ class ContentBench(Bench):
     settings: tuple[str, ...] = ()
     """`--set` options of every training."""
 
-    def cold_cut(self, log: ColdLog) -> tuple[Path, list[str], list[Case]]:
-        """The training log, the cold items and those who chose them."""
+    def cold_cut(self, log: ColdLog) -> tuple[Path, dict[str, Any]]:
+        """The training log; the cold items, those who chose them, and their share of all events."""
         train = self.work / f"{log.folder}.cold.train.csv.gz"
         raw = self.data / log.folder / "interactions.csv.gz"
 
         def do() -> dict[str, Any]:
             cold = drawn_items(sorted({row["item_id"] for row in rows_of(raw)}), COLD_SHARE, COLD_SEED)
             cases = some(hold_back_items(raw, cold, train), MOST_CASES, COLD_SEED)
-            return {"cold": sorted(cold), "cases": [(case.user_id, case.before, case.item_id) for case in cases]}
+            held_back = [row["item_id"] in cold for row in rows_of(raw)]
+            return {
+                "cold": sorted(cold),
+                "cases": [(case.user_id, case.before, case.item_id) for case in cases],
+                "share of events": round(sum(held_back) / len(held_back), 4),
+            }
 
-        cut = self.piece(f"{log.folder}.cold.cut", do)
-        return train, cut["cold"], [Case(*case) for case in cut["cases"]]
+        return train, self.piece(f"{log.folder}.cold.cut", do)
 
     def option_paths(self, folder: str, options: Sequence[str]) -> list[str]:
         """Options with the files of a log in their places."""
@@ -136,7 +140,7 @@ class ContentBench(Bench):
 
     def cold(self, log: ColdLog) -> dict[str, Any]:
         """How often a cold item that was chosen is among the first ten cold items."""
-        train, cold, cases = self.cold_cut(log)
+        train, cut = self.cold_cut(log)
         name = f"{log.folder}.cold"
         snapshot = self.work / name
 
@@ -144,7 +148,8 @@ class ContentBench(Bench):
             options = self.option_paths(log.folder, log.options)
             trained = measured(*LONGTIDE, "train", train, "--out", snapshot, *options, *self.settings)
             items = self.data / log.folder / log.options[log.options.index("--items") + 1]
-            return {"train_s": trained.seconds, **cold_metrics(snapshot, train, items, cold, cases)}
+            found = cold_metrics(snapshot, train, items, cut["cold"], [Case(*case) for case in cut["cases"]])
+            return {"train_s": trained.seconds, "share of events": cut["share of events"], **found}
 
         return self.piece(name, do)
 
@@ -310,7 +315,7 @@ async def product_order(
     finally:
         await offline.close()
     shown = sum(item.item_id in place for one in lists for item in one)
-    return np.array(order), {"share of cold items in lists of everything": round(shown / (K * len(lists)), 4)}
+    return np.array(order), {"shown": round(shown / (K * len(lists)), 4)}
 
 
 def hit_rate(order: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
@@ -346,6 +351,8 @@ def cold_figures(bench: ContentBench, log: ColdLog) -> Iterator[Figure]:
     best = max(ways, key=lambda way: ways[way])
     note = f"against {best}, the best of {len(ways)} ways, chosen on the same choices"
     yield at_least(name, found["hr@10"], ways[best], "share", note)
+    note = f"{found['share of events']} of all events were theirs"
+    yield plain(f"{log.folder} cold items in lists of everything", found["shown"], "share", note)
 
 
 def warm_figures(bench: ContentBench, folder: str) -> Iterator[Figure]:

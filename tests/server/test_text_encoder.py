@@ -152,6 +152,15 @@ async def test_without_the_right_model_nothing_is_read(make, identity, why):
         await read(make(identity), "a")
 
 
+async def test_what_nobody_thought_of_fails_those_who_wait_and_not_those_who_come_later(make, monkeypatch):
+    encoder = make()
+    with monkeypatch.context() as broken:
+        broken.setattr(TextCache, "read", lambda *_: 1 / 0)
+        with pytest.raises(Unavailable, match="the server's log says why"):
+            await read(encoder, "a")
+    assert await read(encoder, "a") == [[1, 0, 0]]
+
+
 async def test_closing_fails_whoever_waits_and_ends_the_worker(make, diary):
     encoder = make()
     await read(encoder, "a")
