@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from google.protobuf import timestamp_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -15,6 +16,7 @@ from tests.redis_servers import cli
 from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
+from longtide_server.cli import cli as commands
 from longtide_server.encoder import LocalEncoder
 from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -66,6 +68,56 @@ async def test_every_snapshot_that_is_served_knows_what_is_stored_of_items(confi
         assert sorted(await recommended(channel)) == left
     async with running(settings) as address, grpc.aio.insecure_channel(address) as channel:
         assert sorted(await recommended(channel)) == left
+
+
+@pytest.fixture(scope="module")
+def described_snapshots(tmp_path_factory):
+    """Two kinds of letters, told apart by their tags, each liked by people of its own."""
+    directory = tmp_path_factory.mktemp("described")
+    log, items = directory / "log.csv", directory / "items.csv"
+    kinds = {"early": "abcdefgh", "late": "stuvwxyz"}
+    rows = [
+        f"{kind}-{user},{letters[(user + step) % 8]},{1_700_000_000 + step}"
+        for kind, letters in kinds.items()
+        for user in range(16)
+        for step in range(8)
+    ]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    tags = [f"{letter},{kind}" for kind, letters in kinds.items() for letter in letters]
+    items.write_text("\n".join(["item_id,tags", *tags]) + "\n")
+    small = ("model.dim=8", "model.hidden=8", "train.epochs=12", "train.learning_rate=0.02")
+    options = [part for one in small for part in ("--set", one)]
+    out = directory / "snapshots"
+    done = CliRunner().invoke(
+        commands, ["train", str(log), "--items", str(items), "--text-model", "none", "--out", str(out), *options]
+    )
+    assert done.exit_code == 0, done.output
+    return out
+
+
+async def within_two_seconds(client, item_id):
+    """What is recommended to ann once an item is among it."""
+    async with asyncio.timeout(2.0):
+        while True:
+            found = {item.item_id: item.title for item in await client.recommend("ann", 17)}
+            if item_id in found:
+                return found
+            await asyncio.sleep(0.01)
+
+
+async def test_an_item_that_is_written_is_recommended_within_two_seconds(config, described_snapshots):
+    settings = config(snapshot_dir=described_snapshots, explore_share=0.0)
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
+        assert "new" not in [item.item_id for item in await client.recommend("ann", 17)]
+        await client.upsert_items([Item("new", "A new one", tags=["early"]), Item("other", tags=["late"])])
+        found = await within_two_seconds(client, "new")
+        assert [*found].index("new") < 6  # ann likes the early ones
+        assert found["new"] == "A new one"
+        await client.upsert_items([Item("new", available=False)], ["available"])
+        assert "new" not in [item.item_id for item in await client.recommend("ann", 17)]
+    async with running(settings) as address, AsyncClient(address) as client:  # and what is stored is placed again
+        await within_two_seconds(client, "other")
 
 
 async def test_events_are_felt_at_once_and_survive_a_restart(config):

@@ -213,6 +213,15 @@ def test_items_without_events_are_published_behind_the_others_with_vectors_from_
     for number, name in ((17, "EARLY"), (18, "LATE")):
         vector = snapshot.content.item_vector(Item("another", tags=NEW[name].tags), None)
         np.testing.assert_allclose(snapshot.embeddings[number], vector, atol=1e-6)
+        np.testing.assert_array_equal(snapshot.content_vectors[number], snapshot.embeddings[number])
+
+
+def test_what_content_makes_of_known_items_is_published_too(with_new_items):
+    snapshot = with_new_items
+    assert snapshot.content_vectors.shape == snapshot.embeddings.shape
+    for number, letter in enumerate(KINDS.item_ids, 1):
+        vector = snapshot.content.item_vector(Item("another", tags=TAGS[letter].tags), None)
+        np.testing.assert_allclose(snapshot.content_vectors[number], vector, atol=1e-5)
 
 
 async def test_items_without_events_are_recommended_to_those_whom_they_suit(with_new_items):

@@ -45,7 +45,7 @@ def world():
 def test_a_new_item_is_near_the_items_of_its_kind(world):
     sequences, settings, model = world
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    tower = ContentTower(fit_tower(model, sequences, settings))
+    tower = ContentTower(fit_tower(model, sequences, settings)[0])
     embeddings = model.item_embeddings().detach().numpy()
     for kind in range(KINDS):
         vector = tower.vector(ItemInfo("new", tags=(f"kind {kind}", "unheard of")), None, None)
@@ -57,7 +57,7 @@ def test_a_new_item_is_near_the_items_of_its_kind(world):
 
 def test_the_same_seed_gives_the_same_tower(world):
     sequences, settings, model = world
-    first, second = (fit_tower(model, sequences, settings) for _ in range(2))
+    first, second = (fit_tower(model, sequences, settings)[0] for _ in range(2))
     np.testing.assert_array_equal(first.label, second.label)
 
 

@@ -25,6 +25,7 @@ from longtide_server.snapshot import (
     BEHAVIOR,
     CATALOG,
     CONTENT,
+    CONTENT_VECTORS,
     DIRECTIONS,
     EMBEDDINGS,
     ENCODER,
@@ -169,8 +170,8 @@ def publish_trained(
     newcomers = NOBODY_NEW
     if trained.served.items.content is not None:
         report(Step("Learning what content says of new items"))
-        weights = fit_tower(trained.served, sequences, settings.train)
-        newcomers = _newcomers(weights, new, infos)
+        weights, known = fit_tower(trained.served, sequences, settings.train)
+        newcomers = _newcomers(weights, known, new, infos)
     report(Step("Building and publishing the snapshot"))
     folder = _publish(trained.served, trained.head, newcomers, sequences, infos, settings, fusion, metrics, directory)
     if run.checkpoints is not None:
@@ -204,17 +205,21 @@ class Newcomers:
     """C items without events, as they are published, and what gives items their vectors by content."""
 
     content: ContentWeights | None
+    known: NDArray[np.float32]
+    """(I + 1, D) what it makes of the items with events."""
     item_ids: tuple[str, ...]
     vectors: NDArray[np.float32]
     """(C, D), of length 1."""
 
 
-EVERY_SOURCE = Fusion(relations=1.0, content=1.0)
+EVERY_SOURCE = Fusion(relations=1.0)
 """While weights are sought, whoever has something to say is asked."""
-NOBODY_NEW = Newcomers(None, (), np.zeros((0, 0), np.float32))
+NOBODY_NEW = Newcomers(None, np.zeros((0, 0), np.float32), (), np.zeros((0, 0), np.float32))
 
 
-def _newcomers(weights: ContentWeights, new: NewItems, infos: Mapping[str, ItemInfo]) -> Newcomers:
+def _newcomers(
+    weights: ContentWeights, known: NDArray[np.float32], new: NewItems, infos: Mapping[str, ItemInfo]
+) -> Newcomers:
     """The new items of which the content tower has something to say."""
     tower = ContentTower(weights)
     found: dict[str, NDArray[np.float32]] = {}
@@ -224,7 +229,7 @@ def _newcomers(weights: ContentWeights, new: NewItems, infos: Mapping[str, ItemI
         if (vector := tower.vector(infos.get(item_id, ItemInfo()), text, image)) is not None:
             found[item_id] = vector
     vectors = np.array(list(found.values()), np.float32).reshape(len(found), weights.text.shape[1])
-    return Newcomers(weights, tuple(found), vectors)
+    return Newcomers(weights, known, tuple(found), vectors)
 
 
 def _publish(
@@ -263,6 +268,7 @@ def _publish(
             np.savez(folder / RELATIONS, **asdict(relations))
         if newcomers.content is not None:
             np.savez(folder / CONTENT, **asdict(newcomers.content))
+            np.save(folder / CONTENT_VECTORS, np.concatenate([newcomers.known, new_vectors]))
         if head is not None:
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         if model.request_time is not None:

@@ -38,10 +38,18 @@ MOST_COUNTED = 50
 LEARNING_RATE = 1e-3
 
 
-def fit_tower(model: Encoder, sequences: Sequences, settings: TrainConfig) -> ContentWeights:
-    """The tower of an encoder that was trained on the sequences, with content."""
+def fit_tower(
+    model: Encoder, sequences: Sequences, settings: TrainConfig
+) -> tuple[ContentWeights, NDArray[np.float32]]:
+    """The tower of an encoder that was trained on the sequences, with content; and what it makes of known items.
+
+    That is (I + 1, D) vectors of length 1, zeros where nothing is known of an item.
+    """
     positions, vectors = encode_moments(model, sequences, MOMENTS, settings.batch_events)
-    return _fitted(model, vectors, positions.next_item.astype(np.int64), sequences, settings).weights()
+    tower = _fitted(model, vectors, positions.next_item.astype(np.int64), sequences, settings)
+    with torch.no_grad():
+        known = normalize(tower(), dim=1)
+    return tower.weights(), known.cpu().numpy()
 
 
 def _fitted(
