@@ -31,7 +31,7 @@ class RelationArrays:
     member_offsets: NDArray[np.int64]
     """(N + 1,) entity e is shared by the members at member_offsets[e] to member_offsets[e + 1]."""
     members: NDArray[np.int32]
-    """(M,) items, each once an entity."""
+    """(M,) items, an entity's ascending, each once."""
     prior: NDArray[np.float32]
     """(M,) above 0: how often each member is chosen."""
     weight: NDArray[np.float32]
@@ -60,46 +60,68 @@ class Relations:
         self._arrays = arrays
         self._relation_names = names_of(arrays.relation_names)
         self._entity_names = names_of(arrays.entity_names)
+        self._scale = _scales(arrays)
 
     def votes(self, recent: NDArray[np.int64], decay: float) -> Scored:
         """What the last items are linked to, `recent` being in time order: the last one counts most."""
-        arrays = self._arrays
-        items, weights = [], []
-        for age, item in enumerate(recent[::-1].tolist()):
-            for fact in range(int(arrays.offsets[item]), int(arrays.offsets[item + 1])):
-                row, strength = self._linked(item, fact)
-                items.append(arrays.members[row])
-                weights.append(strength * np.float32(decay**age))
-        if not items:
+        facts, ages = self._facts(recent)
+        if not len(facts):
             return NOTHING
-        found = tally(np.concatenate(items), np.concatenate(weights))
+        members, fact = self._members(facts)
+        item = recent[len(recent) - 1 - ages][fact]
+        strength = self._arrays.prior[members] * (self._scale[facts] * np.float32(decay) ** ages)[fact]
+        found = tally(self._arrays.members[members], np.where(self._arrays.members[members] == item, 0.0, strength))
         there = found.probability > 0
         return Scored(found.items[there], found.probability[there])
 
     def paths(self, recent: NDArray[np.int64], item: int, decay: float) -> tuple[Path, ...]:
-        """How an item is linked to the last ones, the strongest link first, at most PATHS_SHOWN."""
+        """How an item is linked to the last ones, the strongest link first, at most PATHS_SHOWN.
+
+        Of several relations between an item that the user had and one entity, the first is named.
+        """
         arrays = self._arrays
-        own = set(arrays.entity[arrays.offsets[item] : arrays.offsets[item + 1]].tolist())
+        own = slice(int(arrays.offsets[item]), int(arrays.offsets[item + 1]))
+        facts, ages = self._facts(recent)
+        shared = np.isin(arrays.entity[facts], arrays.entity[own]) & (self._scale[facts] > 0)
         found: dict[tuple[int, int], tuple[float, Path]] = {}
-        for age, had in enumerate(recent[::-1].tolist()):
-            for fact in range(int(arrays.offsets[had]), int(arrays.offsets[had + 1])):
-                entity, relation = int(arrays.entity[fact]), int(arrays.relation[fact])
-                if entity not in own or had == item or (had, entity) in found:
-                    continue
-                row, strength = self._linked(had, fact)
-                power = float(strength[arrays.members[row] == item].sum()) * decay**age
-                if power > 0:
-                    path = Path(had, self._relation_names[relation], self._entity_names[entity])
-                    found[had, entity] = (power, path)
+        for fact, age in zip(facts[shared].tolist(), ages[shared].tolist(), strict=True):
+            had, entity = int(recent[len(recent) - 1 - age]), int(arrays.entity[fact])
+            if had != item and (had, entity) not in found:
+                path = Path(had, self._relation_names[arrays.relation[fact]], self._entity_names[entity])
+                found[had, entity] = (float(self._scale[fact]) * decay**age, path)
         best = sorted(found.values(), key=lambda one: -one[0])[:PATHS_SHOWN]
         return tuple(path for _, path in best)
 
-    def _linked(self, item: int, fact: int) -> tuple[slice, NDArray[np.float32]]:
-        """The members that a fact of an item links to, and how strongly: the relation's weight, divided among them."""
-        arrays = self._arrays
-        entity = arrays.entity[fact]
-        row = slice(int(arrays.member_offsets[entity]), int(arrays.member_offsets[entity + 1]))
-        prior = np.where(arrays.members[row] == item, np.float32(0), arrays.prior[row])
-        total = prior.sum()
-        share = arrays.weight[arrays.relation[fact]] / total if total > 0 else np.float32(0)
-        return row, prior * share
+    def _facts(self, recent: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The facts of the last items, the last one's first, and how many items came after each fact's."""
+        newest_first = recent[::-1]
+        return _ragged(self._arrays.offsets[newest_first], self._arrays.offsets[newest_first + 1])
+
+    def _members(self, facts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The members of the facts' entities, one fact after the other, and the place of each member's fact."""
+        entity = self._arrays.entity[facts]
+        return _ragged(self._arrays.member_offsets[entity], self._arrays.member_offsets[entity + 1])
+
+
+def _scales(arrays: RelationArrays) -> NDArray[np.float32]:
+    """(F,) what a fact says of a member of its entity, the member's prior being 1.
+
+    The relation's weight is divided among the members but the fact's own item; several facts may join an item with one
+    entity.
+    """
+    owner = np.repeat(np.arange(len(arrays.member_offsets) - 1), np.diff(arrays.member_offsets))
+    total = np.bincount(owner, weights=arrays.prior, minlength=len(arrays.member_offsets) - 1)  # (N,)
+    item = np.repeat(np.arange(len(arrays.offsets) - 1), np.diff(arrays.offsets))  # (F,)
+    width = len(arrays.offsets)
+    key = owner * width + arrays.members  # ascending: members of an entity are
+    own = arrays.prior[np.searchsorted(key, arrays.entity.astype(np.int64) * width + item)]
+    others = total[arrays.entity] - own
+    scale = arrays.weight[arrays.relation] / np.where(others > 0, others, np.inf)
+    return np.asarray(scale, np.float32)
+
+
+def _ragged(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All numbers from first[i] to before last[i], one i after the other, and the i of each."""
+    sizes = last - first
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    return np.arange(int(sizes.sum())) + (first - np.cumsum(sizes) + sizes)[owner], owner

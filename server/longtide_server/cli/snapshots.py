@@ -364,11 +364,12 @@ def _print_snapshot(folder: Path, as_json: bool) -> None:
     table = Table(show_header=False, title=f"Snapshot {manifest.snapshot_id}")
     size = sum(facts.bytes for facts in manifest.files.values())
     near = manifest.neighbors
+    new = manifest.new_item_count
     for name, value in (
         ("folder", str(folder)),
         ("published", manifest.created_time),
         ("log", f"{manifest.user_count:,} users, {manifest.item_count:,} items, {manifest.event_count:,} events"),
-        ("without events", f"{manifest.new_item_count:,} items more, placed by their content"),
+        *([("without events", f"{new:,} items more, placed by their content")] if new else []),
         ("encoder", f"{manifest.encoder.dim} dimensions, {manifest.encoder.state_size} floats of state a user"),
         ("neighbours", f"{near.trees} trees, search_k {near.search_k}, recall@50 {near.recall:.3f}"),
         ("fusion", ", ".join(f"{name} {weight:g}" for name, weight in asdict(manifest.fusion).items())),
