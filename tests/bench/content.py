@@ -5,9 +5,10 @@
 
 Cold items: all events of a tenth of the items, drawn with a seed, are held back; `longtide train` learns from the rest,
 with the items file of all; the people who did choose a cold item, with their history before it, are then asked for, and
-the cold items are ranked by the server's own `Rank`. Warm items: the log cut by the scorer, with and without each kind
-of content. Domains: people of two shops, with and without what they did in the other one. A piece of work that is done
-is kept in the work folder, so a run that was interrupted goes on; `--set` makes all trainings other, for quick looks.
+the cold items are ranked by the server's own `Rank`. The catalogue: how soon a running server feels a change, and what
+filters cost. Warm items: the log cut by the scorer, with and without each kind of content. Domains: people of two
+shops, with and without what they did in the other one. A piece of work that is done is kept in the work folder, so a
+run that was interrupted goes on; `--set` makes all trainings other, for quick looks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tests.bench.accuracy import LONGTIDE, Bench, Log, measured, output, rows_of
+from tests.bench.catalogue import catalogue_figures
 from tests.bench.figures import Figure, at_least, plain, publish
 
 COLD_SHARE = 0.1
@@ -61,6 +63,7 @@ WARM = {
 }
 """Kinds of content, alone and together. No log has images."""
 LEAST_SHARE = 0.99
+PARTS = ("cold", "catalogue", "warm", "domains")
 HOME, AWAY = "amazon-sports", "amazon-beauty"
 SHORT = 5
 """Events at home, at most, of a short history."""
@@ -386,7 +389,7 @@ def main() -> None:
     parser.add_argument("--scorer", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every training")
-    parser.add_argument("--only", nargs="*", choices=("cold", "warm", "domains"), default=("cold", "warm", "domains"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--logs", nargs="*", choices=tuple(WARM), default=tuple(WARM))
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -395,6 +398,9 @@ def main() -> None:
     found: list[Figure] = []
     if "cold" in asked.only:
         found += [figure for log in COLD_LOGS if log.folder in asked.logs for figure in cold_figures(bench, log)]
+    if "catalogue" in asked.only:
+        bench.cold(COLD_LOGS[0])  # whose snapshot is served
+        found += catalogue_figures(bench.work / f"{COLD_LOGS[0].folder}.cold")
     if "warm" in asked.only:
         found += [figure for folder in asked.logs for figure in warm_figures(bench, folder)]
     if "domains" in asked.only:
