@@ -244,26 +244,29 @@ class Opener:
             states = UserStates(
                 snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved, self._observer
             )
+            live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
+            newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim)
+            copies_of_items: ItemCopies = live
+            if snapshot.content is not None:
+                copies_of_items = Together(live, self._arrivals(snapshot, snapshot.content, newcomers, stack))
+            pulls = Pulls(newcomers, states.remembered)
             stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
             stepper = Stepper(states)
             stack.push_async_callback(stepper.close)
             trending = Trending(snapshot.catalog, wall_clock_s)
-            for copies in (states, stepper, trending):  # in this order: who follows what was written must know of it
+            # In this order: a pull is by whom they were before, and who follows what was written must know of it.
+            for copies in (pulls, states, stepper, trending):
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
-            live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
-            newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim)
-            copies_of_items: ItemCopies = live
-            if snapshot.content is not None:
-                copies_of_items = Together(live, self._arrivals(snapshot, snapshot.content, newcomers, states, stack))
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
             recommender = Recommender(
                 snapshot, states, self._stages, live, wall_clock_s, trending, newcomers, config.explore_share
             )
-            similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
+            spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
+            similar = SimilarItems(spaces)
             stack.push_async_callback(_cancelled, asyncio.create_task(similar.build()))
             finder = ItemFinder(snapshot, similar, live, wall_clock_s)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
@@ -282,7 +285,6 @@ class Opener:
         snapshot: Snapshot,
         tower: ContentTower,
         newcomers: Newcomers,
-        states: UserStates,
         stack: AsyncExitStack,
     ) -> Arrivals:
         """What gives new items their places among those of a snapshot."""
@@ -291,10 +293,8 @@ class Opener:
         stack.push_async_callback(texts.close)
         arrivals = Arrivals(snapshot.catalog, tower, newcomers, self._items.get, texts)
         stack.push_async_callback(arrivals.close)
-        stack.push_async_callback(_cancelled, asyncio.create_task(arrivals.warm()))
-        pulls = Pulls(newcomers, states.remembered)
-        self._writer.add(pulls)
-        stack.callback(self._writer.remove, pulls)
+        if tower.text_model:
+            stack.push_async_callback(_cancelled, asyncio.create_task(texts.start()))
         return arrivals
 
     async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:

@@ -25,7 +25,12 @@ class Explored:
     number: int
     """Of the item."""
     propensity: float
-    """The probability with which it was drawn, above 0 and at most 1: what an analysis of clicks has to divide by."""
+    """The probability with which it is shown at all, above 0 and at most 1: what an analysis of clicks divides by."""
+
+
+def draws_of(owner: str, moment: int) -> np.random.Generator:
+    """The draws of who asks, the same until something happens."""
+    return np.random.default_rng([zlib.crc32(owner.encode("utf-8", "surrogatepass")), moment])
 
 
 def explore(
@@ -36,17 +41,19 @@ def explore(
     owner, moment: who asks, and how far their history has come. share: of the places, 0 to 1. shown (R,): the items of
     the answer, best first. pool (N,): new items that may appear, with how well they suit (N,), above 0.
     """
-    rng = np.random.default_rng([zlib.crc32(owner.encode("utf-8", "surrogatepass")), moment])
+    rng = draws_of(owner, moment)
     fresh = ~np.isin(pool, shown)
     pool, suits = pool[fresh], suits[fresh]
-    places = np.arange(FIRST_PLACE, len(shown))
-    count = min(int(rng.binomial(len(places), share)) if len(places) else 0, len(pool))
-    if not count:
+    places = max(len(shown) - FIRST_PLACE, 0)
+    taken = np.flatnonzero(rng.random(places) < share)
+    if not len(taken) or not len(pool):
         return ()
     chance = suits / suits.sum()
-    drawn = rng.choice(len(pool), count, replace=False, p=chance)
-    taken = np.sort(rng.choice(places, count, replace=False))
+    # Every place draws for itself, which makes the probability known exactly; a second draw of an item counts nothing.
+    drawn = rng.choice(len(pool), len(taken), p=chance)
+    _, firsts = np.unique(drawn, return_index=True)
+    shown_at_all = 1.0 - (1.0 - share * chance) ** places
     return tuple(
-        Explored(place, int(pool[index]), float(chance[index]))
-        for place, index in zip(taken.tolist(), drawn.tolist(), strict=True)
+        Explored(int(taken[one]) + FIRST_PLACE, int(pool[drawn[one]]), float(shown_at_all[drawn[one]]))
+        for one in np.sort(firsts).tolist()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class ItemFinder:
         self._live = live
         self._clock = clock
 
-    def find(self, query: ItemQuery) -> tuple[tuple[SimilarItem, ...], Basis]:
+    async def find(self, query: ItemQuery) -> tuple[tuple[SimilarItem, ...], Basis]:
         """The items most like an item, most similar first, and what was compared. NotFound when it is unknown."""
         number = self._catalog.number(query.item_id)
         if not number:
@@ -62,7 +63,7 @@ class ItemFinder:
         if query.item_filter is not None:
             allowed &= self._live.mask(query.item_filter)
         basis = self._similar.basis(query.basis)
-        numbers, cosines = self._similar.find(basis, number, allowed, query.limit)
+        numbers, cosines = await asyncio.to_thread(self._similar.find, basis, number, allowed, query.limit)
         found = (
             SimilarItem(self._catalog.item_id(one), self._live.title(one), cosine)
             for one, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)

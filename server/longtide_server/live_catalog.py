@@ -54,6 +54,8 @@ class LiveCatalog:
         self._since_s = math.inf
         self._until_s = -math.inf
         self._outdated: list[int] = []
+        self._beyond_revision = 0
+        self._beyond_since_s, self._beyond_until_s = math.inf, -math.inf
 
     def row(self, item_id: str) -> int:
         """The row of an item, which is its number where it is at most `numbered`; 0 when it is unknown."""
@@ -75,7 +77,15 @@ class LiveCatalog:
     def beyond(self, rows: NDArray[np.int64], now_s: float, wanted: ItemFilter | None) -> NDArray[np.bool_]:
         """(R,) which of some rows (R,) beyond the snapshot's may be recommended at a moment, and pass a filter."""
         offered = self._columns.recommendable(rows, now_s)
-        return offered if wanted is None else offered & self.row_mask(wanted)[rows]
+        return offered if wanted is None else offered & self._kept_mask(wanted)[rows]
+
+    def beyond_revision(self, now_s: float) -> int:
+        """Rises when an item beyond the snapshot's is renamed, and when one may be recommended or may not any more."""
+        if not self._beyond_since_s <= now_s < self._beyond_until_s:
+            beyond = slice(self.numbered + 1, self._columns.rows)
+            self._beyond_since_s, self._beyond_until_s = now_s, self._columns.next_change_s(beyond, now_s)
+            self._beyond_revision += 1
+        return self._beyond_revision
 
     def title_of(self, row: int) -> str:
         """What people read of an item beyond the snapshot's."""
@@ -89,6 +99,10 @@ class LiveCatalog:
 
     def mask(self, wanted: ItemFilter) -> NDArray[np.bool_]:
         """(I + 1,) the numbers of the items that pass a filter; read only."""
+        return self._kept_mask(wanted)[: self.numbered + 1]
+
+    def _kept_mask(self, wanted: ItemFilter) -> NDArray[np.bool_]:
+        """(rows,) as `row_mask`, from memory where nothing has changed; read only."""
         if self._masks_of != self.revision:
             self._masks.clear()
             self._masks_of = self.revision
@@ -96,7 +110,7 @@ class LiveCatalog:
         if mask is not None:
             self._masks.move_to_end(wanted)
             return mask
-        mask = self.row_mask(wanted)[: self.numbered + 1]
+        mask = self.row_mask(wanted)
         mask.flags.writeable = False
         if size(wanted) <= MAX_KEPT_SIZE:
             self._masks[wanted] = mask
@@ -134,6 +148,7 @@ class LiveCatalog:
         self._stored[row] = None if after is None else self._columns.sharing(after)
         self.revision += 1
         if row > self.numbered:
+            self._beyond_until_s = -math.inf  # to be looked at anew
             return
         if before is None or after is None or before.title != after.title:
             self._offer_revision += 1

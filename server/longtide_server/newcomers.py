@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR_EVENTS = 5.0
-MAX_NEWCOMERS = 100_000
+MAX_NEWCOMERS = 20_000  # compared one by one at every answer: some milliseconds
 FIRST_ROOM = 64
 
 
 class Newcomers:
-    """New items under numbers that follow those of a snapshot. A number is never another item's."""
+    """New items under numbers that follow those of a snapshot. The number of an item that has gone may be another's."""
 
     def __init__(self, first: int, dim: int) -> None:
         """first: the first number; dim: the width D of vectors."""
@@ -27,8 +27,11 @@ class Newcomers:
         """Rises when an item comes, goes or is described anew."""
         self.events = np.zeros(FIRST_ROOM, np.int64)
         """(room,) how many people turned to each."""
+        self._places_of, self._places = -1, np.zeros(0, np.int64)
         self._ids: list[str] = []
         self._place: dict[str, int] = {}
+        self._free: list[int] = []
+        """Places of items that have gone."""
         self._content = np.zeros((FIRST_ROOM, dim), np.float32)
         self._pull = np.zeros((FIRST_ROOM, dim), np.float32)
         self._vectors = np.zeros((FIRST_ROOM, dim), np.float32)
@@ -45,8 +48,11 @@ class Newcomers:
         return self._vectors[: len(self._ids)]
 
     def places(self) -> NDArray[np.int64]:
-        """(K,) the places of the items that are there, ascending."""
-        return np.sort(np.fromiter(self._place.values(), np.int64, len(self._place)))
+        """(K,) the places of the items that are there, ascending. Not to be changed."""
+        if self._places_of != self.revision:
+            self._places_of = self.revision
+            self._places = np.sort(np.fromiter(self._place.values(), np.int64, len(self._place)))
+        return self._places
 
     def placed(self, item_ids: Iterable[str]) -> list[int]:
         """The places of those of some items that are there."""
@@ -60,21 +66,27 @@ class Newcomers:
         """Place an item by its content (D,), of length 1; False when there are too many."""
         place = self._place.get(item_id)
         if place is None:
-            if len(self._ids) == MAX_NEWCOMERS:
+            if not self.has_room_for(item_id):
                 return False
-            place = self._place[item_id] = len(self._ids)
-            self._ids.append(item_id)
-            self._make_room()
+            place = self._place[item_id] = self._new_place(item_id)
+        elif np.array_equal(self._content[place], content):
+            return True
         self._content[place] = content
         self._settle(place)
         self.revision += 1
         return True
 
+    def has_room_for(self, item_id: str) -> bool:
+        """Whether an item may be put."""
+        return item_id in self._place or len(self._place) < MAX_NEWCOMERS
+
     def remove(self, item_id: str) -> None:
         """Let an item go, if it is there."""
         place = self._place.pop(item_id, None)
         if place is not None:
-            self._vectors[place] = 0.0
+            self._vectors[place] = self._pull[place] = self._content[place] = 0.0
+            self.events[place] = 0
+            self._free.append(place)
             self.revision += 1
 
     def please(self, item_id: str, query: NDArray[np.float32]) -> None:
@@ -89,6 +101,15 @@ class Newcomers:
         vector = PRIOR_EVENTS * self._content[place] + self._pull[place]
         length = float(np.linalg.norm(vector))
         self._vectors[place] = vector / length if length else 0.0
+
+    def _new_place(self, item_id: str) -> int:
+        if self._free:
+            place = self._free.pop()
+            self._ids[place] = item_id
+            return place
+        self._ids.append(item_id)
+        self._make_room()
+        return len(self._ids) - 1
 
     def _make_room(self) -> None:
         if len(self._ids) > len(self._vectors):

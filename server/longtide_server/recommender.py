@@ -39,7 +39,7 @@ from longtide_server.candidates import (
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.events import USER_PREFIX, owner_key
-from longtide_server.exploration import explore
+from longtide_server.exploration import draws_of, explore
 from longtide_server.item_filter import ItemFilter, size
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
@@ -60,8 +60,10 @@ NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
 CONTENT_DECAY = 0.7
+WELL_KNOWN_EVENTS = 50  # people have turned to a new item: no need to find out about it
 NEWCOMERS_CONSIDERED = 50  # more than are asked for
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
+MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 15 kB
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)
@@ -248,17 +250,21 @@ class Recommender:
         conditions = [one for one in (query.item_filter, query.interests) if one is not None]
         if query.exclude_item_ids or query.include_item_ids or query.session_item_ids or asker.stale_reason:
             return None
-        if sum(map(size, conditions)) > MAX_KEPT_SIZE or self._fusion(query).trending:  # that changes all the time
+        if sum(map(size, conditions)) > MAX_KEPT_SIZE or query.limit > MAX_KEPT_LIMIT:
+            return None
+        if self._fusion(query).trending:  # that changes all the time
             return None
         weights, wait_s = self.snapshot.request_time, _wait_s(query, asker.user)
         wait = -1 if weights is None or wait_s is None else wait_class(weights, wait_s)
         return query.limit, query.min_similarity, wait, query.item_filter, query.source_weights, query.interests
 
-    def catalog_version(self, query: Query) -> tuple[int, int, int]:
+    def catalog_version(self, query: Query) -> tuple[int, int, int, int]:
         """Changes whenever the catalogue may give the query another answer, as time goes by included."""
-        read = query.item_filter is not None or query.interests is not None or len(self._newcomers)
         now_s = self._clock()
-        return self._live.offer_revision(now_s), self._live.revision if read else 0, self._newcomers.revision
+        read = query.item_filter is not None or query.interests is not None
+        beyond = self._live.beyond_revision(now_s) if len(self._newcomers) else 0
+        revisions = (self._live.offer_revision(now_s), beyond, self._newcomers.revision)
+        return (*revisions, self._live.revision if read else 0)
 
     def recommendable_count(self) -> int:
         """How many items may be recommended now."""
@@ -340,7 +346,7 @@ class Recommender:
         excluded = self._numbers(query.exclude_item_ids)
         blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
         allowed = self._allowed(query)
-        if query.interests is not None and not asker.user.items and not session:
+        if query.interests is not None and not (asker.user.items or asker.user.unknown or session):
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
             allowed[blocked] = False
@@ -366,16 +372,24 @@ class Recommender:
         if not len(self._newcomers):
             return candidates
         places = self._newcomer_places(user, query)
+        encoded, most = evidence.encoded, query.limit + NEWCOMERS_CONSIDERED
+        if encoded is None:  # whom they suit is not known: any of them
+            places = np.sort(draws_of(user.owner, user.version.position).permutation(places)[:most])
+            said = np.zeros(len(places))
+        else:
+            cosine = (self._newcomers.vectors @ encoded.query)[places].astype(np.float64)
+            if len(places) > most:
+                best = np.sort(np.argpartition(-cosine, most)[:most])
+                places, cosine = places[best], cosine[best]
+            said = np.exp(cosine / self.snapshot.manifest.encoder.temperature - encoded.log_z)
+            # They are where people are, and not, as learned items, away from all whom they do not suit: the best of
+            # them is as likely as the best of the others.
+            said = np.minimum(said, candidates.probability[:, Source.ENCODER - 1].max(initial=0.0))
         probability = np.zeros((len(places), len(Source)))
-        if evidence.encoded is not None:
-            vectors, temperature = self._newcomers.vectors, self.snapshot.manifest.encoder.temperature
-            said = encoder_probability(places, evidence.encoded.query, vectors, temperature, evidence.encoded.log_z)
-            probability[:, Source.ENCODER - 1] = said
-        most = query.limit + NEWCOMERS_CONSIDERED
-        best = np.sort(np.argsort(-probability[:, Source.ENCODER - 1], kind="stable")[:most])
+        probability[:, Source.ENCODER - 1] = said
         return Candidates(
-            np.concatenate([candidates.items, places[best] + self._newcomers.first]),
-            np.concatenate([candidates.probability, probability[best]]),
+            np.concatenate([candidates.items, places + self._newcomers.first]),
+            np.concatenate([candidates.probability, probability]),
         )
 
     def _newcomer_places(self, user: UserState, query: Query) -> NDArray[np.int64]:
@@ -401,6 +415,9 @@ class Recommender:
     ) -> tuple[Recommendation, ...]:
         """An answer in which some new items have taken the places of others."""
         new = candidates.items > self.snapshot.manifest.item_count
+        there = np.flatnonzero(candidates.items >= self._newcomers.first)
+        known_well = self._newcomers.events[candidates.items[there] - self._newcomers.first] >= WELL_KNOWN_EVENTS
+        new[there[known_well]] = False
         if not self._explore_share or not new.any():
             return found
         suits = candidates.probability[new, Source.ENCODER - 1] + 1e-12
@@ -501,10 +518,13 @@ class Recommender:
 
     def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
         """The encoder's best items: those that came with the encoding, or when they are too few, the best of all."""
-        if len(encoded.items) >= min(wanted, len(self.snapshot.catalog)):
+        enough = wanted - TOP_N_MARGIN  # without the margin there is still one for every place
+        if len(encoded.items) >= min(enough, len(self.snapshot.catalog)):
             return Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
-        everything = np.arange(1, len(self.snapshot.catalog) + 1)
-        return Scored(everything, self._encoder_probability(everything, encoded))
+        everything = np.arange(len(self.snapshot.catalog) + 1)
+        probability = self._encoder_probability(everything, encoded)
+        probability[0] = 0.0  # padding
+        return best_of(probability, wanted)
 
     def _after(self, wait_s: float, encoded: Encoded, votes: Scored) -> tuple[Encoded, Scored]:
         """The user so long after their last event, and what the encoder says then of the items that it brings.

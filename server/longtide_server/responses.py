@@ -24,7 +24,7 @@ ShownItems = Sequence[tuple[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    version: tuple[Version, tuple[int, int, int]]
+    version: tuple[Version, tuple[int, int, int, int]]
     """Of the history that it answers, and of the catalogue."""
     wire: bytes
     """A RecommendResponse without a token."""
@@ -75,7 +75,7 @@ class Responses:
             self._kept.move_to_end(key)
         return self._with_token(query, recommendation_pb2.RecommendResponse.FromString(kept.wire), kept.shown)
 
-    def _version(self, asker: Asker, query: Query) -> tuple[Version, tuple[int, int, int]]:
+    def _version(self, asker: Asker, query: Query) -> tuple[Version, tuple[int, int, int, int]]:
         return asker.user.version, self.recommender.catalog_version(query)
 
     def _keep(self, key: Hashable, kept: _Kept) -> None:

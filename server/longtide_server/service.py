@@ -256,7 +256,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
             query = requests.read_similar_items(request)
             remaining_s(context)
             with self._current() as serving:
-                found, basis = serving.finder.find(query)
+                found, basis = await serving.finder.find(query)
             return recommendation_pb2.ListSimilarItemsResponse(
                 items=[
                     recommendation_pb2.SimilarItem(item_id=item.item_id, title=item.title, similarity=item.similarity)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from longtide_server.neighbors import VectorIndex
 
 TREES = 20
 COMPARED_AT_MOST = 4_096  # rows of a space are compared one by one: that takes less than a millisecond
-FETCHED_MORE = 4
+FETCHED_MORE = (4, 16)  # times as many as are asked for, while too few of them may appear
 
 
 class Basis(enum.IntEnum):
@@ -58,7 +60,7 @@ class SimilarItems:
     async def build(self) -> None:
         """Make the indexes, one after the other, beside whoever is answered meanwhile."""
         for basis, vectors in self._spaces.items():
-            self._indexes[basis] = await asyncio.to_thread(VectorIndex, vectors, TREES)
+            self._indexes[basis] = await _built(vectors)
 
     async def replace(self, spaces: Spaces) -> None:
         """Go over to other vectors once they are indexed; until then what was there before is found."""
@@ -79,11 +81,30 @@ class SimilarItems:
         few = int(np.count_nonzero(allowed)) <= COMPARED_AT_MOST
         index = self._indexes.get(basis)
         if index is not None and not few:
-            items, cosine = index.search(vectors[item], FETCHED_MORE * limit + 1)
-            kept = allowed[items] & (items != item)
-            if np.count_nonzero(kept) >= limit:
-                return items[kept][:limit], cosine[kept][:limit]
+            for times in FETCHED_MORE:
+                items, cosine = index.search(vectors[item], times * limit + 1)
+                kept = allowed[items] & (items != item)
+                if np.count_nonzero(kept) >= limit:
+                    return items[kept][:limit], cosine[kept][:limit]
         return _nearest(vectors, item, allowed, limit)
+
+
+async def _built(vectors: NDArray[np.float32]) -> VectorIndex:
+    """An index, built in a thread that nobody waits for when the process ends: a large one takes minutes."""
+    loop = asyncio.get_running_loop()
+    built: asyncio.Future[VectorIndex] = loop.create_future()
+
+    def take(index: VectorIndex) -> None:
+        if not built.done():
+            built.set_result(index)
+
+    def work() -> None:
+        index = VectorIndex(vectors, TREES)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(take, index)
+
+    threading.Thread(target=work, name="item-index", daemon=True).start()
+    return await built
 
 
 def _nearest(

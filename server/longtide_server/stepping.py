@@ -7,6 +7,7 @@ time, and the users written about meanwhile are the next one, so a busy server t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 import structlog
@@ -17,6 +18,7 @@ from longtide_server.event_store import Written
 from longtide_server.user_state import UserStates
 
 MAX_DUE = 16 * MAX_BATCH_USERS  # the rest waits until it is asked for
+PAUSE_S = 1.0  # after a failure
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +31,12 @@ class Stepper:
         self._due: dict[str, None] = {}
         """Owners, in the order in which they were written about."""
         self._running: asyncio.Task[None] | None = None
+        self._paused_until_s = 0.0
 
     def apply(self, written: Written) -> None:
         """Have the written events' users follow soon; the states must know of the events already."""
+        if time.monotonic() < self._paused_until_s:
+            return
         for owner in written.appended:
             if len(self._due) < MAX_DUE and self._states.steps_due(owner):
                 self._due[owner] = None
@@ -60,6 +65,7 @@ class Stepper:
             except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
                 log.info("steps_left_for_later", reason=str(exc), users=len(owners) + len(self._due))
                 self._due.clear()
+                self._paused_until_s = time.monotonic() + PAUSE_S
             finally:
                 for step in steps:
                     step.cancel()

@@ -78,6 +78,12 @@ class TextEncoder:
                 raise DeadlineExceeded(f"{len(late)} texts were not read within {timeout_s:g} s")
         return np.stack([one.result() if isinstance(one := found[text], asyncio.Future) else one for text in texts])
 
+    async def start(self) -> None:
+        """Start the worker, so that the first text does not wait for it. That it cannot be is logged."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._start_and_read(), name="text-encoder")
+        await asyncio.wait((self._reading,))
+
     async def close(self) -> None:
         """Stop the worker, write what is new to the cache, and fail whoever still waits."""
         if self._reading is not None:
@@ -102,6 +108,16 @@ class TextEncoder:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_waiting(), name="text-encoder")
         return future
+
+    async def _start_and_read(self) -> None:
+        try:
+            if self._process is None:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await self._start()
+        except (LongtideError, OSError, EOFError, TimeoutError, msgspec.MsgspecError) as exc:
+            log.warning("text_worker_not_started", reason=str(exc) or type(exc).__name__)
+            await self._stop()
+        await self._read_waiting()
 
     async def _read_waiting(self) -> None:
         """Read all texts that wait, the first ones first. When a batch fails, everybody is told."""

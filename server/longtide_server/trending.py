@@ -13,6 +13,7 @@ import numpy as np
 from longtide_server.candidates import NOTHING, Scored, best_of
 from longtide_server.catalog import Catalog
 from longtide_server.event_store import Written
+from longtide_server.events import EventType
 
 LARGEST_EXPONENT = 500.0  # of two: far from what a float cannot hold
 
@@ -36,9 +37,10 @@ class Trending:
             self._count *= 0.5 ** min((now_s - self._since_s) / self._half_life_s, 1_000.0)
             self._since_s = now_s
         for appended in written.appended.values():
-            numbers = [self._catalog.number(event.item_id) for event in appended.events]
+            events = [event for event in appended.events if event.type != EventType.DISLIKE]
+            numbers = [self._catalog.number(event.item_id) for event in events]
             # A clock that is ahead must not make an event count for more than one that happens now.
-            times = np.minimum([event.time_s for event in appended.events], now_s)
+            times = np.minimum([event.time_s for event in events], now_s)
             np.add.at(self._count, numbers, np.exp2((times - self._since_s) / self._half_life_s))
         self._count[0] = 0.0  # what is not in the catalogue
 

@@ -41,21 +41,25 @@ def test_what_people_did_stays_when_it_is_described_anew(new):
     assert new.vectors[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
 
 
-def test_an_item_that_has_gone_has_no_vector_and_leaves_its_number_to_nobody(new):
+def test_an_item_that_has_gone_has_no_vector_and_leaves_nothing_but_its_place(new):
     new.put("x", EAST)
-    new.remove("x")
     new.put("y", NORTH)
+    new.please("x", NORTH)
+    new.remove("x")
     assert new.vectors.tolist() == [[0, 0], [0, 1]]
     assert new.places().tolist() == [1]
     new.please("x", NORTH)
     new.remove("x")
     assert new.vectors[0].tolist() == [0, 0]
+    new.put("z", EAST)
+    assert (new.item_id(6), new.vectors[0].tolist(), new.events[0]) == ("z", [1, 0], 0)
 
 
 def test_there_is_room_for_many_but_not_for_any_number(new, monkeypatch):
     monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 200)
     for number in range(200):
         assert new.put(f"i{number}", EAST if number % 2 else NORTH)
+    assert not new.has_room_for("one too many")
     assert not new.put("one too many", EAST)
     assert new.put("i7", NORTH)
     assert new.vectors.shape == (200, 2)
@@ -66,6 +70,7 @@ def test_its_revision_says_when_an_answer_may_be_another(new):
     new.put("x", EAST)
     first = new.revision
     new.please("x", NORTH)
+    new.put("x", EAST)  # which says nothing new
     assert new.revision == first
     new.remove("x")
     assert new.revision > first

@@ -85,17 +85,22 @@ async def test_who_asks_during_the_step_waits_for_it_and_makes_no_other(world, s
     assert world.encoder.rows == [[[1]], [[2]]]
 
 
-async def test_an_encoder_that_fails_is_left_alone_until_the_next_event(world, stepper):
+async def test_an_encoder_that_fails_is_left_alone_for_a_while(world, stepper, monkeypatch):
+    monkeypatch.setattr(stepping, "PAUSE_S", 0.05)
     await world.did("ann", "a")
     await asked(world, "ann")
     world.encoder.failure = EncoderUnavailable("it is down")
     await world.did("ann", "b")
     await asyncio.sleep(0.01)
     assert len(world.encoder.calls) == 2
+    await world.did("ann", "b")
+    await asyncio.sleep(0.01)
+    assert len(world.encoder.calls) == 2
+    await asyncio.sleep(0.05)
     world.encoder.failure = None
     await world.did("ann", "c")
     await caught_up(world, "ann")
-    assert world.encoder.rows[-1] == [[2, 3]]
+    assert world.encoder.rows[-1] == [[2, 2, 3]]
 
 
 async def test_what_is_due_is_bounded(world, stepper, monkeypatch):
