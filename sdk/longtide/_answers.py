@@ -87,7 +87,7 @@ class Recommendation:
     neighbors: tuple[Neighbor, ...]
     """The most similar users who went on to this item, at most 3; empty when none did."""
     links: tuple[RelationLink, ...] = ()
-    """What links this item to the user's last items, the strongest first, at most 3; empty when nothing does."""
+    """What links this item to the user's last items, the strongest first, at most 3, whichever source brought it."""
 
 
 @dataclass(frozen=True, slots=True)

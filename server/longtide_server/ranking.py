@@ -103,7 +103,7 @@ def rank(
     features[:, say] = log_features(candidates.probability[:, say], fusion.floor, item_count)
     fused = features[:, say] @ weights[say]  # (C,)
     if counted is not None and Source.ENCODER in asked and weights[Source.ENCODER - 1]:
-        fused += _spoken_for(features, weights, candidates.items > counted, fusion.floor, item_count)
+        fused += _spoken_for(features, weights, candidates.items > counted, item_count)
     order = _best(fused, limit)
     share = np.exp(fused - fused.max()) if len(fused) else fused
     contribution = np.zeros((len(order), len(Source)))
@@ -118,7 +118,7 @@ def rank(
 
 
 def _spoken_for(
-    features: NDArray[np.float64], weights: NDArray[np.float64], new: NDArray[np.bool_], floor: float, item_count: int
+    features: NDArray[np.float64], weights: NDArray[np.float64], new: NDArray[np.bool_], item_count: int
 ) -> NDArray[np.float64]:
     """(C,) what new items gain when the encoder speaks for the sources that are silent of them.
 
@@ -126,7 +126,7 @@ def _spoken_for(
     """
     said = features[:, Source.ENCODER - 1]
     gain = sum(weights[source - 1] * (said - features[:, source - 1]) for source in SILENT)
-    average = -np.log(item_count)
+    average = -np.log(item_count)  # of a share of 1 / items
     gain = gain + weights[Source.POPULARITY - 1] * (average - features[:, Source.POPULARITY - 1])
     return np.where(new, gain, 0.0)
 

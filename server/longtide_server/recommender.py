@@ -140,7 +140,7 @@ class Recommendation:
     neighbors: tuple[Voter, ...]
     """The most similar users who went on to it."""
     links: tuple[Link, ...] = ()
-    """What links it to the user's last items, the strongest first; where that is a source that has a say."""
+    """What links it to the user's last items, the strongest first, whichever source brought it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,10 +92,12 @@ async def test_an_item_that_shares_something_with_the_last_ones_says_what(linked
     assert all(other.links == () for other in others)
 
 
-async def test_links_that_have_no_say_are_not_shown(linked_world):
+async def test_links_explain_also_where_their_source_has_no_say(linked_world):
     world = linked_world(0.0)
     await world.did("ann", "a")
-    assert all(item.links == () for item in (await recommend(world)).recommendations)
+    found = {item.item_id: item for item in (await recommend(world)).recommendations}
+    assert found["e"].links == (Link("a", "author", "Lem"),)
+    assert found["b"].links == ()
 
 
 async def test_a_recommendation_names_the_people_who_went_on_to_it(world):

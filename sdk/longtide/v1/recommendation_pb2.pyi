@@ -297,8 +297,8 @@ class Recommendation(google.protobuf.message.Message):
 
     @property
     def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RelationLink]:
-        """What links this item to the user's last items, the strongest link first, at most 3; empty when nothing does, or when
-        the snapshot has no knowledge graph that helps.
+        """What links this item to the user's last items, the strongest link first, at most 3, whichever source brought it;
+        empty when nothing does, or when the snapshot was trained without a knowledge graph.
         """
 
     def __init__(

@@ -118,6 +118,8 @@ def read_vectors(path: Path) -> GivenVectors:
         raise LogError(f"{path}: is not an .npz file of arrays: {exc}") from exc
     if "item_id" not in found or not {"text", "image"} & found.keys():
         raise LogError(f"{path}: holds {', '.join(found) or 'nothing'}; item_id, and text or image, are needed")
+    if found["item_id"].ndim != 1 or found["item_id"].dtype.kind not in "iuU":
+        raise LogError(f"{path}: item_id is {found['item_id'].dtype} of shape {found['item_id'].shape}; ids are text")
     item_ids = [str(item_id) for item_id in found["item_id"].tolist()]
     if len(set(item_ids)) < len(item_ids):
         raise LogError(f"{path}: item_id holds an item twice")
