@@ -486,7 +486,7 @@ class Recommender:
             votes[Source.CONTENT] = best_of(content, wanted)
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
-        if self.snapshot.relations is not None and fusion.relations:
+        if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring
             votes[Source.RELATIONS] = self.snapshot.relations.votes(recent, manifest.transitions.decay)
         return Evidence(votes, neighbors, encoded, content, recent, reason)
 
