@@ -47,12 +47,17 @@ def cluster_ports(tmp_path_factory):
         yield [node.port for node in nodes]
 
 
-@pytest.fixture(params=["sqlite", "redis", "cluster"])
-def store_url(request, tmp_path):
-    """The URL of an empty store of every kind, real: a file of SQLite, a Redis server, a cluster of three masters."""
-    if request.param == "sqlite":
+@pytest.fixture(params=["sqlite", "shared-sqlite", "redis", "cluster"])
+def store_kind(request):
+    return request.param
+
+
+@pytest.fixture
+def store_url(store_kind, request, tmp_path):
+    """The URL of an empty store of every kind, real: a file of SQLite, of one's own or shared, Redis, a cluster."""
+    if "sqlite" in store_kind:
         return f"sqlite:///{tmp_path / 'data' / 'events.db'}"
-    if request.param == "redis":
+    if store_kind == "redis":
         port = request.getfixturevalue("redis_port")
         cli(port, "flushall")
         return f"redis://127.0.0.1:{port}"

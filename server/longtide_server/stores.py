@@ -21,9 +21,9 @@ class Stores:
     items: CatalogStore
 
 
-async def open_stores(url: str, *, writes: bool = True) -> Stores:
+async def open_stores(url: str, *, writes: bool = True, shared: bool = False) -> Stores:
     """The stores behind a URL; see `event_store.urls.open_store`."""
-    events = await open_store(url, writes=writes)
+    events = await open_store(url, writes=writes, shared=shared)
     if not isinstance(events, SqliteEventStore):
         return Stores(events, RedisCatalogStore(events.commands))
     try:

@@ -4,7 +4,8 @@ A user's whole past is a fixed-size encoder state, so a new event costs one step
 arrives late, in time before others, makes the steps after it be taken again, from one of the states that are kept on
 the way. The log is the truth; everything
 here is a bounded cache of it, whose every entry knows the version of the history that it shows. What this server writes
-is added as it is written; where others write to the same log too, it is asked for news before an entry is used.
+is added as it is written; where others write to the same log too, it is asked for news before an entry is used, unless
+its stamp says that there can be none.
 """
 
 from __future__ import annotations
@@ -183,12 +184,19 @@ class UserStates:
         """Other names of owners, as far as they were asked for lately."""
         self._names: dict[str, set[str]] = {}
         """The same from owners to names."""
+        self._stamp: object = None
+        """Of a shared log, when it was looked at last."""
+        self._fresh: set[str] = set()
+        """Names whose owner's entry was brought up to what a shared log says, and it has not changed since."""
         self._zeros = np.zeros(snapshot.manifest.encoder.state_size, np.float32)
 
     def at_hand(self, name: str) -> UserState | None:
         """The owner of a history, where what is in memory is what the log says."""
         owner = self._merged.get(name, name)
-        if self._store.shared or owner in self._outdated or owner in self._reading:
+        if self._store.shared:
+            if self._looked() is None or name not in self._fresh:
+                return None
+        elif owner in self._outdated or owner in self._reading:
             return None
         user = self._users.get(owner)
         if user is not None:
@@ -335,6 +343,7 @@ class UserStates:
     async def _asked(self, name: str) -> UserState:
         """Bring an entry up to what a log says that others write to as well."""
         while True:
+            stamp = self._looked()
             known = self._known(self._merged.get(name, name))
             history = await self._store.history(name, known)
             if history.owner != name:
@@ -343,7 +352,20 @@ class UserStates:
                 self._forget_name(name)
             user = await self._taken(history, known)
             if user is not None:
+                self._outdated.discard(user.owner)
+                if stamp is not None and stamp == self._stamp:
+                    self._fresh.add(name)
+                else:  # it took so long that another reading may have been there first, and knows more
+                    self._fresh.difference_update((name, user.owner, *self._names.get(user.owner, ())))
                 return user
+
+    def _looked(self) -> object:
+        """The stamp that a shared log has now; what was fresh under another one is so no more."""
+        stamp = self._store.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._fresh.clear()
+        return stamp
 
     def _known(self, owner: str) -> Known | None:
         user = self._users.get(owner)

@@ -6,12 +6,12 @@ from longtide_server.stores import open_stores
 
 
 @pytest.fixture
-async def opened(store_url):
+async def opened(store_url, store_kind):
     """Opens the stores of a URL, as a server does that starts or starts again; yields the catalogue's."""
     opened = []
 
     async def made():
-        opened.append(await open_stores(store_url))
+        opened.append(await open_stores(store_url, shared=store_kind == "shared-sqlite"))
         return opened[-1].items
 
     async def close():

@@ -1,4 +1,4 @@
-"""Every kind of event store, real: SQLite in a file, a Redis server, a Redis cluster of three masters."""
+"""Every kind of event store, real: SQLite in a file of one's own or a shared one, a Redis server, a Redis cluster."""
 
 import pytest
 
@@ -17,12 +17,12 @@ def event():
 
 
 @pytest.fixture
-async def opened(store_url):
+async def opened(store_url, store_kind):
     """Opens a store of the URL, as a server does that starts or starts again."""
     stores = []
 
     async def made():
-        stores.append(await open_store(store_url))
+        stores.append(await open_store(store_url, shared=store_kind == "shared-sqlite"))
         return stores[-1]
 
     yield made

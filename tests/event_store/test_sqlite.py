@@ -13,6 +13,7 @@ from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store import sqlite as sqlite_store
 from longtide_server.event_store import sqlite_log
 from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.event_store.sqlite_file import hold
 from longtide_server.events import Event
 
 WRITER = Path(__file__).parent / "writer.py"
@@ -132,6 +133,72 @@ async def test_an_acknowledged_event_survives_a_killed_server(path):
     # A batch is whole even when the process died in the middle of it.
     assert len(kept) % 3 == 0
     await store.close()
+
+
+async def test_of_processes_that_share_a_file_none_loses_what_another_writes_even_if_one_is_killed(path, event):
+    """Two write as fast as they can, and are read and written to from here; then one is killed."""
+    with hold(path):
+        store = SqliteEventStore(path, shared=True)
+        writers = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, str(WRITER), str(path), name), stdout=asyncio.subprocess.PIPE
+            )
+            for name in ("one-", "other-")
+        ]
+        printed = [[await writer.stdout.readline() for _ in range(60)] for writer in writers]
+        for n in range(50):
+            written = await store.write([event(f"here-{n}", user_id="bob", time_s=float(n))])
+            assert (written.new, len(written.appended["user:bob"].events)) == (1, 1)
+            seen = set(await ids(store))
+            assert {line.decode().strip() for lines in printed for line in lines} <= seen
+            for lines, writer in zip(printed, writers, strict=True):
+                lines.append(await writer.stdout.readline())
+        writers[0].kill()
+        printed[0] += (await writers[0].communicate())[0].splitlines(keepends=True)
+        printed[1] += [await writers[1].stdout.readline() for _ in range(60)]  # the other goes on
+        writers[1].kill()
+        printed[1] += (await writers[1].communicate())[0].splitlines(keepends=True)
+        acknowledged = {line.decode().strip() for lines in printed for line in lines if line.endswith(b"\n")}
+        kept = await ids(store)
+        assert acknowledged <= set(kept)
+        assert len(kept) == len(set(kept))
+        assert len(kept) % 3 == 0
+        history = await store.history("user:bob")
+        assert [one.event_id for one in history.events] == [f"here-{n}" for n in range(50)]
+        await store.close()
+
+
+async def test_a_store_that_is_shared_is_held_by_whoever_started_its_processes(path, event):
+    with hold(path):
+        with pytest.raises(InvalidInput, match=r"events\.db is in use by another process"):
+            SqliteEventStore(path)
+        one, other = SqliteEventStore(path, shared=True), SqliteEventStore(path, shared=True)
+        await one.write([event("e1")])
+        assert await ids(other) == ["e1"]
+        await one.close()
+        await other.close()
+    alone = SqliteEventStore(path)
+    assert await ids(alone) == ["e1"]
+    await alone.close()
+
+
+async def test_a_deletion_leaves_nothing_in_a_shared_file_either(path, event):
+    one, other = SqliteEventStore(path, shared=True), SqliteEventStore(path, shared=True)
+    await one.write([event(f"secret-{n}", "a-secret-item") for n in range(200)])
+    assert len(await ids(other)) == 200
+    await other.delete("user:ann", 10.0)
+    assert b"secret" not in b"".join(file.read_bytes() for file in path.parent.iterdir())
+    await one.close()
+    await other.close()
+
+
+async def test_a_stamp_that_cannot_be_read_is_none(path, event):
+    store = SqliteEventStore(path, shared=True)
+    assert store.stamp() is not None
+    store._watch.close()
+    assert store.stamp() is None
+    await store.close()
+    assert store.stamp() is None
 
 
 async def test_a_locked_file_is_unavailable_and_writes_again_later(path, lock, event, monkeypatch):

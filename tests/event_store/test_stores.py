@@ -102,6 +102,42 @@ async def test_retries_at_the_same_time_and_through_another_server_change_nothin
     assert await ids(store) == await ids(other) == [one.event_id for one in sent]
 
 
+async def test_what_was_written_through_another_server_is_there_at_once(store, opened, event):
+    other = await opened() if store.shared else store
+    for n in range(20):
+        writer, reader = (store, other) if n % 2 else (other, store)
+        known = await known_now(reader)
+        await writer.write([event(f"e{n}", time_s=float(n))])
+        news = await reader.history("user:ann", known)
+        assert [one.event_id for one in news.events] == [f"e{n}"]
+
+
+async def test_a_stamp_stays_only_as_long_as_no_history_changes(store, opened, event):
+    """By whomever; what else is written is no news of a history."""
+    other = await opened() if store.shared else store
+    await store.write([event("e1"), event("e2", time_s=1.0)])
+    before = store.stamp()
+    if before is None:
+        return  # whoever wants to know asks for the history
+    for unchanging in (store.probe(), other.probe(), other.add_shown({Shown("2026-01-01", "s1", "home", 1): 3})):
+        await unchanging
+    assert (await other.write([event("e1")])).new == 0
+    assert store.stamp() == before
+    changes = (
+        lambda one: one.write([event(f"by-{len(seen)}", time_s=5.0)]),
+        lambda one: one.merge(f"user:g{len(seen)}", "user:ann"),
+        lambda one: one.delete(f"user:x{len(seen)}", 9.0),
+        lambda one: one.delete("user:ann", 9.0),
+        lambda one: one.write([event(f"by-{len(seen)}", time_s=10.0)]),
+    )
+    seen = [before]
+    for change in changes:
+        for one in (other, store):
+            await change(one)
+            assert store.stamp() not in seen
+            seen.append(store.stamp())
+
+
 async def test_a_batch_of_thousands_for_one_owner_and_for_as_many(store, event):
     assert await counts(store, *(event(f"e{n}", time_s=float(n)) for n in range(10_000))) == (10_000, 0)
     assert await ids(store) == [f"e{n}" for n in range(10_000)]

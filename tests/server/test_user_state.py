@@ -266,6 +266,65 @@ async def test_what_another_server_writes_is_felt_at_once(world, event):
     assert world.encoder.rows == [[[1, 2]], [[3]]]
 
 
+async def test_a_shared_log_is_asked_once_as_long_as_its_stamp_says_that_nothing_has_changed(world, event):
+    world.store.shared = world.store.stamped = True
+    await world.did("ann", "ab")
+    for _ in range(3):
+        user = world.states.at_hand("user:ann") or await world.states.get("user:ann")
+        assert user.items == [1, 2]
+    assert world.store.reads == ["ann"]
+    await world.store.write([event("elsewhere", "c", 50.0)])
+    assert world.states.at_hand("user:ann") is None
+    assert (await world.states.get("user:ann")).items == [1, 2, 3]
+    assert world.states.at_hand("user:ann").items == [1, 2, 3]
+    assert world.store.reads == ["ann", "ann"]
+
+
+async def test_what_was_read_before_the_log_changed_does_not_pass_for_news(world, event):
+    world.store.shared = world.store.stamped = True
+    await world.did("ann", "a")
+    world.store.reading_allowed.clear()
+    reading = asyncio.ensure_future(world.states.get("user:ann"))
+    await world.store.read_begun.acquire()
+    await world.store.write([event("elsewhere", "b", 50.0)])
+    world.store.reading_allowed.set()
+    await reading
+    assert world.states.at_hand("user:ann") is None
+    assert (await world.states.get("user:ann")).items == [1, 2]
+
+
+async def test_an_old_reading_that_comes_late_does_not_pass_for_a_newer_one(make_world, event):
+    """Of somebody who was forgotten meanwhile, for want of room."""
+    world = make_world(capacity=1)
+    world.store.shared = world.store.stamped = True
+    await world.did("ann", "a")
+    held = world.store.reading_allowed = asyncio.Event()
+    old = asyncio.ensure_future(world.states.get("user:ann"))
+    await world.store.read_begun.acquire()
+    world.store.reading_allowed = asyncio.Event()  # the old reading goes on waiting, later ones do not
+    world.store.reading_allowed.set()
+    await world.store.write([event("elsewhere", "b", 50.0), event("other", user_id="bob")])
+    for user, items in (("ann", [1, 2]), ("bob", [1])):
+        assert (await world.states.get(f"user:{user}")).items == items
+    held.set()
+    await old
+    found = world.states.at_hand("user:ann") or await world.states.get("user:ann")
+    assert found.items == [1, 2]
+
+
+async def test_a_name_that_stands_alone_again_is_asked_for_by_itself(world):
+    world.store.shared = world.store.stamped = True
+    await world.did("ann", "a")
+    await world.did("guest", "b")
+    world.store.names["user:guest"] = "user:ann"
+    assert (await world.states.get("user:guest")).owner == "user:ann"
+    del world.store.names["user:guest"]  # as the deletion of the user's data does
+    world.store.rewrites["user:ann"] = 1
+    assert (await world.states.get("user:ann")).items == [1]
+    assert world.states.at_hand("user:guest") is None
+    assert (await world.states.get("user:guest")).items == [2]
+
+
 async def test_of_a_shared_log_everybody_gets_what_was_written_before_they_asked(world, event):
     world.store.shared = True
     await world.did("ann", "a")

@@ -17,10 +17,9 @@ MAX_WAITING_BYTES = 64_000_000
 class SqliteCatalogStore:
     """A CatalogStore in a file, which others close."""
 
-    shared = False
-
     def __init__(self, file: SqliteFile) -> None:
         """Make the tables where there are none. Unavailable when that cannot be."""
+        self.shared = file.shared
         self._file = file
         self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
         file.add_tables(sqlite_items.SCHEMA)

@@ -106,6 +106,13 @@ class Histories(Protocol):
         """Whether others may write to it, so that a copy of a history has to be checked before it is used."""
         ...
 
+    def stamp(self) -> object:
+        """Of a shared log, at once: no history has changed, by whomever, between two that are equal.
+
+        None where that cannot be told without asking for a history.
+        """
+        ...
+
     async def write(self, events: Sequence[Event]) -> Written:
         """Make valid events durable, all of an owner or none; return only then. Overloaded when too many wait."""
         ...

@@ -26,12 +26,16 @@ log = structlog.get_logger(__name__)
 class SqliteEventStore:
     """An EventStore in the file `path`, which is made when it is not there."""
 
-    shared = False
-
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        """Hold the file, unless it is only read. InvalidInput when another process holds it."""
-        self.file = SqliteFile(path, writes=writes)
+    def __init__(self, path: Path, *, writes: bool = True, shared: bool = False) -> None:
+        """See SqliteFile."""
+        self.file = SqliteFile(path, writes=writes, shared=shared)
+        self.shared = shared
+        self._watch = self.file.watch(sqlite_log.STAMP) if shared else None
         self._backlog = Backlog(MAX_WAITING_EVENTS, "events")
+
+    def stamp(self) -> object:
+        """See EventStore."""
+        return None if self._watch is None else self._watch.stamp()
 
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore."""
@@ -56,7 +60,7 @@ class SqliteEventStore:
         """See EventStore. Nothing is left of the events in the files, unless somebody reads them at this moment."""
         deleted = await self.file.change(lambda connection: sqlite_log.delete(connection, owner, now_s))
         for _ in range(CHECKPOINT_TRIES):
-            if await asyncio.to_thread(sqlite_log.checkpoint, self.file.path):
+            if await asyncio.to_thread(self._emptied):
                 return deleted
             await asyncio.sleep(CHECKPOINT_TRY_S)
         # A backup or an export is reading: what it may still see leaves the files with a later checkpoint.
@@ -99,3 +103,11 @@ class SqliteEventStore:
     async def close(self) -> None:
         """See EventStore."""
         await self.file.close()
+
+    def _emptied(self) -> bool:
+        """Whether the write-ahead log could be emptied."""
+        try:
+            with self.file.turn():
+                return sqlite_log.checkpoint(self.file.path)
+        except OSError:  # no turn to be had
+            return False

@@ -2,6 +2,10 @@
 
 One thread writes. It takes everything that is waiting into one transaction, so that many callers share one fsync
 (group commit); WAL lets readers go on meanwhile. What is kept in the file, events or items, goes through here.
+
+A file belongs to one process, or to one and those that it starts (`--workers`): it holds the file, and each of them
+opens it as shared. Their writers take turns. Who writes gets positions, versions and revisions inside the transaction,
+so it does not matter who it is.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import fcntl
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ import structlog
 from longtide_server.errors import InvalidInput, LongtideError, Unavailable
 from longtide_server.event_store import sqlite_log
 from longtide_server.event_store.backlog import Backlog
+from longtide_server.event_store.sqlite_watch import Watch
 
 MAX_ROWS_PER_COMMIT = 50_000
 READERS = 2
@@ -45,20 +50,26 @@ class _Job(Generic[T]):
 class SqliteFile:
     """The file `path`, which is made when it is not there."""
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        """Hold the file, unless it is only read. InvalidInput when another process holds it."""
+    def __init__(self, path: Path, *, writes: bool = True, shared: bool = False) -> None:
+        """Hold the file, unless it is only read or is shared. InvalidInput when another process holds it.
+
+        Whoever starts processes that share it holds it for them, with `hold`.
+        """
         self.path = path
+        self.shared = shared
         self._writes = writes
+        self._watches: list[Watch] = []
         self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._closed = False
         try:
             if not writes and not path.is_file():
                 raise InvalidInput.of("store", f"there is no event store {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _held(path) if writes else None
+            self._lock = hold(path) if writes and not shared else None
             self.connection = sqlite_log.connect(path)
             """The writer's: for its thread alone, as long as that runs."""
-            sqlite_log.prepare(self.connection, path)
+            with self.turn():
+                sqlite_log.prepare(self.connection, path)
         except (OSError, sqlite3.Error) as exc:
             raise Unavailable(f"the event store {path} cannot be opened: {exc}") from exc
         self._local = threading.local()
@@ -69,10 +80,19 @@ class SqliteFile:
     def add_tables(self, schema: str) -> None:
         """Make tables and indexes as SQL says, each only where it is not there. Unavailable when that cannot be."""
         try:
-            with closing(sqlite_log.connect(self.path)) as connection:
+            with self.turn(), closing(sqlite_log.connect(self.path)) as connection:
                 connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT")
+        except (OSError, sqlite3.Error) as exc:
+            raise Unavailable(f"the event store {self.path} cannot be opened: {exc}") from exc
+
+    def watch(self, read: str) -> Watch:
+        """Watch what a statement reads, a row of it, until the file is closed. Unavailable when that cannot be."""
+        try:
+            watch = Watch(sqlite_log.connect(self.path), read)
         except sqlite3.Error as exc:
             raise Unavailable(f"the event store {self.path} cannot be opened: {exc}") from exc
+        self._watches.append(watch)
+        return watch
 
     async def change(
         self, do: Callable[[sqlite3.Connection], T], rows: int = 0, backlog: Backlog | None = None, size: int = 0
@@ -107,7 +127,22 @@ class SqliteFile:
         """Finish what was accepted and let go of the file. Closing it again does nothing."""
         if not self._closed:
             self._closed = True
+            for watch in self._watches:
+                watch.close()
             await asyncio.to_thread(self._stop)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Of the processes that share the file one writes at a time, and those that wait are woken when it is done.
+
+        SQLite itself would have them look again and again, with longer and longer pauses, and meet the others by luck.
+        """
+        if not self.shared:
+            yield
+            return
+        with self.path.with_name(f"{self.path.name}.turn").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            yield  # and closing the file gives the turn back, as the end of a process does
 
     def _stop(self) -> None:
         self._waiting.put(None)
@@ -137,8 +172,18 @@ class SqliteFile:
 
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
-            jobs, closing = self._take_waiting(first)
-            self._commit(jobs)
+            try:
+                with self.turn():
+                    jobs, closing = self._take_waiting(first)
+                    results = self._committed(jobs)
+            except OSError as exc:  # no turn to be had
+                log.error("changes_not_written", jobs=1, error=str(exc))
+                jobs, closing, results = [first], False, [Unavailable(f"the event store cannot write: {exc}")]
+            for job, result in zip(jobs, results, strict=True):
+                if isinstance(result, Exception):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
             if closing:
                 return
 
@@ -156,42 +201,44 @@ class SqliteFile:
             count += job.rows
         return jobs, False
 
-    def _commit(self, jobs: list[_Job[Any]]) -> None:
-        """Do the jobs in one transaction; what fails for its own reasons fails alone, and takes nothing along."""
-        results: list[tuple[_Job[Any], object]] = []
+    def _committed(self, jobs: list[_Job[Any]]) -> list[object]:
+        """Do the jobs in one transaction; what came of each, which may be an exception.
+
+        What fails for its own reasons fails alone, and takes nothing along.
+        """
+        results: list[object] = []
         try:
             with _transaction(self.connection, "BEGIN IMMEDIATE"):
                 for job in jobs:
                     self.connection.execute("SAVEPOINT job")
                     try:
-                        results.append((job, job.do(self.connection)))
+                        results.append(job.do(self.connection))
                     except sqlite3.Error:
                         raise
                     except UnicodeEncodeError as exc:
                         self.connection.execute("ROLLBACK TO job")
-                        results.append((job, Unavailable(f"the event store cannot write: {exc}")))
+                        results.append(Unavailable(f"the event store cannot write: {exc}"))
                     except Exception as exc:
                         if not isinstance(exc, LongtideError):
                             log.exception("change_failed_oddly")
                         self.connection.execute("ROLLBACK TO job")
-                        results.append((job, exc))
+                        results.append(exc)
                     self.connection.execute("RELEASE job")
         except sqlite3.Error as exc:
             log.error("changes_not_written", jobs=len(jobs), error=str(exc))
-            _fail(jobs, Unavailable(f"the event store cannot write: {exc}"))
+            return [Unavailable(f"the event store cannot write: {exc}")] * len(jobs)
         except Exception as exc:
             log.exception("changes_not_written", jobs=len(jobs))
-            _fail(jobs, exc)
-        else:
-            for job, result in results:
-                if isinstance(result, Exception):
-                    job.done.set_exception(result)
-                else:
-                    job.done.set_result(result)
+            return [exc] * len(jobs)
+        return results
 
 
-def _held(path: Path) -> BinaryIO:
-    """Hold the file for this process: what another one wrote would not be felt by the states that are kept here."""
+def hold(path: Path) -> BinaryIO:
+    """Hold the file for this process, and those that inherit the hold, until all of them have closed it or ended.
+
+    What others wrote would not be felt by the states that are kept here. InvalidInput when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f"{path.name}.lock").open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,11 +246,6 @@ def _held(path: Path) -> BinaryIO:
         lock.close()
         raise InvalidInput.of("store", f"{path} is in use by another process") from exc
     return lock
-
-
-def _fail(jobs: Sequence[_Job[Any]], exc: Exception) -> None:
-    for job in jobs:
-        job.done.set_exception(exc)
 
 
 @contextmanager

@@ -52,6 +52,10 @@ CREATE TABLE IF NOT EXISTS shown (        -- how many items were recommended
   items INTEGER NOT NULL,
   PRIMARY KEY (day, snapshot_id, surface, source)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rewritten (    -- one row: how many histories were rewritten so far, of all owners
+  total INTEGER NOT NULL
+);
+INSERT INTO rewritten SELECT 0 WHERE NOT EXISTS (SELECT * FROM rewritten);
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (owner, event_id);
 CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, position, time_s);
 """
@@ -59,6 +63,8 @@ FIELDS = ", ".join(COLUMNS)
 INSERT = (
     f"INSERT INTO events (owner, {FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, event_id) DO NOTHING"
 )
+STAMP = "SELECT (SELECT coalesce(max(position), 0) FROM events), (SELECT total FROM rewritten)"
+"""The last event's position and how many histories were rewritten: whether a history has changed."""
 OWNER = "number, owner, rewrites, position, merged_into, deleted_s"
 
 
@@ -289,11 +295,12 @@ def _names(connection: sqlite3.Connection, owner: Owner) -> list[str]:
 
 def _rewritten(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
     """Histories that are not what they were, longer by more than what was appended."""
-    connection.executemany(
+    rewritten = connection.executemany(
         "UPDATE owners SET rewrites = rewrites + 1, position = "
         "(SELECT coalesce(max(position), 0) FROM events WHERE events.owner = owners.number) WHERE number = ?",
         [(number,) for number in numbers],
     )
+    connection.execute("UPDATE rewritten SET total = total + ?", (max(rewritten.rowcount, 0),))
 
 
 def _those_inserted(

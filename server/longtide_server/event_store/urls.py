@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from longtide_server.errors import InvalidInput
+from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.event_store.redis import RedisEventStore
 from longtide_server.event_store.redis_commands import Client
 from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.event_store.sqlite_file import hold
 
 TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 64
@@ -35,16 +37,31 @@ def check_store_url(url: str) -> None:
         )
 
 
-async def open_store(url: str, *, writes: bool = True) -> SqliteEventStore | RedisEventStore:
+def hold_store(url: str) -> BinaryIO | None:
+    """Hold a store for processes that will share it, where it is one that somebody has to hold.
+
+    Unavailable when its folder cannot be used, InvalidInput when it is in use.
+    """
+    check_store_url(url)
+    if not url.startswith("sqlite:///"):
+        return None
+    path = _sqlite_path(url)
+    try:
+        return hold(path)
+    except OSError as exc:
+        raise Unavailable(f"the event store {path} cannot be opened: {exc}") from exc
+
+
+async def open_store(url: str, *, writes: bool = True, shared: bool = False) -> SqliteEventStore | RedisEventStore:
     """The store behind a URL; Unavailable when it cannot be opened or reached, InvalidInput when it is in use.
 
     `sqlite:///PATH` (three slashes for a relative path, four for an absolute one), `redis://`, `rediss://` and, for a
     cluster, `redis+cluster://` and `rediss+cluster://` and one of its nodes, as redis-py reads them. A file that is not
-    written to may be read while a server writes to it.
+    written to may be read while a server writes to it. `shared`: others write to it too, and somebody holds it for all.
     """
     check_store_url(url)
     if url.startswith("sqlite:///"):
-        return await asyncio.to_thread(SqliteEventStore, Path(unquote(url.removeprefix("sqlite:///"))), writes=writes)
+        return await asyncio.to_thread(SqliteEventStore, _sqlite_path(url), writes=writes, shared=shared)
     # Loaded only where it is used: a server over SQLite does without.
     from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
     from redis.exceptions import RedisClusterException
@@ -67,6 +84,10 @@ async def open_store(url: str, *, writes: bool = True) -> SqliteEventStore | Red
         await store.close()
         raise
     return store
+
+
+def _sqlite_path(url: str) -> Path:
+    return Path(unquote(url.removeprefix("sqlite:///")))
 
 
 def _shown(url: str) -> str:

@@ -32,6 +32,9 @@ class LogHistories:
         self._sequences = sequences
         self._user = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
 
+    def stamp(self) -> None:
+        """See Histories: nobody shares a log that only reads."""
+
     async def history(self, owner: str, known: Known | None = None) -> History:
         """See Histories."""
         return History(owner, Version(1), self._events(user_of(owner)))
