@@ -60,6 +60,7 @@ from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.serving import Serving
+from longtide_server.servings import Servings
 from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
 from longtide_server.snapshot_service import SnapshotService
@@ -125,7 +126,9 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         opener = Opener(config, store, items, writer, feedback, live_catalogs, observer, stages)
         first = await opener.serve(snapshot)
         bars = Bars(latency_s=config.canary_latency_s)
-        activation = Activation(first, opener.open, config.keep_snapshots, bars, observer)
+        servings = Servings(first, opener.open, bars, observer)
+        stack.push_async_callback(servings.close)
+        activation = Activation(snapshot.path.parent, servings, config.keep_snapshots, observer)
         stack.push_async_callback(activation.close)
         stack.push_async_callback(writer.close)
         stack.push_async_callback(catalog.close)
@@ -140,7 +143,7 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
         events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
         events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
         recommendations = calls.watched(
-            RecommendationService(lambda: activation.current, config.default_timeout_s, wall_clock_s, observer),
+            RecommendationService(lambda: servings.current, config.default_timeout_s, wall_clock_s, observer),
             RECOMMENDATIONS,
         )
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)

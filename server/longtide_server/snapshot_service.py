@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from longtide.v1 import snapshots_pb2, snapshots_pb2_grpc
-from longtide_server.activation import Activation, Listed
+from longtide_server.activation import Listed
 from longtide_server.status import Context, answered, remaining_s
+
+
+class Snapshots(Protocol):
+    """What can be served, and the way to it; see `activation.Activation`."""
+
+    async def listed(self) -> Sequence[Listed]:
+        """Every snapshot, the newest first."""
+        ...
+
+    async def get(self, snapshot_id: str) -> Listed:
+        """One of them."""
+        ...
+
+    async def activate(self, snapshot_id: str) -> Listed:
+        """Serve one of them."""
+        ...
 
 
 class SnapshotService(snapshots_pb2_grpc.SnapshotServiceServicer):
     """Says what can be served, and has it served."""
 
-    def __init__(self, activation: Activation) -> None:
-        self._activation = activation
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
 
     async def ListSnapshots(
         self, request: snapshots_pb2.ListSnapshotsRequest, context: Context
@@ -24,7 +42,7 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotServiceServicer):
 
         async def answer() -> snapshots_pb2.ListSnapshotsResponse:
             remaining_s(context)
-            listed = await self._activation.listed()
+            listed = await self._snapshots.listed()
             return snapshots_pb2.ListSnapshotsResponse(snapshots=[write_snapshot(one) for one in listed])
 
         return await answered(context, answer)
@@ -36,7 +54,7 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotServiceServicer):
 
         async def answer() -> snapshots_pb2.GetSnapshotResponse:
             remaining_s(context)
-            found = await self._activation.get(request.snapshot_id)
+            found = await self._snapshots.get(request.snapshot_id)
             return snapshots_pb2.GetSnapshotResponse(snapshot=write_snapshot(found))
 
         return await answered(context, answer)
@@ -48,7 +66,7 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotServiceServicer):
 
         async def answer() -> snapshots_pb2.ActivateSnapshotResponse:
             remaining_s(context)
-            active = await self._activation.activate(request.snapshot_id)
+            active = await self._snapshots.activate(request.snapshot_id)
             return snapshots_pb2.ActivateSnapshotResponse(snapshot=write_snapshot(active))
 
         return await answered(context, answer)

@@ -33,6 +33,7 @@ from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
 from longtide_server.responses import Responses
 from longtide_server.serving import Serving
+from longtide_server.servings import Servings
 from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import (
     CURRENT,
@@ -361,9 +362,13 @@ async def served(tiny_snapshots, tmp_path):
         opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
         return serving
 
-    activation = Activation(await open_serving(directory / "a"), open_serving, 2, Bars(recall=0.0, latency_s=10.0))
-    yield SimpleNamespace(activation=activation, writer=writer, store=store, directory=directory, opened=opened)
+    servings = Servings(await open_serving(directory / "a"), open_serving, Bars(recall=0.0, latency_s=10.0))
+    activation = Activation(directory, servings, 2)
+    yield SimpleNamespace(
+        activation=activation, servings=servings, writer=writer, store=store, directory=directory, opened=opened
+    )
     await activation.close()
+    await servings.close()
     await writer.close()
     await store.close()
     assert all(one.released.is_set() for one in opened)

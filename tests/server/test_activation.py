@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from longtide_server import activation as activation_module
+from longtide_server import servings as servings_module
 from longtide_server.canary import Bars, canary_queries, try_out
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
 from longtide_server.neighbors import NeighborIndex
@@ -19,7 +19,7 @@ LENIENT = Bars(recall=0.0, latency_s=SOON_S)
 
 
 async def answer(served, user="ann"):
-    with served.activation.current as serving:
+    with served.servings.current as serving:
         return await serving.responses.recommend(Query(user, 12), SOON_S)
 
 
@@ -59,7 +59,7 @@ async def test_an_event_that_is_written_during_the_swap_is_felt(served, event):
         written += 1
     assert written > 2
     assert (await answer(served)).snapshot_id == "b"
-    user = await served.activation.current.states.get("user:ann")
+    user = await served.servings.current.states.get("user:ann")
     assert len(user.items) == written + 1
 
 
@@ -68,26 +68,26 @@ async def test_recent_people_are_warm_before_the_swap(served, event):
     for n in range(20):
         await answer(served, f"u{n}")
     await served.activation.activate("b")
-    states = served.activation.current.states
+    states = served.servings.current.states
     assert set(states.recent()) >= {f"user:u{n}" for n in range(20)}
     users = [await states.get(f"user:u{n}") for n in range(20)]
     assert all(user.encoded is not None for user in users)
 
 
 async def test_what_is_in_use_goes_when_it_is_no_longer(served):
-    with served.activation.current:
+    with served.servings.current:
         await served.activation.activate("b")
         await asyncio.sleep(0.05)
         assert not served.opened[0].released.is_set()
-        with served.activation.current as new:
+        with served.servings.current as new:
             assert new.snapshot.snapshot_id == "b"
     async with asyncio.timeout(SOON_S):
         await served.opened[0].released.wait()
 
 
 async def test_what_is_used_for_too_long_goes_all_the_same(served, monkeypatch):
-    monkeypatch.setattr(activation_module, "DRAIN_S", 0.05)
-    with served.activation.current:
+    monkeypatch.setattr(servings_module, "DRAIN_S", 0.05)
+    with served.servings.current:
         await served.activation.activate("b")
         async with asyncio.timeout(SOON_S):
             await served.opened[0].released.wait()
@@ -141,11 +141,11 @@ async def test_nothing_is_deleted_where_no_snapshot_was_current(served):
 
 
 async def test_closing_does_not_wait_for_warming(served, monkeypatch):
-    monkeypatch.setattr(activation_module, "WARM_USERS", 0)
+    monkeypatch.setattr(servings_module, "WARM_USERS", 0)
     began, hang = asyncio.Event(), asyncio.Event()
 
     async def warm(self, owners, timeout_s, at_once):
-        if timeout_s == activation_module.WARM_REST_S:
+        if timeout_s == servings_module.WARM_REST_S:
             began.set()
             await hang.wait()
         return 0
@@ -160,7 +160,7 @@ async def test_it_goes_on_when_the_caller_gives_up(served):
         async with asyncio.timeout(0.001):
             await served.activation.activate("b")
     async with asyncio.timeout(SOON_S):
-        while served.activation.current.snapshot.snapshot_id != "b":  # noqa: ASYNC110
+        while served.servings.current.snapshot.snapshot_id != "b":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -168,7 +168,7 @@ async def test_canaries_that_find_it_wanting_leave_the_old_one(served, monkeypat
     async def fails(recommender, bars):
         raise SnapshotError("canaries: no")
 
-    monkeypatch.setattr(activation_module, "try_out", fails)
+    monkeypatch.setattr(servings_module, "try_out", fails)
     with pytest.raises(SnapshotError, match="canaries"):
         await served.activation.activate("b")
     assert served.opened[1].released.is_set()
@@ -186,14 +186,14 @@ async def test_the_last_ones_are_kept_and_the_one_that_is_served(served):
 
 
 async def test_canaries_of_a_healthy_snapshot_are_content(served):
-    recommender = served.activation.current.recommender
+    recommender = served.servings.current.recommender
     trial = await try_out(recommender, Bars(recall=0.9, latency_s=SOON_S))
     assert trial.canaries == len(canary_queries(recommender)) > 4
     assert trial.recall > 0.9
 
 
 async def test_canaries_leave_nothing_in_the_log(served):
-    await try_out(served.activation.current.recommender, LENIENT)
+    await try_out(served.servings.current.recommender, LENIENT)
     assert [piece async for piece in served.store.everything()] == []
 
 

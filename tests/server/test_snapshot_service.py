@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from longtide.v1 import snapshots_pb2, snapshots_pb2_grpc
-from longtide_server import activation as activation_module
+from longtide_server import servings as servings_module
 from longtide_server.errors import EncoderUnavailable
 from longtide_server.snapshot import ENCODER, MANIFEST, read_manifest
 from longtide_server.snapshot_service import SnapshotService
@@ -42,14 +42,14 @@ async def stub(served):
 def trial(monkeypatch):
     """Holds whoever activates a snapshot in its trial, until it is allowed to end."""
     begun, allowed = asyncio.Event(), asyncio.Event()
-    real = activation_module.try_out
+    real = servings_module.try_out
 
     async def held(recommender, bars):
         begun.set()
         await allowed.wait()
         return await real(recommender, bars)
 
-    monkeypatch.setattr(activation_module, "try_out", held)
+    monkeypatch.setattr(servings_module, "try_out", held)
     return SimpleNamespace(begun=begun, allowed=allowed)
 
 
@@ -145,7 +145,7 @@ async def test_an_encoder_that_does_not_start_is_unavailable(stub, served, monke
     async def fails(folder):
         raise EncoderUnavailable("TorchServe ended")
 
-    monkeypatch.setattr(served.activation, "_open", fails)
+    monkeypatch.setattr(served.servings, "_open", fails)
     assert await refused(stub.ActivateSnapshot(activate("b"))) == (
         grpc.StatusCode.UNAVAILABLE, "TorchServe ended", "ENCODER_UNAVAILABLE",
     )  # fmt: skip
