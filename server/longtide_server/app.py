@@ -8,10 +8,12 @@ import itertools
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import structlog
@@ -42,8 +44,9 @@ from longtide_server.config import ServerConfig
 from longtide_server.content import ContentTower
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.encoder_breaker import BreakingEncoder
-from longtide_server.errors import InvalidInput
-from longtide_server.event_store import Histories
+from longtide_server.errors import InvalidInput, LongtideError
+from longtide_server.event_store import EventStore, Histories
+from longtide_server.event_store.urls import hold_store, open_store
 from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
 from longtide_server.health import keep_probing
@@ -62,11 +65,19 @@ from longtide_server.service import EventService, RecommendationService, wall_cl
 from longtide_server.serving import Serving
 from longtide_server.servings import Servings
 from longtide_server.similar_items import SimilarItems, spaces_of
-from longtide_server.snapshot import ENCODER, Snapshot, load_snapshot
-from longtide_server.snapshot_service import SnapshotService
+from longtide_server.snapshot import (
+    ENCODER,
+    Manifest,
+    Snapshot,
+    check_files,
+    load_snapshot,
+    read_manifest,
+    resolve,
+)
+from longtide_server.snapshot_service import Snapshots, SnapshotService
 from longtide_server.state_file import SavedStates, save_states
 from longtide_server.stepping import Stepper
-from longtide_server.stores import open_stores
+from longtide_server.stores import Stores, open_stores
 from longtide_server.text_cache import TextCache, cache_folder
 from longtide_server.text_encoder import TextEncoder
 from longtide_server.torchserve.archive import build_archive
@@ -76,10 +87,19 @@ from longtide_server.torchserve.process import TorchServe
 from longtide_server.trending import Trending
 from longtide_server.user_service import UserService
 from longtide_server.user_state import UserStates
+from longtide_server.workers.duties import Duties, Forwarding
+from longtide_server.workers.fleet import Fleet, Hosted
+from longtide_server.workers.link import Link, LinkGone
+from longtide_server.workers.messages import Begin, Failed, Job, Listening, Loaded, Message, failure_of
+from longtide_server.workers.port import ReservedPort
+from longtide_server.workers.process import Worker
+from longtide_server.workers.totals import Totals, families_of
 
 HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
+STATES = "states"
 SAVE_STATES_EVERY_S = 600.0
 KEPT_STATE_FILES = 3
+LINK_S = 60.0
 EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
 RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
@@ -100,87 +120,249 @@ async def running(config: ServerConfig) -> AsyncIterator[str]:
     address cannot be listened on.
     """
     async with AsyncExitStack() as stack:
-        snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
-        stack.enter_context(held(config.data_dir))
-        server = grpc.aio.server(
-            maximum_concurrent_rpcs=config.max_calls,
-            options=[
-                # gRPC drops some of the calls that arrive while so many wait to be taken up, and all at twice as many.
-                # A longer queue would have every call answered late, or after its caller has gone.
-                ("grpc.server.max_pending_requests", config.max_waiting_calls),
-                ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_waiting_calls),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.so_reuseport", 0),
-                # The SDK pings idle streams once a minute; without this gRPC would end them for that.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-            ],
-        )
-        port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
-        observer, stages, calls = await _observers(config, stack)
-        stores = await open_stores(config.store_url)
-        store, items = ObservedStore(stores.events, observer), ObservedCatalogStore(stores.items, observer)
-        stack.push_async_callback(store.close)
-        writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
-        live_catalogs = LiveCatalogs(catalog.everything)
-        await catalog.add(live_catalogs)
-        opener = Opener(config, store, items, writer, feedback, live_catalogs, observer, stages)
-        first = await opener.serve(snapshot)
-        bars = Bars(latency_s=config.canary_latency_s)
-        servings = Servings(first, opener.open, bars, observer)
-        stack.push_async_callback(servings.close)
-        activation = Activation(snapshot.path.parent, servings, config.keep_snapshots, observer)
-        stack.push_async_callback(activation.close)
-        stack.push_async_callback(writer.close)
-        stack.push_async_callback(catalog.close)
-        if items.shared:
-            refreshing = asyncio.create_task(keep_refreshing(catalog, config.catalog_refresh_every_s))
-            stack.push_async_callback(_cancelled, refreshing)
-        if config.retention:
-            expiring = asyncio.create_task(keep_expiring(store, config.retention, writer.forget, wall_clock_s))
-            stack.push_async_callback(_cancelled, expiring)
-        stack.push_async_callback(feedback.flush)
-        stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
-        events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
-        events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-        recommendations = calls.watched(
-            RecommendationService(lambda: servings.current, config.default_timeout_s, wall_clock_s, observer),
-            RECOMMENDATIONS,
-        )
-        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
-        users = calls.watched(UserService(store, writer, wall_clock_s), USERS)
-        users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
-        catalogs = calls.watched(CatalogService(items, catalog, wall_clock_s), CATALOG)
-        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalogs, server)
-        snapshots = calls.watched(SnapshotService(activation), SNAPSHOTS)
-        snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshots, server)
-        status = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        await server.start()
-        stack.push_async_callback(server.stop, config.stop_grace_s)
-        stack.push_async_callback(status.enter_graceful_shutdown)
-        for name in ("", *SERVICES):
-            await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-
-        async def store_works(works: bool) -> None:
-            observer.store_works(works)
-            healthy = health_pb2.HealthCheckResponse.SERVING if works else health_pb2.HealthCheckResponse.NOT_SERVING
-            for name in STORE_SERVICES:
-                await status.set(name, healthy)
-
-        probing = asyncio.create_task(keep_probing(store, config.store_probe_every_s, store_works))
-        stack.push_async_callback(_cancelled, probing)
-        address = f"{config.listen.rpartition(':')[0]}:{port}"
-        log.info("serving", address=address, snapshot=snapshot.snapshot_id, encoder=config.encoder)
+        address, snapshot_id = await (_alone if config.workers == 1 else _supervising)(config, stack)
+        log.info("serving", address=address, snapshot=snapshot_id, encoder=config.encoder, workers=config.workers)
         try:
             yield address
         finally:
             log.info("stopping")
 
 
+async def _alone(config: ServerConfig, stack: AsyncExitStack) -> tuple[str, str]:
+    """Serve from this process; where, and which snapshot."""
+    snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
+    stack.enter_context(held(config.data_dir))
+    server = _server(config, reuse_port=False)
+    port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
+    watching = await _watching(config, stack)
+    if watching.metrics is not None:
+        _show(watching.metrics, config, stack)
+    stores = await open_stores(config.store_url)
+    torchserves = TorchServes(config)
+
+    async def encoder(snapshot: Snapshot, hosting: AsyncExitStack) -> Encoder:
+        local = config.encoder == "local"
+        return await _encoder(snapshot, "" if local else await torchserves.start(snapshot.path / ENCODER, hosting))
+
+    parts = await _parts(config, snapshot, stores, encoder, config.data_dir / STATES, watching, stack)
+    activation = Activation(snapshot.path.parent, parts.servings, config.keep_snapshots, watching.observer)
+    stack.push_async_callback(activation.close)
+    _expire(config, parts.store, parts.writer.forget, stack)
+    await _start(server, config, parts, activation, stack)
+    return f"{config.listen.rpartition(':')[0]}:{port}", snapshot.snapshot_id
+
+
+async def _supervising(config: ServerConfig, stack: AsyncExitStack) -> tuple[str, str]:
+    """Serve from workers that this process starts, see `workers`; where, and which snapshot."""
+    folder = resolve(config.snapshot_dir)
+    await asyncio.to_thread(_checked, folder)
+    locks = [stack.enter_context(held(config.data_dir))]
+    reserved = stack.enter_context(ReservedPort(*_host_and_port(config.listen, "listen")))
+    address = f"{config.listen.rpartition(':')[0]}:{reserved.port}"
+    own = Metrics()
+    totals = Totals(config.workers, own.registry)
+    if config.metrics:
+        _show(totals, config, stack)
+    lock = hold_store(config.store_url)
+    if lock is not None:
+        locks.append(stack.enter_context(lock))
+    store = ObservedStore(await open_store(config.store_url, shared=True), own)
+    stack.push_async_callback(store.close)
+    torchserves = TorchServes(config)
+
+    async def host(folder: Path) -> Hosted:
+        manifest = await asyncio.to_thread(_checked, folder)
+        async with AsyncExitStack() as hosting:
+            local = config.encoder == "local"
+            torchserve = "" if local else await torchserves.start(folder / ENCODER, hosting)
+            return Hosted(folder, manifest.snapshot_id, torchserve, hosting.pop_all().aclose)
+
+    async def activate(snapshot_id: str) -> None:
+        await activation.activate(snapshot_id)
+
+    def worker(number: int, hosted: Hosted) -> Worker:
+        job = Job(number, config, address, hosted.folder, hosted.torchserve)
+        # The locks are held as long as anybody lives who writes to what they lock, also when this process is killed.
+        return Worker(job, [lock.fileno() for lock in locks], activate)
+
+    fleet = Fleet(config.workers, await host(folder), host, worker, totals, config.stop_grace_s)
+    stack.push_async_callback(fleet.stop)
+    activation = Activation(folder.parent, fleet, config.keep_snapshots, own)
+    stack.push_async_callback(activation.close)
+    await fleet.start()
+    # A worker asks the log for news before it answers, so nobody need be told what has expired.
+    _expire(config, store, lambda _: None, stack)
+    return address, fleet.snapshot_id
+
+
+async def working(end: socket.socket) -> None:
+    """Be a worker, see `workers`: do what the process at the other end of the socket says, until it has ended."""
+    duties: asyncio.Future[Duties] = asyncio.get_running_loop().create_future()
+
+    async def answer(message: Message) -> object:
+        return await (await duties).answer(message)
+
+    link = await Link.over(end, answer)
+    try:
+        job = await link.call(Begin(), Job, LINK_S)
+        async with AsyncExitStack() as stack:
+            try:
+                server, parts = await _loaded(job, duties, stack)
+                await link.call(Loaded(), type(None), LINK_S)
+                _bind(server, job.address)
+                forwarding = Forwarding(job.folder.parent, lambda: parts.servings.snapshot_id, link)
+                await _start(server, job.config, parts, forwarding, stack)
+                await link.call(Listening(), type(None), LINK_S)
+            except LongtideError as exc:
+                await link.call(Failed(failure_of(exc)), type(None), LINK_S)
+                return
+            await link.gone()
+    except LinkGone:
+        log.warning("supervisor_gone")
+    finally:
+        await link.close()
+
+
+async def _loaded(job: Job, duties: asyncio.Future[Duties], stack: AsyncExitStack) -> tuple[grpc.aio.Server, Parts]:
+    """A worker's server and its parts, all but listening."""
+    config, torchserves = job.config, {job.folder: job.torchserve}
+    snapshot = await asyncio.to_thread(load_snapshot, job.folder)
+    watching = await _watching(config, stack)
+    stores = await open_stores(config.store_url, shared=True)
+
+    async def encoder(snapshot: Snapshot, _: AsyncExitStack) -> Encoder:
+        return await _encoder(snapshot, torchserves[snapshot.path])
+
+    states = config.data_dir / STATES / f"worker-{job.number}"
+    parts = await _parts(config, snapshot, stores, encoder, states, watching, stack)
+    families = partial(families_of, watching.metrics.registry) if watching.metrics else tuple
+    duties.set_result(Duties(parts.servings, torchserves, families))
+    return _server(config, reuse_port=True), parts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watching:
+    """Who is told what happens."""
+
+    observer: Observer
+    metrics: Metrics | None
+    """The observer, where it counts."""
+    stages: StageObserver
+    calls: Calls
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What a process has that answers calls."""
+
+    store: EventStore
+    items: CatalogStore
+    writer: HistoryWriter
+    catalog: CatalogWriter
+    feedback: Feedback
+    servings: Servings
+    watching: Watching
+
+
+async def _parts(
+    config: ServerConfig,
+    snapshot: Snapshot,
+    stores: Stores,
+    encoders: Encoders,
+    states: Path,
+    watching: Watching,
+    stack: AsyncExitStack,
+) -> Parts:
+    """Build what answers calls, over opened stores. `states`: the folder where this process saves encoder states."""
+    observer = watching.observer
+    store, items = ObservedStore(stores.events, observer), ObservedCatalogStore(stores.items, observer)
+    stack.push_async_callback(store.close)
+    writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
+    live_catalogs = LiveCatalogs(catalog.everything)
+    await catalog.add(live_catalogs)
+    opener = Opener(config, store, items, writer, feedback, live_catalogs, encoders, states, watching)
+    first = await opener.serve(snapshot)
+    servings = Servings(first, opener.open, Bars(latency_s=config.canary_latency_s), observer)
+    stack.push_async_callback(servings.close)
+    stack.push_async_callback(writer.close)
+    stack.push_async_callback(catalog.close)
+    if items.shared:
+        refreshing = asyncio.create_task(keep_refreshing(catalog, config.catalog_refresh_every_s))
+        stack.push_async_callback(_cancelled, refreshing)
+    stack.push_async_callback(feedback.flush)
+    stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
+    return Parts(store, items, writer, catalog, feedback, servings, watching)
+
+
+async def _start(
+    server: grpc.aio.Server, config: ServerConfig, parts: Parts, snapshots: Snapshots, stack: AsyncExitStack
+) -> None:
+    """Answer calls from now on, on the port that the server is bound to, and say SERVING."""
+    store, writer, servings = parts.store, parts.writer, parts.servings
+    observer, calls = parts.watching.observer, parts.watching.calls
+    events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
+    events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
+    recommendations = calls.watched(
+        RecommendationService(lambda: servings.current, config.default_timeout_s, wall_clock_s, observer),
+        RECOMMENDATIONS,
+    )
+    recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
+    users = calls.watched(UserService(store, writer, wall_clock_s), USERS)
+    users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+    catalogs = calls.watched(CatalogService(parts.items, parts.catalog, wall_clock_s), CATALOG)
+    catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalogs, server)
+    snapshot_service = calls.watched(SnapshotService(snapshots), SNAPSHOTS)
+    snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshot_service, server)
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    await server.start()
+    stack.push_async_callback(server.stop, config.stop_grace_s)
+    stack.push_async_callback(status.enter_graceful_shutdown)
+    for name in ("", *SERVICES):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def store_works(works: bool) -> None:
+        observer.store_works(works)
+        healthy = health_pb2.HealthCheckResponse.SERVING if works else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in STORE_SERVICES:
+            await status.set(name, healthy)
+
+    probing = asyncio.create_task(keep_probing(store, config.store_probe_every_s, store_works))
+    stack.push_async_callback(_cancelled, probing)
+
+
+def _server(config: ServerConfig, *, reuse_port: bool) -> grpc.aio.Server:
+    return grpc.aio.server(
+        maximum_concurrent_rpcs=config.max_calls,
+        options=[
+            # gRPC drops some of the calls that arrive while so many wait to be taken up, and all at twice as many.
+            # A longer queue would have every call answered late, or after its caller has gone.
+            ("grpc.server.max_pending_requests", config.max_waiting_calls),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_waiting_calls),
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.so_reuseport", int(reuse_port)),
+            # The SDK pings idle streams once a minute; without this gRPC would end them for that.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+        ],
+    )
+
+
+def _expire(
+    config: ServerConfig, store: EventStore, forget: Callable[[Iterable[str]], None], stack: AsyncExitStack
+) -> None:
+    """Delete events that have become too old, again and again."""
+    if config.retention:
+        expiring = asyncio.create_task(keep_expiring(store, config.retention, forget, wall_clock_s))
+        stack.push_async_callback(_cancelled, expiring)
+
+
 @contextmanager
-def held(data_dir: Path) -> Iterator[None]:
-    """Hold a data directory: two servers on one would tread on each other. InvalidInput when another holds it."""
+def held(data_dir: Path) -> Iterator[BinaryIO]:
+    """Hold a data directory: two servers on one would tread on each other. InvalidInput when another holds it.
+
+    Yields the lock, which whoever inherits it holds as well.
+    """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "lock").open("wb")
@@ -191,7 +373,7 @@ def held(data_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise InvalidInput.of("data_dir", f"{data_dir} is in use by another server") from exc
-        yield
+        yield lock
 
 
 def check_listen(listen: str) -> None:
@@ -202,6 +384,56 @@ def check_listen(listen: str) -> None:
             return
     except OSError as exc:
         raise InvalidInput.of("listen", f"{listen} cannot be listened on: {exc.strerror}") from exc
+
+
+Encoders = Callable[[Snapshot, AsyncExitStack], Awaitable[Encoder]]
+"""Gives a snapshot's encoder; what is started for it ends with the stack."""
+
+
+async def _encoder(snapshot: Snapshot, torchserve: str) -> Encoder:
+    """A snapshot's encoder: in the TorchServe at that HOST:PORT, or where there is none in this process."""
+    if torchserve:
+        return TorchServeEncoder(TorchServeClient(torchserve))
+    return await asyncio.to_thread(LocalEncoder, snapshot.path / ENCODER)
+
+
+class TorchServes:
+    """Starts TorchServes."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._number = itertools.count(1)
+        for left_over in config.data_dir.glob("torchserve-*"):  # by a server that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    async def start(self, weights: Path, stack: AsyncExitStack) -> str:
+        """Start one for an encoder; its HOST:PORT. It ends with the stack. Unavailable when it does not start."""
+        config, number = self._config, next(self._number)
+        # What is activated later runs beside what was served before, so it has a folder and ports of its own.
+        work_dir = config.data_dir / ("torchserve" if number == 1 else f"torchserve-{number}")
+        ports = config.torchserve_ports if number == 1 else (0, 0, 0, 0)
+        if number > 1:
+            stack.callback(shutil.rmtree, work_dir, ignore_errors=True)
+        archive = work_dir / "encoder.mar"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(
+            build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
+        )
+        torchserve = TorchServe(
+            TorchServeConfig(
+                work_dir=work_dir,
+                archive=archive,
+                model_name=MODEL_NAME,
+                workers=config.torchserve_workers,
+                grpc_inference_port=ports[0],
+                grpc_management_port=ports[1],
+                http_inference_port=ports[2],
+                http_management_port=ports[3],
+            )
+        )
+        stack.push_async_callback(torchserve.stop)
+        await torchserve.start()
+        return torchserve.grpc_address
 
 
 class Opener:
@@ -215,20 +447,20 @@ class Opener:
         writer: HistoryWriter,
         feedback: Feedback,
         catalogs: LiveCatalogs,
-        observer: Observer,
-        stages: StageObserver,
+        encoders: Encoders,
+        states: Path,
+        watching: Watching,
     ) -> None:
         self._config = config
-        self._observer = observer
-        self._stages = stages
+        self._observer = watching.observer
+        self._stages = watching.stages
         self._store = store
         self._items = items
         self._writer = writer
         self._feedback = feedback
         self._catalogs = catalogs
-        self._number = itertools.count(1)
-        for left_over in config.data_dir.glob("torchserve-*"):  # by a server that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+        self._encoders = encoders
+        self._states = states
 
     async def open(self, folder: Path) -> Serving:
         """The serving of a folder's snapshot. SnapshotError when it is damaged, else as `serve`."""
@@ -238,12 +470,12 @@ class Opener:
         """The serving of a loaded snapshot. Unavailable when its encoder does not start, or items cannot be read."""
         config = self._config
         async with AsyncExitStack() as stack:
-            hosted = ObservedEncoder(await self._encoder(snapshot, stack), self._observer)
+            hosted = ObservedEncoder(await self._encoders(snapshot, stack), self._observer)
             breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(breaker, config.encoder_timeout_s)
             stack.push_async_callback(encoder.close)
-            path = config.data_dir / "states" / f"{snapshot.snapshot_id}.arrow"
-            saved = await asyncio.to_thread(SavedStates, path, snapshot.snapshot_id)
+            path = self._states / f"{snapshot.snapshot_id}.arrow"
+            saved = await asyncio.to_thread(_saved_states, config.data_dir / STATES, snapshot.snapshot_id)
             states = UserStates(
                 snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved, self._observer
             )
@@ -300,36 +532,11 @@ class Opener:
             stack.push_async_callback(_cancelled, asyncio.create_task(texts.start()))
         return arrivals
 
-    async def _encoder(self, snapshot: Snapshot, stack: AsyncExitStack) -> Encoder:
-        config, number = self._config, next(self._number)
-        weights = snapshot.path / ENCODER
-        if config.encoder == "local":
-            return await asyncio.to_thread(LocalEncoder, weights)
-        # What is activated later runs beside what was served before, so it has a folder and ports of its own.
-        work_dir = config.data_dir / ("torchserve" if number == 1 else f"torchserve-{number}")
-        ports = config.torchserve_ports if number == 1 else (0, 0, 0, 0)
-        if number > 1:
-            stack.callback(shutil.rmtree, work_dir, ignore_errors=True)
-        archive = work_dir / "encoder.mar"
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(
-            build_archive, archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights
-        )
-        torchserve = TorchServe(
-            TorchServeConfig(
-                work_dir=work_dir,
-                archive=archive,
-                model_name=MODEL_NAME,
-                workers=config.torchserve_workers,
-                grpc_inference_port=ports[0],
-                grpc_management_port=ports[1],
-                http_inference_port=ports[2],
-                http_management_port=ports[3],
-            )
-        )
-        stack.push_async_callback(torchserve.stop)
-        await torchserve.start()
-        return TorchServeEncoder(TorchServeClient(torchserve.grpc_address))
+
+def _saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
+    """What earlier runs have saved, whichever of their processes it was."""
+    files = (one / f"{snapshot_id}.arrow" for one in (folder, *sorted(folder.glob("worker-*"))))
+    return [SavedStates(file, snapshot_id) for file in files]
 
 
 async def _save_states(path: Path, snapshot_id: str, states: UserStates) -> None:
@@ -350,26 +557,36 @@ async def _keep_saving(path: Path, snapshot_id: str, states: UserStates) -> None
         await _save_states(path, snapshot_id, states)
 
 
-async def _observers(config: ServerConfig, stack: AsyncExitStack) -> tuple[Observer, StageObserver, Calls]:
+async def _watching(config: ServerConfig, stack: AsyncExitStack) -> Watching:
     """Who is told what happens: nobody, unless metrics or traces are asked for.
 
-    InvalidInput when the metrics' address cannot be listened on, or OpenTelemetry is not installed.
+    InvalidInput when OpenTelemetry is not installed.
     """
-    observer: Observer = NOBODY
-    if config.metrics:
-        observer = metrics = Metrics()
-        exposition = Exposition(metrics.registry, *_host_and_port(config.metrics, "metrics"))
-        stack.push_async_callback(exposition.close)
-        log.info("metrics_shown", url=exposition.url)
+    metrics = Metrics() if config.metrics else None
+    observer: Observer = metrics or NOBODY
     if not config.otlp_endpoint:
-        return observer, observer, Calls(observer)
+        return Watching(observer, metrics, observer, Calls(observer))
     try:
         from longtide_server.tracing import Tracing
     except ImportError as exc:
         raise InvalidInput.of("otlp_endpoint", "needs pip install 'longtide[otel]'") from exc
     tracing = Tracing(config.otlp_endpoint)
     stack.push_async_callback(tracing.close)
-    return observer, tracing.stages(observer), Calls(observer, tracing)
+    return Watching(observer, metrics, tracing.stages(observer), Calls(observer, tracing))
+
+
+def _show(shown: Metrics | Totals, config: ServerConfig, stack: AsyncExitStack) -> None:
+    """Show metrics. InvalidInput when their address cannot be listened on."""
+    exposition = Exposition(shown.registry, *_host_and_port(config.metrics, "metrics"))
+    stack.push_async_callback(exposition.close)
+    log.info("metrics_shown", url=exposition.url)
+
+
+def _checked(folder: Path) -> Manifest:
+    """The manifest of a snapshot whose files are as it says. SnapshotError when they are not."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return manifest
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,9 @@ from typing import Literal
 
 from longtide_server.events import EventType
 
+LogFormat = Literal["console", "json"]
+"""Lines for people, or JSON for machines."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -24,8 +27,10 @@ class ServerConfig:
     """Seconds that events of a type are kept; for ever where a type is missing."""
     listen: str = "127.0.0.1:50051"
     """HOST:PORT of the gRPC server; port 0 picks a free one."""
+    workers: int = 1
+    """Server processes that answer calls, 1 or more. Of several, each has caches and limits of its own."""
     encoder: Literal["torchserve", "local"] = "torchserve"
-    """Who runs the encoder: TorchServe, or this process."""
+    """Who runs the encoder: TorchServe, or the process that answers."""
     torchserve_workers: int = 1
     """TorchServe worker processes, 1 or more; one a GPU."""
     torchserve_ports: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -35,7 +40,7 @@ class ServerConfig:
     default_timeout_s: float = 5.0
     """The deadline of a call that brings none."""
     cached_users: int = 20_000
-    """Users who are kept in memory: about 10 kB each, and 0.16 kB for each of their events."""
+    """Users who are kept in the memory of a server process: about 10 kB each, and 0.16 kB for each of their events."""
     keep_snapshots: int = 5
     """How many snapshots stay in the snapshot directory after one was activated, 1 or more."""
     canary_latency_s: float = 1.0
@@ -58,6 +63,8 @@ class ServerConfig:
     """HOST:PORT where Prometheus finds the metrics, port 0 picks a free one; nothing is counted where it is empty."""
     otlp_endpoint: str = ""
     """Base URL of the OpenTelemetry collector that is sent traces over OTLP; none are made where it is empty."""
+    log_format: LogFormat = "console"
+    """How processes write their logs that this one starts."""
     stop_grace_s: float = 5.0
     """How long calls under way may go on after a stop was asked for."""
 

@@ -162,10 +162,10 @@ class UserStates:
         encoder: CoalescingEncoder,
         capacity: int,
         step_timeout_s: float = 10.0,
-        saved: SavedStates | None = None,
+        saved: Sequence[SavedStates] = (),
         observer: Observer = NOBODY,
     ) -> None:
-        """saved: states of an earlier run, for histories that have not changed since."""
+        """saved: states of earlier runs, for histories that have not changed since."""
         self._step_timeout_s = step_timeout_s
         self._saved = saved
         self._snapshot = snapshot
@@ -412,9 +412,11 @@ class UserStates:
             await asyncio.to_thread(self._extend, user, history.events, history.version)
         else:
             self._extend(user, history.events, history.version)
-        saved = self._saved.find(user.owner, user.version, len(user.items)) if self._saved else None
-        if saved is not None:
-            user.advance(saved, len(user.items))
+        for saved in self._saved:
+            encoded = saved.find(user.owner, user.version, len(user.items))
+            if encoded is not None:
+                user.advance(encoded, len(user.items))
+                break
         return user
 
     def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:

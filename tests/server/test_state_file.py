@@ -81,7 +81,7 @@ async def test_another_run_encodes_only_what_is_new(world, path, event):
     await world.did("bob", "e")  # after the states were saved
     calls = len(world.encoder.calls)
 
-    states = UserStates(world.snapshot, world.store, world.coalescing, 10, saved=SavedStates(path, "world"))
+    states = UserStates(world.snapshot, world.store, world.coalescing, 10, saved=[SavedStates(path, "world")])
     ann, bob = await states.get("user:ann"), await states.get("user:bob")
     before = await world.states.encoded(await world.states.get("user:ann"), (), 3, SOON_S)
     found = await states.encoded(ann, (), 3, SOON_S)

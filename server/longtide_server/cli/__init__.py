@@ -6,7 +6,7 @@ from longtide import __version__
 from longtide_server.cli.base import Commands
 from longtide_server.cli.events import export, import_, report
 from longtide_server.cli.items import items
-from longtide_server.cli.serving import quickstart, recommend, score, serve
+from longtide_server.cli.serving import quickstart, recommend, score, serve, worker
 from longtide_server.cli.snapshots import activate, evaluate, info, predict, publish, snapshots_, train
 
 __all__ = ["cli"]
@@ -20,7 +20,7 @@ def cli() -> None:
 
 for command in (
     *(train, evaluate, predict, info, publish, snapshots_, activate),
-    *(serve, recommend, score, quickstart),
+    *(serve, worker, recommend, score, quickstart),
     *(import_, export, report, items),
 ):
     cli.add_command(command)

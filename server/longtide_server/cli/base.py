@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,18 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def configure_logging(form: str, level: int = logging.INFO) -> None:
-    """Structured logs on standard error: lines for people, or JSON for machines."""
+def configure_logging(form: str, level: int = logging.INFO, **always: object) -> None:
+    """Structured logs on standard error: lines for people, or JSON for machines; `always` stands in each of them."""
+
+    def named(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {**always, **event}
+
     lines = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer() if form == "json" else lines
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            named,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

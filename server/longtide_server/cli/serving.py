@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from longtide_server.cli.base import (
     until_stopped,
 )
 from longtide_server.cli.logs import read_for_training
-from longtide_server.config import ServerConfig
+from longtide_server.config import LogFormat, ServerConfig
 
 SWITCH_S = 0.0005
 
@@ -50,6 +51,10 @@ SWITCH_S = 0.0005
     help="How long events are kept, for example view=90d,purchase=3y (h, d, y); for ever where it is not said.",
 )
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, help="HOST:PORT; port 0 picks a free one.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Server processes behind the port. Each answers on about one core; connections are spread over them.",
+)  # fmt: skip
 @click.option("--encoder", type=click.Choice(["torchserve", "local"]), default="torchserve", show_default=True)
 @click.option("--torchserve-workers", type=click.IntRange(1), default=1, show_default=True, help="One a GPU.")
 @click.option(
@@ -75,7 +80,7 @@ SWITCH_S = 0.0005
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 def serve(
-    snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: str, **settings: Any,  # noqa: ANN401
+    snapshot: Path, data_dir: Path, retain: Mapping[str, str], log_format: LogFormat, **settings: Any,  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
     from longtide_server.app import running
@@ -83,7 +88,9 @@ def serve(
     from longtide_server.retention import read_retention
 
     configure_logging(log_format)
-    config = ServerConfig(snapshot_dir=snapshot, data_dir=data_dir, retention=read_retention(retain), **settings)
+    config = ServerConfig(
+        snapshot_dir=snapshot, data_dir=data_dir, retention=read_retention(retain), log_format=log_format, **settings
+    )
     check_store_url(config.store_url)
 
     async def run() -> None:
@@ -91,9 +98,29 @@ def serve(
             click.echo(f"Serving on {address} (Ctrl-C stops)")
             await asyncio.Event().wait()
 
+    _run(run())
+
+
+@click.command(hidden=True)
+@click.option("--number", type=int, required=True)
+@click.option("--link", type=int, required=True, help="File descriptor of the socket to the supervisor.")
+@click.option("--supervisor", type=int, required=True, help="Its process id.")
+@click.option("--log-format", default="console")
+def worker(number: int, link: int, supervisor: int, log_format: LogFormat) -> None:
+    """Be one of the processes of `serve --workers`, which starts it."""
+    from longtide_server.workers.bond import end_with
+
+    end_with(supervisor)
+    from longtide_server.app import working
+
+    configure_logging(log_format, worker=number)
+    _run(working(socket.socket(fileno=link)))
+
+
+def _run(server: Coroutine[Any, Any, None]) -> None:
     # Searches and reads end on threads of their own; the event loop must let them in before 5 ms, Python's default.
     sys.setswitchinterval(SWITCH_S)
-    asyncio.run(until_stopped(run()))
+    asyncio.run(until_stopped(server))
 
 
 @click.command()
