@@ -46,6 +46,8 @@ def channel_options() -> list[tuple[str, Any]]:
         # The default of 2 minutes would keep a client away from a server that is long back.
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
+        # A connection of its own: clients of one process would else share one, and with it one of a server's workers.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 1),
         # A request larger than this buffer (256 KiB by default) would silently not be retried.
         ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),

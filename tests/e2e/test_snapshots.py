@@ -1,10 +1,16 @@
-"""Another snapshot is activated under load, each over a TorchServe of its own, and nobody notices."""
+"""Another snapshot is activated under load, each over a TorchServe of its own, and nobody notices.
+
+Whether one process serves, or several, which share a TorchServe and swap together.
+"""
 
 import asyncio
+import signal
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import psutil
+import pytest
 
 from longtide import AsyncClient
 from longtide_server.snapshot import copy_snapshot, resolve, set_current
@@ -19,18 +25,20 @@ def java_processes(server) -> list[psutil.Process]:
     return [process for process in server.tree() if process.name() == "java"]
 
 
-async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, start, command, alive, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, start, command, alive, tmp_path, workers):
     served, trained = tmp_path / "served", tmp_path / "trained"
     old = copy_snapshot(resolve(world.snapshot), served).name
     set_current(served, old)
-    server = start(snapshot=served)
+    server = start(None, "--workers", workers, snapshot=served)
     smaller = [part for name in ("model.dim=8", "model.hidden=8", "train.epochs=3") for part in ("--set", name)]
     command("train", world.log, "--items", world.items, "--out", trained, "--text-model", "none", *smaller)
 
     answers = []  # (whether the activation was over when it was asked for, who asked, the answer)
     activated = stopped = False
 
-    async def ask(client, caller):
+    async def ask(clients, caller):
+        client = clients[caller]
         session = [] if caller % 2 else ["item-c"]  # what a session adds is always encoded, the rest may be kept
         while not stopped:
             after = activated
@@ -43,12 +51,15 @@ async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, sta
         while len(answers) < target:  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_S)
 
-    async with AsyncClient(server.wait_serving(), timeout=20.0) as client:
+    address = server.wait_serving()
+    async with AsyncExitStack() as connected:
+        clients = [await connected.enter_async_context(AsyncClient(address, timeout=20.0)) for _ in range(CALLERS)]
+        client = clients[0]
         await client.write_events(world.events())
         (java,) = java_processes(server)
         async with asyncio.TaskGroup() as load:  # a call that fails ends the test
             for caller in range(CALLERS):
-                load.create_task(ask(client, caller))
+                load.create_task(ask(clients, caller))
             await answered(ENOUGH)
             new = copy_snapshot(resolve(trained), served).name
             before = len(answers)
@@ -57,10 +68,11 @@ async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, sta
             activated = True
             await answered(ENOUGH)
             stopped = True
-        listed = await client.list_snapshots()
+        listings = [await one.list_snapshots() for one in clients]
 
     assert (snapshot.snapshot_id, snapshot.active) == (new, True)
-    assert [(one.snapshot_id, one.active) for one in listed] == [(new, True), (old, False)]
+    for listed in listings:
+        assert [(one.snapshot_id, one.active) for one in listed] == [(new, True), (old, False)]
     assert during > ENOUGH
     assert not [answer.degraded_reason for _, _, answer in answers if answer.degraded]
     assert {answer.snapshot_id for _, _, answer in answers[:before]} == {old}
@@ -74,4 +86,7 @@ async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, sta
     assert any(lists[caller, old] != lists[caller, new] for caller in range(CALLERS))
 
     assert alive([java]) == []
+    processes = server.tree()
+    assert server.stop(signal.SIGTERM) == 0
+    assert alive(processes) == []
     assert "Traceback" not in "".join(server.errors)
