@@ -236,7 +236,9 @@ async def _loaded(job: Job, duties: asyncio.Future[Duties], stack: AsyncExitStac
     states = config.data_dir / STATES / f"worker-{job.number}"
     parts = await _parts(config, snapshot, stores, encoder, states, watching, stack)
     families = partial(families_of, watching.metrics.registry) if watching.metrics else tuple
-    duties.set_result(Duties(parts.servings, torchserves, families))
+    led = Duties(parts.servings, torchserves, families)
+    stack.push_async_callback(led.abandon)
+    duties.set_result(led)
     return _server(config, reuse_port=True), parts
 
 

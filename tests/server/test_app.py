@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import psutil
 import pytest
 from click.testing import CliRunner
 from google.protobuf import timestamp_pb2
@@ -370,17 +371,28 @@ async def test_a_long_id_that_is_refused_does_not_make_the_answer_too_long(chann
     assert [error.index for error in answer.errors] == [1]
 
 
-async def test_a_port_in_use_is_named(config, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_port_in_use_is_named(config, tmp_path, workers):
     async with running(config()) as address:
         with pytest.raises(InvalidInput, match=f"{address} cannot be listened on"):
-            async with running(config(listen=address, data_dir=tmp_path / "other")):
+            async with running(config(listen=address, data_dir=tmp_path / "other", workers=workers)):
                 pass
 
 
-async def test_a_data_directory_in_use_is_named(config):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_data_directory_in_use_is_named(config, workers):
     async with running(config()):
         with pytest.raises(InvalidInput, match=r"data_dir: .* is in use by another server"):
-            async with running(config()):
+            async with running(config(workers=workers)):
+                pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_event_log_in_use_is_named(config, tmp_path, workers):
+    store = f"sqlite:///{tmp_path / 'shared.db'}"
+    async with running(config(store=store)):
+        with pytest.raises(InvalidInput, match=r"shared\.db is in use by another process"):
+            async with running(config(store=store, data_dir=tmp_path / "other", workers=workers)):
                 pass
 
 
@@ -391,7 +403,17 @@ async def test_an_address_that_is_none_is_named(config, listen):
             pass
 
 
-async def test_without_a_snapshot_there_is_no_server(config, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_without_a_snapshot_there_is_no_server(config, tmp_path, workers):
     with pytest.raises(SnapshotError, match="no snapshot here"):
-        async with running(config(snapshot_dir=tmp_path)):
+        async with running(config(snapshot_dir=tmp_path, workers=workers)):
             pass
+
+
+async def test_a_worker_that_cannot_start_says_why_and_none_is_left(config):
+    """Traces are made by workers, so it is they who find that it cannot be."""
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(InvalidInput, match="otlp_endpoint"):
+        async with running(config(workers=2, otlp_endpoint="not-a-url")):
+            pass
+    assert psutil.Process().children(recursive=True) == before

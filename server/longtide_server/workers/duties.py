@@ -42,26 +42,29 @@ class Duties:
         """Do what is asked for."""
         match message:
             case Prepare(folder=folder, torchserve=torchserve):
-                await self._abandon()
+                await self.abandon()
                 self._torchserves[folder] = torchserve
-                self._preparing = asyncio.create_task(self._servings.prepare(folder))
+                self._preparing = asyncio.create_task(self._prepare(folder))
                 await asyncio.shield(self._preparing)
-                self._prepared = folder
             case Commit(folder=folder):
                 if folder != self._prepared:
                     raise Conflict(f"{folder} is to be served, and {self._prepared} is prepared")
                 self._prepared = None
                 await self._servings.commit()
             case Abandon():
-                await self._abandon()
+                await self.abandon()
             case Drain():
                 await self._servings.drained()
             case Look():
                 return Sample(self._families())
         return None
 
-    async def _abandon(self) -> None:
-        """Whatever the supervisor has given up on must not be what is served next."""
+    async def _prepare(self, folder: Path) -> None:
+        await self._servings.prepare(folder)
+        self._prepared = folder
+
+    async def abandon(self) -> None:
+        """Let go of what is prepared or being prepared: what was given up on must not be what is served next."""
         self._prepared = None
         if self._preparing is not None:
             self._preparing.cancel()

@@ -139,10 +139,12 @@ class Fleet:
             if worker not in prepared:
                 log.info("worker_has_another_snapshot", worker=worker.number)
                 worker.terminate()
-        await asyncio.gather(*(self._committed(worker, hosted) for worker in now if worker in prepared))
-        leaving = asyncio.create_task(self._left(old, now))
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        try:
+            await asyncio.gather(*(self._committed(worker, hosted) for worker in now if worker in prepared))
+        finally:
+            leaving = asyncio.create_task(self._left(old, now))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     async def abandon(self) -> None:
         """See Swap."""
