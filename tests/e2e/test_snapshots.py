@@ -25,14 +25,21 @@ def java_processes(server) -> list[psutil.Process]:
     return [process for process in server.tree() if process.name() == "java"]
 
 
+@pytest.fixture(scope="module")
+def trained(world, command, tmp_path_factory):
+    """Another snapshot of the same log."""
+    trained = tmp_path_factory.mktemp("trained")
+    smaller = [part for name in ("model.dim=8", "model.hidden=8", "train.epochs=3") for part in ("--set", name)]
+    command("train", world.log, "--items", world.items, "--out", trained, "--text-model", "none", *smaller)
+    return resolve(trained)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, start, command, alive, tmp_path, workers):
-    served, trained = tmp_path / "served", tmp_path / "trained"
+async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, trained, start, alive, tmp_path, workers):
+    served = tmp_path / "served"
     old = copy_snapshot(resolve(world.snapshot), served).name
     set_current(served, old)
     server = start(None, "--workers", workers, snapshot=served)
-    smaller = [part for name in ("model.dim=8", "model.hidden=8", "train.epochs=3") for part in ("--set", name)]
-    command("train", world.log, "--items", world.items, "--out", trained, "--text-model", "none", *smaller)
 
     answers = []  # (whether the activation was over when it was asked for, who asked, the answer)
     activated = stopped = False
@@ -61,7 +68,7 @@ async def test_under_load_every_answer_is_whole_and_from_one_snapshot(world, sta
             for caller in range(CALLERS):
                 load.create_task(ask(clients, caller))
             await answered(ENOUGH)
-            new = copy_snapshot(resolve(trained), served).name
+            new = copy_snapshot(trained, served).name
             before = len(answers)
             snapshot = await client.activate_snapshot(new)
             during = len(answers) - before
