@@ -100,6 +100,7 @@ STATES = "states"
 SAVE_STATES_EVERY_S = 600.0
 KEPT_STATE_FILES = 3
 LINK_S = 60.0
+CONNECTION_AGE_MS = 300_000
 EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
 RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
@@ -132,7 +133,7 @@ async def _alone(config: ServerConfig, stack: AsyncExitStack) -> tuple[str, str]
     """Serve from this process; where, and which snapshot."""
     snapshot = await asyncio.to_thread(load_snapshot, config.snapshot_dir)
     stack.enter_context(held(config.data_dir))
-    server = _server(config, reuse_port=False)
+    server = _server(config, one_of_several=False)
     port = _bind(server, config.listen)  # fails now, and not after TorchServe has started
     watching = await _watching(config, stack)
     if watching.metrics is not None:
@@ -239,7 +240,7 @@ async def _loaded(job: Job, duties: asyncio.Future[Duties], stack: AsyncExitStac
     led = Duties(parts.servings, torchserves, families)
     stack.push_async_callback(led.abandon)
     duties.set_result(led)
-    return _server(config, reuse_port=True), parts
+    return _server(config, one_of_several=True), parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -334,7 +335,10 @@ async def _start(
     stack.push_async_callback(_cancelled, probing)
 
 
-def _server(config: ServerConfig, *, reuse_port: bool) -> grpc.aio.Server:
+def _server(config: ServerConfig, *, one_of_several: bool) -> grpc.aio.Server:
+    # Connections are spread over workers as they are made; a worker that is started again would get none of the old.
+    # Those that are as old as this are made anew, between two calls; streams go on to their end.
+    spread = [("grpc.max_connection_age_ms", CONNECTION_AGE_MS)] if one_of_several else []
     return grpc.aio.server(
         maximum_concurrent_rpcs=config.max_calls,
         options=[
@@ -343,9 +347,10 @@ def _server(config: ServerConfig, *, reuse_port: bool) -> grpc.aio.Server:
             ("grpc.server.max_pending_requests", config.max_waiting_calls),
             ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_waiting_calls),
             ("grpc.max_receive_message_length", config.max_message_bytes),
-            ("grpc.so_reuseport", int(reuse_port)),
+            ("grpc.so_reuseport", int(one_of_several)),
             # The SDK pings idle streams once a minute; without this gRPC would end them for that.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+            *spread,
         ],
     )
 

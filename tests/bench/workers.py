@@ -3,7 +3,8 @@
     python -m tests.bench.workers --snapshot DIR --log FILE [--workers 1 2] [--rounds 3] [--connections 16]
 
 The load comes from a process of its own, over several connections, since the kernel spreads connections over workers
-and not calls. It needs a core or more itself: on a machine with few cores it takes from the server what it measures.
+and not calls. It needs a core or more itself: on a machine with few cores it takes from the server what it measures;
+the processor time of an answer, of all the server's processes, then says more of what more cores would give.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
+import psutil
 from tests.bench.accuracy import LONGTIDE, output
 from tests.bench.events import serving
 from tests.bench.load import Caller, Load, closed, event_request, recommend_request, turns
@@ -52,8 +54,8 @@ def main() -> None:
             output(*LONGTIDE, "import", Path(folder) / "log.csv", "--store", f"sqlite:///{one / 'events.db'}")
         found: dict[int, list[dict[str, float]]] = {workers: [] for workers in asked.workers}
         for turn, workers in itertools.product(range(asked.rounds), asked.workers):
-            with serving(asked.snapshot, data[workers], "--workers", str(workers)) as (address, _):
-                found[workers].append(loaded(address, users, asked.connections))
+            with serving(asked.snapshot, data[workers], "--workers", str(workers)) as (address, server):
+                found[workers].append(loaded(address, server.pid, users, asked.connections))
             print(f"round {turn + 1}, {workers} workers: {found[workers][-1]}", file=sys.stderr, flush=True)
     print(f"{os.cpu_count()} cores, {CALLERS} callers over {asked.connections} connections, medians of {asked.rounds}")
     for workers, rounds in found.items():
@@ -76,15 +78,15 @@ def shortened(log: Path, target: Path) -> list[str]:
     return list(first)
 
 
-def loaded(address: str, users: Sequence[str], connections: int) -> dict[str, float]:
+def loaded(address: str, server: int, users: Sequence[str], connections: int) -> dict[str, float]:
     """What a process of its own measures."""
-    command = (sys.executable, "-m", "tests.bench.workers", "load", address, str(connections))
+    command = (sys.executable, "-m", "tests.bench.workers", "load", address, str(server), str(connections))
     done = subprocess.run(command, input="\n".join(users), check=True, stdout=-1, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
-async def load(address: str, users: Sequence[str], connections: int) -> dict[str, float]:
+async def load(address: str, server: int, users: Sequence[str], connections: int) -> dict[str, float]:
     """Answers a second and their latencies: for people who did nothing new, and for people who just did."""
     async with AsyncExitStack() as stack:
         channels = [
@@ -111,13 +113,23 @@ async def load(address: str, users: Sequence[str], connections: int) -> dict[str
             return answer
 
         await closed(ask, CALLERS, WARM_S)
+        spent = [processor_s(server)]
         fresh = await closed(ask, CALLERS, ROUND_S)
+        spent.append(processor_s(server))
         await closed(write_and_ask, CALLERS, WARM_S)
+        spent.append(processor_s(server))
         news = await closed(write_and_ask, CALLERS, ROUND_S)
-    return shown("fresh", fresh) | shown("after an event", news)
+        spent.append(processor_s(server))
+    return shown("fresh", fresh, spent[1] - spent[0]) | shown("after an event", news, spent[3] - spent[2])
 
 
-def shown(name: str, load: Load) -> dict[str, float]:
+def processor_s(server: int) -> float:
+    """What a process and those that it started have used of the processors."""
+    root = psutil.Process(server)
+    return sum(sum(one.cpu_times()[:2]) for one in (root, *root.children(recursive=True)))
+
+
+def shown(name: str, load: Load, spent_s: float) -> dict[str, float]:
     """A load's figures."""
     if load.failures or load.degraded:
         raise SystemExit(f"{len(load.failures)} failed, {load.degraded} degraded: {load.failures[:1]}")
@@ -125,11 +137,13 @@ def shown(name: str, load: Load) -> dict[str, float]:
         f"{name}, answers/s": load.per_s,
         f"{name}, p50 ms": load.p50_ms,
         f"{name}, p99 ms": load.percentile_ms(99),
+        f"{name}, processor ms an answer": 1e3 * spent_s / len(load.latency_ms),
     }
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["load"]:
-        print(json.dumps(asyncio.run(load(sys.argv[2], sys.stdin.read().split("\n"), int(sys.argv[3])))))
+        measured = load(sys.argv[2], int(sys.argv[3]), sys.stdin.read().split("\n"), int(sys.argv[4]))
+        print(json.dumps(asyncio.run(measured)))
     else:
         main()

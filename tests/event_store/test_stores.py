@@ -28,6 +28,12 @@ async def counts(store, *events):
     return written.new, written.duplicates
 
 
+async def expired(store, written):
+    """Write an event and have it expire."""
+    await store.write([written])
+    return [piece async for piece in store.expire({VIEW: written.time_s + 0.1})]
+
+
 async def deleted(store, owner, now_s):
     found = await store.delete(owner, now_s)
     return found.events, found.until_s
@@ -129,6 +135,7 @@ async def test_a_stamp_stays_only_as_long_as_no_history_changes(store, opened, e
         lambda one: one.delete(f"user:x{len(seen)}", 9.0),
         lambda one: one.delete("user:ann", 9.0),
         lambda one: one.write([event(f"by-{len(seen)}", time_s=10.0)]),
+        lambda one: expired(one, event(f"old-{len(seen)}", time_s=10.5)),
     )
     seen = [before]
     for change in changes:

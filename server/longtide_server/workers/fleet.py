@@ -94,6 +94,8 @@ class Fleet:
             await asyncio.wait(starting)
             raise
         self._keeping = [asyncio.create_task(self._keep(worker)) for worker in begun]
+        for keeping in self._keeping:
+            keeping.add_done_callback(_log_if_failed)
 
     async def stop(self) -> None:
         """Have every worker finish its calls and end."""
@@ -237,6 +239,11 @@ class Fleet:
             except LongtideError as exc:
                 log.error("worker_not_looked_at", worker=worker.number, reason=str(exc))
         return f"it ended with status {status}"
+
+
+def _log_if_failed(keeping: asyncio.Task[None]) -> None:
+    if not keeping.cancelled() and keeping.exception() is not None:
+        log.error("worker_no_longer_kept", exc_info=keeping.exception())
 
 
 def _now_s() -> float:
