@@ -86,10 +86,10 @@ class Link:
             while True:
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
                 if length > MAX_FRAME_BYTES:
-                    raise ConnectionError(f"a message of {length} bytes")
+                    raise OSError(f"a message of {length} bytes")
                 self._take(decode(await self._reader.readexactly(length), Frame))
-        except asyncio.IncompleteReadError:
-            pass  # the ordinary end
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the ends that are to be expected, also that of a process that is killed
         except (OSError, msgspec.MsgspecError) as exc:
             log.warning("link_broken", reason=str(exc))
         finally:
@@ -119,7 +119,7 @@ class Link:
             log.exception("call_failed_oddly")
             failure = Failure(Unavailable.__name__, f"failed in a way it should not: {exc!r}")
             done = Frame(frame.number, "failure", msgspec.Raw(encode(failure)))
-        if not self._gone.is_set():
+        if not self._gone.is_set():  # the other side may have ended meanwhile, and nobody wants to know
             self._send(done)
 
     def _end(self) -> None:
