@@ -306,7 +306,9 @@ async def _start(
     events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     recommendations = calls.watched(
-        RecommendationService(lambda: servings.current, config.default_timeout_s, wall_clock_s, observer),
+        RecommendationService(
+            lambda: servings.current, config.default_timeout_s, wall_clock_s, observer, parts.catalog.catch_up
+        ),
         RECOMMENDATIONS,
     )
     recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)

@@ -2,7 +2,7 @@
 
 Copies are told what the store's feed of changes says, and nothing else. So they are told in the order in which the
 store made the changes, by whichever server, and a server over a shared store follows the others in the same way as
-itself.
+itself: now and then, and before each answer where the store says at once that there is something to follow.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from longtide_server.under_way import UnderWay
 
 PIECE_ITEMS = 200
 """Changes that copies are told of at once; others have their turn in between."""
+
+CATCH_UP_S = 0.05
+"""So long an answer waits for what others have changed. They may be writing a million items."""
 
 T = TypeVar("T")
 Piece = tuple[Sequence[Item], Sequence[str]]
@@ -46,6 +49,8 @@ class CatalogWriter:
         self._copies: list[ItemCopies] = []
         self._known = Revision()
         """What the copies have been told."""
+        self._stamp: object = None
+        """Of the store, before it was asked for changes the last time."""
         self._telling = asyncio.Lock()
         self._asked = self._told = 0
         """How often it was asked to tell the copies, and which of these times are answered."""
@@ -96,12 +101,21 @@ class CatalogWriter:
         async with self._telling:
             if self._told >= asked:
                 return  # told to somebody who asked later
-            answered = self._asked
+            answered, stamp = self._asked, self._store.stamp()
             more = True
             while more:
                 more = self._tell(await self._store.changes(self._known, PIECE_ITEMS))
                 await asyncio.sleep(0)
-            self._told = answered
+            self._told, self._stamp = answered, stamp
+
+    async def catch_up(self) -> None:
+        """Let the copies feel what others have changed, as far as that is quick: costs nothing when nothing is new."""
+        stamp = self._store.stamp()
+        if stamp is None or stamp == self._stamp:
+            return
+        with suppress(TimeoutError, LongtideError):  # whoever keeps refreshing finds out, and says so
+            async with asyncio.timeout(CATCH_UP_S):
+                await self._under_way.done(self.refresh())
 
     async def close(self) -> None:
         """Finish what callers have given up on."""

@@ -131,6 +131,10 @@ async def _acknowledged(
     return response
 
 
+async def _nothing() -> None:
+    """Catch up with nobody."""
+
+
 class RecommendationService(recommendation_pb2_grpc.RecommendationServiceServicer):
     """Answers from the snapshot that is served."""
 
@@ -140,8 +144,13 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         default_timeout_s: float,
         clock: Callable[[], float],
         observer: Observer = NOBODY,
+        catch_up: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
-        """`current` gives the serving that a call uses from its beginning to its end."""
+        """`current` gives the serving that a call uses from its beginning to its end.
+
+        `catch_up` is awaited before anything is looked up in it: what others have changed counts.
+        """
+        self._catch_up = catch_up
         self._observer = observer
         self._current = current
         self._clock = clock
@@ -156,6 +165,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         async def answer() -> recommendation_pb2.RecommendResponse:
             query = requests.read_query(request, self._clock())
+            await self._catch_up()
             with self._current() as serving:
                 return await serving.responses.recommend(query, self._timeout_s(context))
 
@@ -182,6 +192,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         """The results of a message: users are encoded some rows ahead, many in one call, and answered one by one."""
         requests.check_rows(message)
         response = recommendation_pb2.StreamRecommendResponse()
+        await self._catch_up()
         encoding, ahead = iter(message.requests), deque[asyncio.Task[recommendation_pb2.RecommendResult | None]]()
         with self._current() as serving:
             try:
@@ -231,6 +242,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         async def answer() -> recommendation_pb2.RankResponse:
             query = requests.read_rank_query(request, self._clock())
+            await self._catch_up()
             with self._current() as serving:
                 ranked, reason = await serving.recommender.rank(query, request.item_ids, self._timeout_s(context))
             return recommendation_pb2.RankResponse(
@@ -255,6 +267,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         async def answer() -> recommendation_pb2.ListSimilarItemsResponse:
             query = requests.read_similar_items(request)
             remaining_s(context)
+            await self._catch_up()
             with self._current() as serving:
                 found, basis = await serving.finder.find(query)
             return recommendation_pb2.ListSimilarItemsResponse(

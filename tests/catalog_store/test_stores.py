@@ -206,6 +206,28 @@ async def test_hundreds_of_changes_of_one_item_at_once_all_succeed(store, opened
     assert (await store.get("i1")).price in range(300)
 
 
+async def test_a_stamp_stays_only_as_long_as_no_item_changes(store, opened):
+    """By whomever; what else is written is no news of an item."""
+    other = await opened() if store.shared else store
+    await put(store, Item("i1"))
+    seen = [store.stamp()]
+    if seen == [None]:
+        return  # whoever wants to know asks for the changes
+    changes = (
+        lambda one: put(one, Item("i1", title="again")),
+        lambda one: put(one, Item("i1", brand="Lumo"), fields=only("brand")),
+        lambda one: one.delete(["i1"]),
+    )
+    for one in (other, store):
+        for change in changes:
+            await change(one)
+            assert store.stamp() not in seen
+            seen.append(store.stamp())
+    for unchanging in (other.delete(["i1"]), put(other, Item("i2", price=-1.0, description="y" * 400_000))):
+        await unchanging
+    assert store.stamp() == seen[-1]
+
+
 # Vectors
 
 

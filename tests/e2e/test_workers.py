@@ -9,7 +9,7 @@ import urllib.request
 import psutil
 import pytest
 
-from longtide import Client, Event, LongtideError
+from longtide import Client, Event, Item, LongtideError
 
 RING = [f"item-{letter}" for letter in "abcdefghijkl"]
 TURNS = 500
@@ -99,6 +99,21 @@ def test_what_is_merged_or_deleted_at_one_worker_is_so_at_the_other(clients):
     assert len(one.recommend(session_id="visit", limit=12)) == 12
     # What was deleted is not taken again, whoever is asked.
     assert one.write_events([Event("merged", "item-a", time=1_700_000_000)]).duplicate_count == 1
+
+
+def test_an_item_that_one_worker_is_told_of_counts_at_the_next_request_of_the_other(clients):
+    for turn in range(40):
+        writer, reader = clients[turn % 2], clients[1 - turn % 2]
+        writer.upsert_items([Item("item-l", available=False)])
+        assert "item-l" not in ids(reader.recommend(f"guest-{turn}", 12))
+        assert reader.get_item("item-l").available is False
+        writer.upsert_items([Item("item-l")])
+        assert "item-l" in ids(reader.recommend(f"guest-{turn}", 12))
+    one, other = clients
+    assert one.delete_items(["item-l"]) == 1
+    assert "item-l" not in ids(other.recommend("guest", 12))
+    other.upsert_items([Item("item-l")])
+    assert "item-l" in ids(one.recommend("guest", 12))
 
 
 def test_the_page_of_metrics_adds_up_what_all_workers_count(clients, metrics_address, until):

@@ -35,6 +35,15 @@ async def store(tmp_path):
 
 
 @pytest.fixture
+async def workers(tmp_path):
+    """Two stores over one file, as two workers have them."""
+    opened = [await open_stores(f"sqlite:///{tmp_path / 'events.db'}", shared=True) for _ in range(2)]
+    yield [stores.items for stores in opened]
+    for stores in opened:
+        await stores.events.close()
+
+
+@pytest.fixture
 async def shared(redis_port):
     """Two stores over one Redis, as two servers have them."""
     cli(redis_port, "flushall")
@@ -125,6 +134,74 @@ async def test_what_another_server_changes_is_felt_in_the_order_of_the_store(sha
     await asyncio.gather(here.refresh(), there.refresh())
     stored = {item.item_id: item.title for item in (await shared[0].page(9)).items}
     assert copies[0].titles == copies[1].titles == stored
+
+
+async def test_what_another_worker_changes_is_felt_as_soon_as_it_is_asked_for(workers):
+    here, there, copy = *(CatalogWriter(store) for store in workers), Copy()
+    await here.add(copy)
+    for turn in range(50):
+        await there.upsert([Item("i1", title=f"there {turn}")], None, 0.0)
+        await here.catch_up()
+        assert copy.titles == {"i1": f"there {turn}"}
+    await there.delete(["i1"])
+    await asyncio.gather(*(here.catch_up() for _ in range(20)))
+    assert copy.titles == {}
+
+
+async def test_the_store_is_asked_only_when_there_is_something_new(workers, monkeypatch):
+    here, there, copy = *(CatalogWriter(store) for store in workers), Copy()
+    await here.add(copy)
+    changes, asked = workers[0].changes, []
+
+    async def counted(since, limit):
+        asked.append(since)
+        return await changes(since, limit)
+
+    monkeypatch.setattr(workers[0], "changes", counted)
+    await there.upsert([Item("i1")], None, 0.0)
+    for _ in range(20):
+        await here.catch_up()
+    assert asked == [Revision()]
+    await here.upsert([Item("i2")], None, 0.0)
+    for _ in range(20):
+        await here.catch_up()
+    assert len(asked) <= 3  # a change of one's own may be looked at twice
+    assert copy.titles == {"i1": "", "i2": ""}
+
+
+async def test_nobody_waits_long_for_what_others_change_and_it_is_felt_later(workers, monkeypatch):
+    here, there, copy = *(CatalogWriter(store) for store in workers), Copy()
+    await here.add(copy)
+    changes, may_go_on = workers[0].changes, asyncio.Event()
+
+    async def slow(since, limit):
+        await may_go_on.wait()
+        return await changes(since, limit)
+
+    monkeypatch.setattr(workers[0], "changes", slow)
+    await there.upsert([Item("i1")], None, 0.0)
+    async with asyncio.timeout(5.0):
+        await here.catch_up()
+    assert copy.titles == {}
+    may_go_on.set()
+    await here.close()
+    assert copy.titles == {"i1": ""}
+
+
+async def test_catching_up_with_a_store_that_fails_fails_nobody(workers, monkeypatch):
+    here, there, copy = *(CatalogWriter(store) for store in workers), Copy()
+    await here.add(copy)
+
+    async def fails(since, limit):
+        raise Unavailable("away")
+
+    await there.upsert([Item("i1")], None, 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(workers[0], "changes", fails)
+        await here.catch_up()
+        assert copy.titles == {}
+    await here.catch_up()
+    assert copy.titles == {"i1": ""}
 
 
 async def test_a_server_follows_the_others_by_itself(shared):

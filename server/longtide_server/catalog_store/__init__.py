@@ -79,6 +79,13 @@ class CatalogStore(Protocol):
         """Whether others may write to it, so that a copy of it has to ask for changes."""
         ...
 
+    def stamp(self) -> object:
+        """Of a shared store, at once: no item has changed, by whomever, between two that are equal.
+
+        None where that cannot be told without asking for the changes.
+        """
+        ...
+
     async def upsert(self, items: Sequence[Item], fields: Fields | None, now_s: float) -> Upserted:
         """Write valid items, each whole or not at all, or of each only some fields; return when they are durable.
 

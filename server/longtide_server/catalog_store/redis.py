@@ -51,6 +51,9 @@ class RedisCatalogStore:
         self._overtaken = asyncio.Lock()
         """For writes that others were faster than, so that those of one server are not in each other's way again."""
 
+    def stamp(self) -> None:
+        """See CatalogStore: Redis is asked for the changes."""
+
     async def upsert(self, items: Sequence[Item], fields: Fields | None, now_s: float) -> Upserted:
         """See CatalogStore."""
         written = stamped(items, now_s)

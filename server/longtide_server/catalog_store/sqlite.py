@@ -1,4 +1,4 @@
-"""Items in the SQLite file of the events: one file to back up, one thread that writes it."""
+"""Items in the SQLite file of the events: one file to back up, written and shared as it is."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class SqliteCatalogStore:
         self._file = file
         self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
         file.add_tables(sqlite_items.SCHEMA)
+        self._watch = file.watch(sqlite_items.STAMP) if file.shared else None
+
+    def stamp(self) -> object:
+        """See CatalogStore."""
+        return None if self._watch is None else self._watch.stamp()
 
     async def upsert(self, items: Sequence[Item], fields: Fields | None, now_s: float) -> Upserted:
         """See CatalogStore. A batch is written whole, but for what is refused."""

@@ -1,7 +1,7 @@
 """The catalogue as tables of SQLite: every statement, as functions on a connection, each inside a transaction.
 
 An item is one row, at the revision of its last change: a change moves the row to the end of the table. So the table
-itself is the list of changes, and as only one thread writes, no reader sees a revision before those below it.
+itself is the list of changes, and as one writes at a time, no reader sees a revision before those below it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ UPSERT = (
     "INSERT INTO items (revision, item_id, record) VALUES (?, ?, ?) "
     "ON CONFLICT (item_id) DO UPDATE SET revision = excluded.revision, record = excluded.record"
 )
-
-
+STAMP = "SELECT coalesce(max(revision), 0) FROM items"
+"""Whether an item has changed."""
 NEXT_PAGE = "SELECT item_id, record FROM items WHERE item_id > ? AND record IS NOT NULL ORDER BY item_id LIMIT ?"
 NEXT_CHANGES = "SELECT item_id, record, revision FROM items WHERE revision > ? ORDER BY revision LIMIT ?"
 
