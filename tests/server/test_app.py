@@ -106,8 +106,10 @@ async def within_two_seconds(client, item_id):
             await asyncio.sleep(0.01)
 
 
-async def test_an_item_that_is_written_is_recommended_within_two_seconds(config, described_snapshots):
-    settings = config(snapshot_dir=described_snapshots, explore_share=0.0)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_item_that_is_written_is_recommended_within_two_seconds(config, described_snapshots, workers):
+    """Whichever worker is asked: each connection may be to another one."""
+    settings = config(snapshot_dir=described_snapshots, explore_share=0.0, workers=workers)
     async with running(settings) as address, AsyncClient(address) as client:
         await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
         assert "new" not in [item.item_id for item in await client.recommend("ann", 17)]
@@ -115,8 +117,13 @@ async def test_an_item_that_is_written_is_recommended_within_two_seconds(config,
         found = await within_two_seconds(client, "new")
         assert [*found].index("new") < 6  # ann likes the early ones
         assert found["new"] == "A new one"
+        for _ in range(6):
+            async with AsyncClient(address) as another:
+                assert [*await within_two_seconds(another, "new")].index("new") < 6
         await client.upsert_items([Item("new", available=False)], ["available"])
-        assert "new" not in [item.item_id for item in await client.recommend("ann", 17)]
+        for _ in range(6):
+            async with AsyncClient(address) as another:
+                assert "new" not in [item.item_id for item in await another.recommend("ann", 17)]
     async with running(settings) as address, AsyncClient(address) as client:  # and what is stored is placed again
         await within_two_seconds(client, "other")
 
