@@ -41,7 +41,6 @@ from longtide_server.catalog_service import CatalogService
 from longtide_server.catalog_store import CatalogStore
 from longtide_server.catalog_writer import CatalogWriter, ItemCopies, keep_refreshing
 from longtide_server.config import ServerConfig
-from longtide_server.content import ContentTower
 from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
 from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput, LongtideError
@@ -98,6 +97,7 @@ from longtide_server.workers.totals import Totals, families_of
 HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
 STATES = "states"
 SAVE_STATES_EVERY_S = 600.0
+TEXTS_PATIENCE_S = 30.0
 KEPT_STATE_FILES = 3
 LINK_S = 60.0
 CONNECTION_AGE_MS = 300_000
@@ -479,6 +479,7 @@ class Opener:
         """The serving of a loaded snapshot. Unavailable when its encoder does not start, or items cannot be read."""
         config = self._config
         async with AsyncExitStack() as stack:
+            texts, texts_started = self._texts(snapshot, stack)  # first, for it takes as long as TorchServe
             hosted = ObservedEncoder(await self._encoders(snapshot, stack), self._observer)
             breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(breaker, config.encoder_timeout_s)
@@ -492,7 +493,9 @@ class Opener:
             newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim)
             copies_of_items: ItemCopies = live
             if snapshot.content is not None:
-                copies_of_items = Together(live, self._arrivals(snapshot, snapshot.content, newcomers, stack))
+                arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts)
+                stack.push_async_callback(arrivals.close)
+                copies_of_items = Together(live, arrivals)
             pulls = Pulls(newcomers, states.remembered)
             stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
@@ -522,24 +525,18 @@ class Opener:
             )
             self._observer.watch(gauges)
             stack.callback(self._observer.unwatch, gauges)
+            await asyncio.wait((texts_started,), timeout=TEXTS_PATIENCE_S)  # then the first new item waits for nothing
             return Serving(snapshot, states, responses, finder, stack.pop_all().aclose)
 
-    def _arrivals(
-        self,
-        snapshot: Snapshot,
-        tower: ContentTower,
-        newcomers: Newcomers,
-        stack: AsyncExitStack,
-    ) -> Arrivals:
-        """What gives new items their places among those of a snapshot."""
+    def _texts(self, snapshot: Snapshot, stack: AsyncExitStack) -> tuple[TextEncoder, asyncio.Task[None]]:
+        """What reads the texts of new items, and its start, which is over at once where no text is to be read."""
+        model = "" if snapshot.content is None else snapshot.content.text_model
         cache = TextCache(cache_folder(os.environ), lambda text: log.warning("text_cache", reason=text))
-        texts = TextEncoder(tower.text_model, cache, self._config.text_model)
+        texts = TextEncoder(model, cache, self._config.text_model)
         stack.push_async_callback(texts.close)
-        arrivals = Arrivals(snapshot.catalog, tower, newcomers, self._items.get, texts)
-        stack.push_async_callback(arrivals.close)
-        if tower.text_model:
-            stack.push_async_callback(_cancelled, asyncio.create_task(texts.start()))
-        return arrivals
+        started = asyncio.create_task(texts.start() if model else asyncio.sleep(0))
+        stack.push_async_callback(_cancelled, started)
+        return texts, started
 
 
 def _saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
