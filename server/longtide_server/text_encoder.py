@@ -78,6 +78,11 @@ class TextEncoder:
                 raise DeadlineExceeded(f"{len(late)} texts were not read within {timeout_s:g} s")
         return np.stack([one.result() if isinstance(one := found[text], asyncio.Future) else one for text in texts])
 
+    @property
+    def running(self) -> bool:
+        """Whether the worker is there."""
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> None:
         """Start the worker, so that the first text does not wait for it. That it cannot be is logged."""
         if self._reading is None or self._reading.done():

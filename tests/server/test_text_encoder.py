@@ -103,6 +103,28 @@ async def test_what_was_read_outlives_the_server(make, diary):
     assert diary() == ["a b"]  # no process was started for it
 
 
+async def test_the_worker_is_there_before_the_first_text_even_where_the_cache_knows_all(make, diary):
+    first = make()
+    await first.encode(["abc"], 10)
+    await first.close()
+    encoder = make()
+    await encoder.start()
+    assert encoder.running
+    await encoder.encode(["abc"], 10)
+    assert diary() == ["abc"]  # the second encoder asked nothing
+    await encoder.start()
+    await encoder.encode(["ab"], 10)
+    assert len({line.partition(" ")[0] for line in diary.path.read_text().splitlines()}) == 2
+
+
+async def test_a_start_that_fails_leaves_later_texts_their_own_error(make):
+    encoder = make("none")
+    await encoder.start()
+    assert not encoder.running
+    with pytest.raises(Unavailable, match="there is no model"):
+        await encoder.encode(["ab"], 10)
+
+
 async def test_what_says_nothing_is_zeros_and_is_not_kept_on_disk(make, diary, tmp_path):
     encoder = make()
     assert await read(encoder, "xyz") == [[0, 0, 0]]
