@@ -174,44 +174,39 @@ class ContentBench(Bench):
 
     def domains(self) -> dict[str, Any]:
         """HR@10 and NDCG@10 at home of people who are known in both shops, by who knows what of them."""
-        joined, alone, targets = (self.work / f"domains.{name}" for name in ("joined.csv.gz", "home.csv.gz", "json"))
-        items = self.work / "domains.items.csv.gz"
+        folder = self.work / "domains"
 
         def cut() -> dict[str, Any]:
-            found = cut_domains(self.data, joined, alone, items)
-            targets.write_text(json.dumps(found))
-            return {"people": len(found)}
+            folder.mkdir(exist_ok=True)
+            return {"targets": cut_domains(self.data, folder)}
 
-        self.piece("domains.cut", cut)
+        targets = self.piece("domains.cut", cut)["targets"]
 
-        def do(name: str, train: Path) -> dict[str, Any]:
-            snapshot = self.work / f"domains.{name}.snapshot"
+        def do(name: str) -> dict[str, Any]:
+            train, items, snapshot = folder / f"{name}.csv.gz", folder / f"{name}.items.csv.gz", folder / name
             measured(*LONGTIDE, "train", train, "--out", snapshot, "--items", items, *self.settings)
-            return domain_metrics(snapshot, train, json.loads(targets.read_text()))
+            return domain_metrics(snapshot, train, targets)
 
-        return {
-            name: self.piece(f"domains.{name}", partial(do, name, train))
-            for name, train in (("home", alone), ("joined", joined))
-        }
+        return {name: self.piece(f"domains.{name}", partial(do, name)) for name in ("home", "joined")}
 
 
-def cut_domains(data: Path, joined: Path, alone: Path, items: Path) -> list[tuple[str, str, int]]:
-    """Write both shops' log without the targets, the home shop's alone, and the items of both.
+def cut_domains(data: Path, folder: Path) -> list[tuple[str, str, int]]:
+    """Write both shops' log without the targets, the home shop's alone, and their items.
 
     Targets are the last event at home of everybody who was away before it: person, item, events at home before.
     What they did away after it is in neither log.
     """
     events: dict[str, dict[str, list[tuple[float, int, str]]]] = {}
-    for folder in (HOME, AWAY):
-        of_shop = events.setdefault(folder, defaultdict(list))
-        for place, row in enumerate(rows_of(data / folder / "interactions.csv.gz")):
-            of_shop[row["user_ref"]].append((float(row["timestamp"]), place, f"{folder}:{row['item_id']}"))
+    for shop in (HOME, AWAY):
+        of_shop = events.setdefault(shop, defaultdict(list))
+        for place, row in enumerate(rows_of(data / shop / "interactions.csv.gz")):
+            of_shop[row["user_ref"]].append((float(row["timestamp"]), place, f"{shop}:{row['item_id']}"))
     targets = []
-    with gzip.open(joined, "wt") as both, gzip.open(alone, "wt") as home:
+    with gzip.open(folder / "joined.csv.gz", "wt") as both, gzip.open(folder / "home.csv.gz", "wt") as home:
         for file in (both, home):
             file.write("user_id,item_id,timestamp\n")
         for person in dict.fromkeys((*events[HOME], *events[AWAY])):
-            at_home, away = (sorted(events[folder].get(person, ())) for folder in (HOME, AWAY))
+            at_home, away = (sorted(events[shop].get(person, ())) for shop in (HOME, AWAY))
             if len(at_home) >= 3 and away and away[0][0] < at_home[-1][0]:
                 until, _, item = at_home.pop()
                 away = [event for event in away if event[0] < until]
@@ -220,12 +215,13 @@ def cut_domains(data: Path, joined: Path, alone: Path, items: Path) -> list[tupl
                 home.write(f"{person},{item},{time_s:.0f}\n")
             for time_s, _, item in sorted((*at_home, *away)):
                 both.write(f"{person},{item},{time_s:.0f}\n")
-    with gzip.open(items, "wt", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["item_id", "title", "domain"])
-        for folder in (HOME, AWAY):
-            for row in rows_of(data / folder / "items.csv.gz"):
-                out.writerow([f"{folder}:{row['item_id']}", row["title"] or row["keywords"], folder])
+    for name, shops in (("home", (HOME,)), ("joined", (HOME, AWAY))):
+        with gzip.open(folder / f"{name}.items.csv.gz", "wt", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow(["item_id", "title", "domain"])
+            for shop in shops:
+                for row in rows_of(data / shop / "items.csv.gz"):
+                    out.writerow([f"{shop}:{row['item_id']}", row["title"] or row["keywords"], shop])
     return targets
 
 
