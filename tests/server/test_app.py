@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.redis_servers import cli
 
-from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Tags, UpsertResult
+from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Source, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import _cancelled, running
 from longtide_server.cli import cli as commands
@@ -126,6 +126,49 @@ async def test_an_item_that_is_written_is_recommended_within_two_seconds(config,
                 assert "new" not in [item.item_id for item in await another.recommend("ann", 17)]
     async with running(settings) as address, AsyncClient(address) as client:  # and what is stored is placed again
         await within_two_seconds(client, "other")
+
+
+async def test_a_state_follows_an_event_before_anybody_asks(config, monkeypatch):
+    encoded = asyncio.Semaphore(0)
+    encode = LocalEncoder.encode
+
+    async def counted(self, batch, timeout_s):
+        found = await encode(self, batch, timeout_s)
+        encoded.release()
+        return found
+
+    monkeypatch.setattr(LocalEncoder, "encode", counted)
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, event("e1"))
+        await recommended(channel)
+        await encoded.acquire()
+        await write(channel, event("e2", "item-4"))
+        async with asyncio.timeout(2.0):
+            await encoded.acquire()
+
+
+async def test_what_trends_and_what_is_like_an_item_are_asked_of_a_running_server(config, described_snapshots):
+    async with running(config(snapshot_dir=described_snapshots)) as address, AsyncClient(address) as client:
+        await client.write_events([Event(f"u{n}", "w", "view") for n in range(5)])
+        others = {"encoder": 0, "neighbors": 0, "transitions": 0, "popularity": 0}
+        [trend] = await client.recommend("somebody new", 1, source_weights=others | {"trending": 1})
+        assert (trend.item_id, trend.sources[0].source) == ("w", Source.TRENDING)
+        alike = [item.item_id for item in await client.similar_items("a", 7, "content")]
+        assert sorted(alike) == list("bcdefgh")  # its tag is theirs
+
+
+async def test_a_share_of_the_places_is_for_items_that_were_just_written(config, described_snapshots):
+    settings = config(snapshot_dir=described_snapshots, explore_share=1.0)
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
+        await client.upsert_items([Item(f"new-{n}", tags=["late"]) for n in range(20)])
+        async with asyncio.timeout(2.0):
+            while True:
+                await asyncio.sleep(0.01)
+                first, *others = await client.recommend("ann", 6)
+                if Source.EXPLORATION in {item.sources[0].source for item in others}:
+                    break
+        assert first.sources[0].source != Source.EXPLORATION
 
 
 async def test_events_are_felt_at_once_and_survive_a_restart(config):
