@@ -28,20 +28,21 @@ def workers(server) -> list[psutil.Process]:
     return found
 
 
-def connections(worker, address) -> int:
+def callers_of(worker, address) -> set[int]:
+    """The ports of those who are connected to a worker."""
     port = int(address.rpartition(":")[2])
     found = worker.net_connections("tcp")
-    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
+    return {one.raddr.port for one in found if one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port}
 
 
 def client_of_each(server, address) -> list[Client]:
     """A client of every worker: the kernel chooses which worker a connection is for, so some are tried."""
     found = {}
     for _ in range(100):
-        before = {worker.pid: connections(worker, address) for worker in workers(server)}
+        before = {worker.pid: callers_of(worker, address) for worker in workers(server)}
         client = Client(address, timeout=20.0)
         client.wait_ready(20.0)
-        (mine,) = [worker.pid for worker in workers(server) if connections(worker, address) > before[worker.pid]]
+        (mine,) = [worker.pid for worker in workers(server) if callers_of(worker, address) - before[worker.pid]]
         if mine in found:
             client.close()
         found.setdefault(mine, client)
