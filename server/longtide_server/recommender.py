@@ -45,14 +45,13 @@ from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.newcomers import Newcomers
 from longtide_server.observer import NOBODY, StageObserver
+from longtide_server.patience import Patience
 from longtide_server.ranking import Fusion, Ranked, rank
 from longtide_server.request_time import query_after, wait_class
 from longtide_server.snapshot import Snapshot
 from longtide_server.trending import Trending
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
-ANSWER_MARGIN_S = 0.01
-ANSWER_SHARE = 0.2
 SEARCHERS = os.cpu_count() or 1
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 NEIGHBORS_SHOWN = 3
@@ -217,6 +216,7 @@ class Recommender:
         """The revision of the newcomers, and by place their rows in the live catalogue."""
         self._explore_share = explore_share
         self._observer = observer
+        self._patience = Patience()
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
@@ -242,7 +242,7 @@ class Recommender:
         """Have a user's state encoded, so that `recommend` has no encoder to wait for, as far as that is possible."""
         begun = time.monotonic()
         asker = await self.asker(query.owner, timeout_s)
-        left = _for_encoder_s(timeout_s - (time.monotonic() - begun))
+        left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
         await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left)
 
     def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
@@ -285,6 +285,7 @@ class Recommender:
         candidates = self._with_newcomers(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
         found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
+        self._patience.answered(time.perf_counter() - begun_s)
         self._observer.stage("fusion", begun_s)
         return Answer(found, self.snapshot.snapshot_id, evidence.degraded_reason)
 
@@ -318,7 +319,7 @@ class Recommender:
         begun = time.monotonic()
         asker = await self.asker(owner, timeout_s)
         user, left = asker.user, timeout_s - (time.monotonic() - begun)
-        encoded, reason = await self._encoded(asker, (), 1, _for_encoder_s(left))
+        encoded, reason = await self._encoded(asker, (), 1, self._patience.for_encoder_s(left))
         if encoded is None:
             return (), reason
         settings = self.snapshot.manifest.neighbors
@@ -466,7 +467,7 @@ class Recommender:
         votes: dict[Source, Scored] = {}
         encoded, reason, neighbors = None, asker.stale_reason, NO_NEIGHBORS
         if fusion.encoder or fusion.neighbors:
-            encoded, reason = await self._encoded(asker, session, wanted, _for_encoder_s(timeout_s))
+            encoded, reason = await self._encoded(asker, session, wanted, self._patience.for_encoder_s(timeout_s))
         if encoded is not None:
             begun_s = time.perf_counter()
             neighbors = await self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
@@ -508,7 +509,8 @@ class Recommender:
             return asker.user.encoded, asker.stale_reason
         begun_s = time.perf_counter()
         try:
-            return await self.states.encoded(asker.user, session, top_n, timeout_s), asker.stale_reason
+            with self._patience.waiting():
+                return await self.states.encoded(asker.user, session, top_n, timeout_s), asker.stale_reason
         except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
             self._observer.degraded("encoder")
             log.warning("recommend_degraded", reason=str(exc))
@@ -644,7 +646,3 @@ def _wait_s(query: Query, user: UserState) -> float | None:
         return None
     return max(query.request_time_s - user.times[-1], 0.0)
 
-
-def _for_encoder_s(timeout_s: float) -> float:
-    """How long the encoder may be waited for, so that the rest of the answer is in time, many callers' included."""
-    return timeout_s - max(ANSWER_MARGIN_S, ANSWER_SHARE * timeout_s)
