@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longtide_server.answers import Answer, Query
 from longtide_server.errors import SnapshotError
-from longtide_server.recommender import Answer, Query, Recommender
+from longtide_server.recommender import Recommender
 
 CANARIES = 32
 SESSION_ITEMS = 50

@@ -96,24 +96,6 @@ def tally(items: NDArray[np.int32], weight: NDArray[np.float32]) -> Scored:
     return Scored(in_order[firsts].astype(np.int64), total / mass if mass > 0 else total)
 
 
-def content_probability(
-    vectors: NDArray[np.float32], recent: NDArray[np.int64], decay: float, temperature: float
-) -> NDArray[np.float64] | None:
-    """(I + 1,) how like the last items, `recent` in time order, all items are, by their content vectors (I + 1, D).
-
-    A softmax over the cosines with a mean of the last items' vectors, in which the last one counts most; 0 for items of
-    which nothing is known. None where nothing is known of the last ones.
-    """
-    weight = decay ** np.arange(len(recent) - 1, -1, -1, dtype=np.float32)
-    profile = weight @ vectors[recent]  # (D,)
-    length = float(np.linalg.norm(profile))
-    if not length:
-        return None
-    cosine = (vectors @ (profile / length)).astype(np.float64)  # (I + 1,)
-    odds = np.where(vectors.any(axis=1), np.exp((cosine - 1.0) / temperature), 0.0)
-    return np.asarray(odds / odds.sum(), np.float64)
-
-
 def interest_votes(popularity: NDArray[np.float64], items: NDArray[np.int64]) -> Scored:
     """The items of a kind that somebody likes, by their popularity (I + 1,); of those nobody chose yet, all alike."""
     share = popularity[items] + 1.0 / len(popularity)

@@ -47,6 +47,11 @@ class Newcomers:
         """(N, D) by place, a number less `first`: of length 1, or zeros where an item has gone."""
         return self._vectors[: len(self._ids)]
 
+    @property
+    def content(self) -> NDArray[np.float32]:
+        """(N, D) by place: where its content alone would have an item, of length 1; zeros where one has gone."""
+        return self._content[: len(self._ids)]
+
     def places(self) -> NDArray[np.int64]:
         """(K,) the places of the items that are there, ascending. Not to be changed."""
         if self._places_of != self.revision:

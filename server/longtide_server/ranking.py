@@ -4,7 +4,8 @@ The fusion is a weighted product of the sources' probabilities (a product of exp
 on validation data: log score = sum over sources of weight * log((1 - floor) * probability + floor / items).
 
 Of an item that has no events, sources that count events cannot know anything: that they do not bring it says nothing
-against it. They are silent of such an item: in its score the encoder, which knows its content, speaks for them.
+against it. They are silent of such an item, and another source has their say: what people with the same last items
+went on to is most often like these, so content speaks for them where it is known, and else the encoder.
 """
 
 from __future__ import annotations
@@ -84,13 +85,15 @@ def rank(
     asked: list[Source],
     item_count: int,
     limit: int,
-    counted: int | None = None,
+    learned: int | None = None,
+    speaker: Source | None = None,
 ) -> Ranked:
     """Order candidates by the fusion of the sources that could be asked, best first, at most `limit`.
 
-    Items above the number `counted` have no events; without it, every item has some. Ties go to the smaller item
-    number, the more popular item. When the sources that answered all have weight 0, they count equally: a degraded
-    order beats none.
+    Items above the number `learned` have no events; without it, every item has some. Of such items the speaker has the
+    say of the sources that are silent, whether it has one of its own or not. Ties go to the smaller item number, the
+    more popular item. When the sources that answered all have weight 0, they count equally: a degraded order beats
+    none.
     """
     weights = np.zeros(len(Source))
     columns = [source - 1 for source in asked]
@@ -98,37 +101,39 @@ def rank(
     if not weights.any():
         weights[columns] = 1.0
     weights[Source.POPULARITY - 1] += TIE_WEIGHT
-    say = np.flatnonzero(weights)  # logarithms are most of the work: none of what counts nothing
+    new = (
+        np.zeros(len(candidates.items), np.bool_) if learned is None or speaker is None else candidates.items > learned
+    )
+    of_new = _spoken_for(weights, speaker) if speaker is not None and new.any() else weights
+    say = np.flatnonzero(weights + of_new)  # logarithms are most of the work: none of what counts nothing
     features = np.zeros_like(candidates.probability)
     features[:, say] = log_features(candidates.probability[:, say], fusion.floor, item_count)
+    if new.any():  # an item of which popularity knows nothing is as popular as the average one
+        features[new, Source.POPULARITY - 1] = -np.log(item_count)
     fused = features[:, say] @ weights[say]  # (C,)
-    if counted is not None and Source.ENCODER in asked and weights[Source.ENCODER - 1]:
-        fused += _spoken_for(features, weights, candidates.items > counted, item_count)
+    fused[new] = features[new][:, say] @ of_new[say]
     order = _best(fused, limit)
     share = np.exp(fused - fused.max()) if len(fused) else fused
     contribution = np.zeros((len(order), len(Source)))
-    contribution[:, say] = (features[order][:, say] - np.log(fusion.floor / max(item_count, 1))) * weights[say]
+    above = features[order][:, say] - np.log(fusion.floor / max(item_count, 1))
+    contribution[:, say] = above * np.where(new[order, None], of_new[say], weights[say])
+    contribution[new[order], Source.POPULARITY - 1] = 0.0  # it is the average one's, not the item's
     return Ranked(
         items=candidates.items[order],
         score=share[order] / share.sum() if len(fused) else share,
         probability=candidates.probability[order],
         contribution=contribution,
-        brought=_brought(candidates.probability, contribution, order, limit, weights > TIE_WEIGHT),
+        brought=_brought(candidates.probability, contribution, order, limit, np.maximum(weights, of_new) > TIE_WEIGHT),
     )
 
 
-def _spoken_for(
-    features: NDArray[np.float64], weights: NDArray[np.float64], new: NDArray[np.bool_], item_count: int
-) -> NDArray[np.float64]:
-    """(C,) what new items gain when the encoder speaks for the sources that are silent of them.
-
-    Popularity is on another scale than the others; an item of which it knows nothing is as popular as the average one.
-    """
-    said = features[:, Source.ENCODER - 1]
-    gain = sum(weights[source - 1] * (said - features[:, source - 1]) for source in SILENT)
-    average = -np.log(item_count)  # of a share of 1 / items
-    gain = gain + weights[Source.POPULARITY - 1] * (average - features[:, Source.POPULARITY - 1])
-    return np.where(new, gain, 0.0)
+def _spoken_for(weights: NDArray[np.float64], speaker: Source) -> NDArray[np.float64]:
+    """The weights (sources,) for an item of which some sources are silent: the speaker has theirs too."""
+    silent = [source - 1 for source in SILENT]
+    moved = weights.copy()
+    moved[silent] = 0.0
+    moved[speaker - 1] += weights[silent].sum()
+    return moved
 
 
 def _best(fused: NDArray[np.float64], limit: int) -> NDArray[np.int64]:

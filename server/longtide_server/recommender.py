@@ -19,13 +19,13 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from longtide_server.answers import Answer, Query, RankedItem, Recommendation, SimilarUser
 from longtide_server.candidates import (
     NOTHING,
     Candidates,
     Scored,
     Source,
     best_of,
-    content_probability,
     encoder_probability,
     first_allowed,
     gather,
@@ -36,13 +36,16 @@ from longtide_server.candidates import (
     tabulate,
     transition_votes,
 )
+from longtide_server.content_source import ContentSource, Profile
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
-from longtide_server.events import USER_PREFIX, owner_key
-from longtide_server.exploration import draws_of, explore
+from longtide_server.events import USER_PREFIX
+from longtide_server.explanations import links, people, voters
+from longtide_server.exploration import explore
 from longtide_server.item_filter import ItemFilter, size
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
+from longtide_server.new_items import NewItems
 from longtide_server.newcomers import Newcomers
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.patience import Patience
@@ -54,110 +57,15 @@ from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 SEARCHERS = os.cpu_count() or 1
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
-NEIGHBORS_SHOWN = 3
-NEXT_ITEMS_SHOWN = 5
 MAX_MOMENTS_SEARCHED = 20_000
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
 CONTENT_DECAY = 0.7
 WELL_KNOWN_EVENTS = 50  # people have turned to a new item: no need to find out about it
-NEWCOMERS_CONSIDERED = 50  # more than are asked for
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
 MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 15 kB
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A valid request for recommendations."""
-
-    user_id: str
-    """Who asks; empty for an anonymous session."""
-    limit: int = 10
-    exclude_item_ids: Sequence[str] = ()
-    session_item_ids: Sequence[str] = ()
-    min_similarity: float | None = None
-    request_time_s: float | None = None
-    """When the user sees the answer, seconds since 1970; None when that is not known."""
-    session_id: str = ""
-    """Who asks where there is no user."""
-    surface: str = ""
-    """Where the answer is shown, in the caller's words."""
-    item_filter: ItemFilter | None = None
-    """What the items must be like."""
-    include_item_ids: Sequence[str] = ()
-    """Only these items may appear; empty for all."""
-    source_weights: tuple[tuple[Source, float], ...] = ()
-    """How much sources count, where it is not as the snapshot says."""
-    interests: ItemFilter | None = None
-    """What the items are like that the one who asks says they like."""
-
-    @property
-    def owner(self) -> str:
-        """Whose history the answer is for."""
-        return owner_key(self.user_id, self.session_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Voter:
-    """A user who was like the one who asks, and went on to an item."""
-
-    user_id: str
-    similarity: float
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """How an item is linked to one that the user had."""
-
-    item_id: str
-    """Of the item that the user had."""
-    relation: str
-    entity: str
-    """What both items have in common."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimilarUser:
-    """A user who, at some moment, was like the one who asks."""
-
-    user_id: str
-    similarity: float
-    next_item_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    """One item of an answer."""
-
-    item_id: str
-    title: str
-    score: float
-    sources: tuple[tuple[Source, float], ...]
-    """Every source that brought it and that source's probability, the strongest contribution first."""
-    neighbors: tuple[Voter, ...]
-    """The most similar users who went on to it."""
-    links: tuple[Link, ...] = ()
-    """What links it to the user's last items, the strongest first, whichever source brought it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Recommendations for one user, all from one snapshot."""
-
-    recommendations: tuple[Recommendation, ...]
-    snapshot_id: str
-    degraded_reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RankedItem:
-    """One item of a given list, in its place."""
-
-    item_id: str
-    score: float
-    known: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,8 +76,8 @@ class Evidence:
     neighbors: Neighbors = NO_NEIGHBORS
     encoded: Encoded | None = None
     """The user at the time of the request, where that is known."""
-    content: NDArray[np.float64] | None = None
-    """(I + 1,) how like the user's last items every item is, where that is asked and known."""
+    profile: Profile | None = None
+    """The user's last items by content, where that is asked for and known."""
     recent: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The user's last items, in time order."""
     degraded_reason: str = ""
@@ -211,9 +119,11 @@ class Recommender:
         self._live = LiveCatalog(snapshot.catalog) if live is None else live
         self._clock = clock
         self._trending = Trending(snapshot.catalog, clock) if trending is None else trending
-        self._newcomers = Newcomers(len(snapshot.catalog) + 1, 1) if newcomers is None else newcomers
-        self._newcomer_rows = (-1, np.zeros(0, np.int64))
-        """The revision of the newcomers, and by place their rows in the live catalogue."""
+        temperature = snapshot.manifest.encoder.temperature
+        vectors = snapshot.content_vectors
+        self._content = None if vectors is None else ContentSource(vectors, temperature)
+        arrived = Newcomers(len(snapshot.catalog) + 1, 1) if newcomers is None else newcomers
+        self._new = NewItems(arrived, self._live, self._content, temperature, clock)
         self._explore_share = explore_share
         self._observer = observer
         self._patience = Patience()
@@ -262,8 +172,7 @@ class Recommender:
         """Changes whenever the catalogue may give the query another answer, as time goes by included."""
         now_s = self._clock()
         read = query.item_filter is not None or query.interests is not None
-        beyond = self._live.beyond_revision(now_s) if len(self._newcomers) else 0
-        revisions = (self._live.offer_revision(now_s), beyond, self._newcomers.revision)
+        revisions = (self._live.offer_revision(now_s), *self._new.revision(now_s))
         return (*revisions, self._live.revision if read else 0)
 
     def recommendable_count(self) -> int:
@@ -282,7 +191,7 @@ class Recommender:
         evidence = await self._evidence(asker, query, session, timeout_s)
         begun_s = time.perf_counter()
         known = self._considered(asker, query, session, evidence)
-        candidates = self._with_newcomers(known, asker.user, query, evidence)
+        candidates = self._with_new_items(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
         found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
         self._patience.answered(time.perf_counter() - begun_s)
@@ -303,13 +212,15 @@ class Recommender:
         session = self._numbers(query.session_item_ids)
         evidence = await self._evidence(asker, query, session, timeout_s - (time.monotonic() - begun))
         numbers = np.unique(self.snapshot.catalog.numbers(item_ids))
-        candidates = self._complete(tabulate(numbers, evidence.votes, len(self.snapshot.catalog)), evidence)
-        ranked = self._rank(candidates, evidence, query, len(numbers))
+        learned = self._complete(tabulate(numbers, evidence.votes, len(self.snapshot.catalog)), evidence)
+        candidates = self._joined(learned, self._new.numbers(item_ids), evidence)
+        ranked = self._rank(candidates, evidence, query, len(candidates.items))
         known = [
-            RankedItem(self.snapshot.catalog.item_id(number), float(score), True)
+            RankedItem(self._name(number)[0], float(score), True)
             for number, score in zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)
         ]
-        unknown = [RankedItem(item, 0.0, False) for item in item_ids if not self.snapshot.catalog.number(item)]
+        there = {item.item_id for item in known}
+        unknown = [RankedItem(item_id, 0.0, False) for item_id in item_ids if item_id not in there]
         return (*known, *unknown), evidence.degraded_reason
 
     async def similar_users(
@@ -327,7 +238,7 @@ class Recommender:
         count = max(settings.count, 4 * limit)
         while True:
             neighbors = await self._search(encoded, user.owner, count, min_similarity)
-            users = self._people(neighbors, limit)
+            users = people(self.snapshot, neighbors, limit)
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
             count = min(4 * count, MAX_MOMENTS_SEARCHED)
@@ -368,57 +279,33 @@ class Recommender:
         restricting = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(restricting) if restricting else None
 
-    def _with_newcomers(self, candidates: Candidates, user: UserState, query: Query, evidence: Evidence) -> Candidates:
-        """The candidates, and after them the new items that may appear and suit best, as the encoder says."""
-        if not len(self._newcomers):
-            return candidates
-        places = self._newcomer_places(user, query)
-        encoded, most = evidence.encoded, query.limit + NEWCOMERS_CONSIDERED
-        if encoded is None:  # whom they suit is not known: any of them
-            places = np.sort(draws_of(user.owner, user.version.position).permutation(places)[:most])
-            said = np.zeros(len(places))
-        else:
-            cosine = (self._newcomers.vectors @ encoded.query)[places].astype(np.float64)
-            if len(places) > most:
-                best = np.sort(np.argpartition(-cosine, most)[:most])
-                places, cosine = places[best], cosine[best]
-            said = np.exp(cosine / self.snapshot.manifest.encoder.temperature - encoded.log_z)
-            # They are where people are, and not, as learned items, away from all whom they do not suit: the best of
-            # them is as likely as the best of the others.
-            said = np.minimum(said, candidates.probability[:, Source.ENCODER - 1].max(initial=0.0))
-        probability = np.zeros((len(places), len(Source)))
-        probability[:, Source.ENCODER - 1] = said
-        return Candidates(
-            np.concatenate([candidates.items, places + self._newcomers.first]),
-            np.concatenate([candidates.probability, probability]),
-        )
+    def _with_new_items(self, known: Candidates, user: UserState, query: Query, evidence: Evidence) -> Candidates:
+        """The candidates, and after them the new items that may appear and suit best."""
+        if not len(self._new):
+            return known
+        excluded = itertools.chain(query.session_item_ids, query.exclude_item_ids)
+        allowed = self._new.that_may_appear(user, query.item_filter, query.include_item_ids, excluded)
+        suitable = self._new.most_suitable(allowed, user, evidence.encoded, evidence.profile, query.limit)
+        return self._joined(known, suitable, evidence)
 
-    def _newcomer_places(self, user: UserState, query: Query) -> NDArray[np.int64]:
-        """(K,) the places of the new items that may appear, ascending."""
-        new = self._newcomers
-        revision, rows = self._newcomer_rows
-        if revision != new.revision:
-            ids = [new.item_id(place + new.first) for place in range(len(new.vectors))]
-            rows = np.array([self._live.row(item_id) for item_id in ids], np.int64)
-            self._newcomer_rows = new.revision, rows
-        places = new.places()
-        allowed = np.zeros(len(new.vectors), np.bool_)
-        allowed[places] = self._live.beyond(rows[places], self._clock(), query.item_filter)
-        if query.include_item_ids:
-            included = np.zeros(len(new.vectors), np.bool_)
-            included[new.placed(query.include_item_ids)] = True
-            allowed &= included
-        allowed[new.placed(itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids))] = False
-        return np.flatnonzero(allowed)
+    def _joined(self, known: Candidates, new_numbers: NDArray[np.int64], evidence: Evidence) -> Candidates:
+        """Candidates of the snapshot, and after them new items (C,)."""
+        if not len(new_numbers):
+            return known
+        likeliest = float(known.probability[:, Source.ENCODER - 1].max(initial=0.0)) if len(known.items) else 1.0
+        new = self._new.candidates(new_numbers, evidence.encoded, evidence.profile, likeliest)
+        return Candidates(
+            np.concatenate([known.items, new.items]), np.concatenate([known.probability, new.probability])
+        )
 
     def _explored(
         self, user: UserState, candidates: Candidates, ranked: Ranked, found: tuple[Recommendation, ...]
     ) -> tuple[Recommendation, ...]:
         """An answer in which some new items have taken the places of others."""
         new = candidates.items > self.snapshot.manifest.item_count
-        there = np.flatnonzero(candidates.items >= self._newcomers.first)
-        known_well = self._newcomers.events[candidates.items[there] - self._newcomers.first] >= WELL_KNOWN_EVENTS
-        new[there[known_well]] = False
+        arrived = np.flatnonzero(candidates.items >= self._new.first)
+        known_well = self._new.events(candidates.items[arrived]) >= WELL_KNOWN_EVENTS
+        new[arrived[known_well]] = False
         if not self._explore_share or not new.any():
             return found
         suits = candidates.probability[new, Source.ENCODER - 1] + 1e-12
@@ -433,9 +320,8 @@ class Recommender:
 
     def _name(self, number: int) -> tuple[str, str]:
         """The id and the title of an item."""
-        if number >= self._newcomers.first:
-            item_id = self._newcomers.item_id(number)
-            return item_id, self._live.title_of(self._live.row(item_id))
+        if number >= self._new.first:
+            return self._new.name(number)
         return self.snapshot.catalog.item_id(number), self._live.title(number)
 
     def _interests(
@@ -482,22 +368,20 @@ class Recommender:
         recent = user.recent(manifest.transitions.lags, session)
         votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
         votes[Source.POPULARITY] = NOTHING
-        content = self._content(user, session) if fusion.content else None
-        if content is not None:
-            votes[Source.CONTENT] = best_of(content, wanted)
+        profile = self._profile(user, session, fusion)
+        if profile is not None and self._content is not None and fusion.content:
+            votes[Source.CONTENT] = best_of(self._content.of_everything(profile), wanted)
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
         if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring
             votes[Source.RELATIONS] = self.snapshot.relations.votes(recent, manifest.transitions.decay)
-        return Evidence(votes, neighbors, encoded, content, recent, reason)
+        return Evidence(votes, neighbors, encoded, profile, recent, reason)
 
-    def _content(self, user: UserState, session: list[int]) -> NDArray[np.float64] | None:
-        """(I + 1,) how like the user's last items every item is; none where that is not known."""
-        recent = user.recent(CONTENT_ITEMS, session)
-        if self.snapshot.content_vectors is None or not len(recent):
+    def _profile(self, user: UserState, session: list[int], fusion: Fusion) -> Profile | None:
+        """What the user turned to last, by content; none where nobody asks for it, or nothing is known."""
+        if self._content is None or not (fusion.content or self.snapshot.manifest.new_item_count or len(self._new)):
             return None
-        temperature = self.snapshot.manifest.encoder.temperature
-        return content_probability(self.snapshot.content_vectors, recent, CONTENT_DECAY, temperature)
+        return self._content.profile(user.recent(CONTENT_ITEMS, session), CONTENT_DECAY)
 
     async def _encoded(
         self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float
@@ -571,68 +455,37 @@ class Recommender:
 
     def _rank(self, candidates: Candidates, evidence: Evidence, query: Query, limit: int) -> Ranked:
         learned, item_count = self.snapshot.manifest.item_count, len(self.snapshot.catalog)
-        return rank(candidates, self._fusion(query), evidence.asked, item_count, limit, learned)
+        fusion, asked = self._fusion(query), evidence.asked
+        speaker = None  # who speaks for sources that count events, of items without any
+        if fusion.encoder and evidence.profile is not None:
+            speaker = Source.CONTENT
+        elif fusion.encoder and Source.ENCODER in asked:
+            speaker = Source.ENCODER
+        return rank(candidates, fusion, asked, item_count, limit, learned, speaker)
 
     def _complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
-        """Fill in what dense sources say of items that others brought: the encoder, popularity and content."""
-        probability = candidates.probability.copy()
-        probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[candidates.items]
+        """Fill in what is known of items that others brought: by the encoder, popularity and content."""
+        items, probability = candidates.items, candidates.probability.copy()
+        probability[:, Source.POPULARITY - 1] = self.snapshot.popularity[items]
         if evidence.encoded is not None:
             unsaid = np.flatnonzero(probability[:, Source.ENCODER - 1] == 0.0)
-            said = self._encoder_probability(candidates.items[unsaid], evidence.encoded)
-            probability[unsaid, Source.ENCODER - 1] = said
-        if evidence.content is not None:
-            probability[:, Source.CONTENT - 1] = evidence.content[candidates.items]
-        return Candidates(candidates.items, probability)
+            probability[unsaid, Source.ENCODER - 1] = self._encoder_probability(items[unsaid], evidence.encoded)
+        if evidence.profile is not None and self._content is not None:
+            of_all = Source.CONTENT in evidence.votes  # else it is asked of items without events alone
+            judged = np.flatnonzero(of_all | (items > self.snapshot.manifest.item_count))
+            probability[judged, Source.CONTENT - 1] = self._content.of_items(evidence.profile, items[judged])
+        return Candidates(items, probability)
 
     def _recommendations(self, ranked: Ranked, evidence: Evidence) -> tuple[Recommendation, ...]:
         by_strength = np.argsort(-ranked.contribution, axis=1, kind="stable").tolist()
-        next_items = self.snapshot.neighbors.positions.next_item[evidence.neighbors.position]
         found = []
         for row, (number, score) in enumerate(zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)):
             probability, brought = ranked.probability[row].tolist(), ranked.brought[row].tolist()
             sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
-            voters = self._voters(evidence.neighbors, np.flatnonzero(next_items == number))
-            item_id, title = self._name(number)
-            links = self._links(evidence.recent, number) if probability[Source.RELATIONS - 1] > 0 else ()
-            found.append(Recommendation(item_id, title, score, sources, voters, links))
+            behind = voters(self.snapshot, evidence.neighbors, number)
+            linked = links(self.snapshot, evidence.recent, number) if probability[Source.RELATIONS - 1] > 0 else ()
+            found.append(Recommendation(*self._name(number), score, sources, behind, linked))
         return tuple(found)
-
-    def _links(self, recent: NDArray[np.int64], number: int) -> tuple[Link, ...]:
-        if self.snapshot.relations is None:
-            return ()
-        paths = self.snapshot.relations.paths(recent, number, self.snapshot.manifest.transitions.decay)
-        return tuple(Link(self.snapshot.catalog.item_id(path.item), path.relation, path.entity) for path in paths)
-
-    def _voters(self, neighbors: Neighbors, voting: NDArray[np.int64]) -> tuple[Voter, ...]:
-        """The people behind some of the moments, each once, at their most similar moment."""
-        users = self.snapshot.neighbors.positions.user[neighbors.position[voting]].tolist()
-        voters: dict[int, Voter] = {}
-        for user, similarity in zip(users, neighbors.similarity[voting].tolist(), strict=True):
-            if user not in voters:
-                voters[user] = Voter(self.snapshot.user_ids[user], similarity)
-                if len(voters) == NEIGHBORS_SHOWN:
-                    break
-        return tuple(voters.values())
-
-    def _people(self, neighbors: Neighbors, limit: int) -> tuple[SimilarUser, ...]:
-        """The people behind moments, each once, at their most similar moment."""
-        positions = self.snapshot.neighbors.positions
-        people: dict[str, SimilarUser] = {}
-        for position, similarity in zip(neighbors.position.tolist(), neighbors.similarity.tolist(), strict=True):
-            if len(people) == limit:
-                break
-            user = int(positions.user[position])
-            user_id = self.snapshot.user_ids[user]
-            if user_id not in people:
-                people[user_id] = SimilarUser(user_id, similarity, self._next_items(position, user))
-        return tuple(people.values())
-
-    def _next_items(self, position: int, user: int) -> tuple[str, ...]:
-        positions = self.snapshot.neighbors.positions
-        end = position + NEXT_ITEMS_SHOWN
-        items = positions.next_item[position:end][positions.user[position:end] == user]
-        return tuple(self.snapshot.catalog.item_id(int(item)) for item in items)
 
 
 def _wanted(query: Query, user: UserState, session_items: int) -> int:
@@ -645,4 +498,3 @@ def _wait_s(query: Query, user: UserState) -> float | None:
     if query.request_time_s is None or query.session_item_ids or not user.times:
         return None
     return max(query.request_time_s - user.times[-1], 0.0)
-

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from longtide.v1 import catalog_pb2, events_pb2, recommendation_pb2, users_pb2
+from longtide_server.answers import Query
 from longtide_server.attribution import MAX_SURFACE_BYTES
 from longtide_server.candidates import Source
 from longtide_server.errors import FieldViolation, InvalidInput
@@ -15,7 +16,6 @@ from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_
 from longtide_server.filter_requests import read_filter
 from longtide_server.item_filter import ItemFilter
 from longtide_server.item_finder import ItemQuery
-from longtide_server.recommender import Query
 from longtide_server.similar_items import Basis
 
 MAX_LIMIT = 1_000

@@ -14,11 +14,11 @@ from typing import Any
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server import requests
+from longtide_server.answers import Query
 from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.observer import NOBODY, Observer
-from longtide_server.recommender import Query
 from longtide_server.retention import Retention, too_old
 from longtide_server.serving import Serving
 from longtide_server.status import Context, answered, remaining_s, status_of

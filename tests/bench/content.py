@@ -227,7 +227,7 @@ def cut_domains(data: Path, folder: Path) -> list[tuple[str, str, int]]:
 
 def domain_metrics(directory: Path, train: Path, targets: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
     """Of the product over the items at home, those that a person had left out."""
-    from longtide_server.recommender import Query
+    from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.log import read_log

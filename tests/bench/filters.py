@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longtide_server.answers import Query
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
@@ -36,7 +37,7 @@ from longtide_server.item_filter import (
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
-from longtide_server.recommender import Asker, Query, Recommender
+from longtide_server.recommender import Asker, Recommender
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot
 from longtide_server.user_state import UserState, UserStates
 

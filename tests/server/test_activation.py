@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from longtide_server import servings as servings_module
+from longtide_server.answers import Query
 from longtide_server.canary import Bars, canary_queries, try_out
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
 from longtide_server.neighbors import NeighborIndex
-from longtide_server.recommender import Query
 from longtide_server.serving import Serving
 from longtide_server.snapshot import CURRENT, ENCODER, resolve
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from longtide_server import arrivals
+from longtide_server.answers import Query
 from longtide_server.arrivals import Arrivals, Pulls
 from longtide_server.candidates import Source
 from longtide_server.content import ContentTower, ContentWeights
@@ -20,7 +21,7 @@ from longtide_server.item import Item
 from longtide_server.item_filter import HasTag
 from longtide_server.live_catalogs import Together
 from longtide_server.newcomers import Newcomers
-from longtide_server.recommender import Query, Recommender
+from longtide_server.recommender import Recommender
 from longtide_server.text_arrays import bytes_of
 
 SOON_S = 5.0
@@ -280,7 +281,30 @@ async def test_items_without_events_in_the_snapshot_are_new_as_well(shop):
 
 
 async def test_a_kept_answer_ends_when_a_new_item_comes(shop):
-    recommender = shop.world.recommender
+    newcomers = Newcomers(len(shop.world.snapshot.catalog) + 1, 1)
+    recommender = Recommender(shop.world.snapshot, shop.world.states, live=shop.world.live, newcomers=newcomers)
     before = recommender.catalog_version(Query("ann"))
-    recommender._newcomers.put("x", np.ones(1, np.float32))
+    newcomers.put("x", np.ones(1, np.float32))
     assert recommender.catalog_version(Query("ann")) != before
+
+
+async def test_new_items_are_ranked_among_others(shop):
+    await shop.world.did("ann", "a")  # in the east
+    shop.upsert(Item("x", title="east of everything"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    asked = ["?", "y", "c", "x", "b", "y"]
+    ranked, reason = await shop.recommender().rank(Query("ann"), asked, SOON_S)
+    order = [item.item_id for item in ranked]
+    assert reason == ""
+    assert sorted(order) == ["?", "b", "c", "x", "y"]
+    assert order.index("x") < order.index("y")
+    assert [item.known for item in ranked] == [True] * 4 + [False]
+    assert order[-1] == "?"
+
+
+async def test_new_items_alone_are_ranked_too(shop):
+    await shop.world.did("ann", "a")
+    shop.upsert(Item("x", title="east of everything"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    ranked, _ = await shop.recommender().rank(Query("ann"), ["y", "x"], SOON_S)
+    assert [(item.item_id, item.known) for item in ranked] == [("x", True), ("y", True)]

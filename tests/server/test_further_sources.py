@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from longtide_server.candidates import Source, content_probability
+from longtide_server.answers import Query
+from longtide_server.candidates import Source
 from longtide_server.item import Item
 from longtide_server.item_filter import HasTag, InCategory
 from longtide_server.ranking import Fusion
-from longtide_server.recommender import Query
+from longtide_server.recommender import Recommender
 
 SOON_S = 5.0
 OFF = tuple((source, 0.0) for source in Source if source is not Source.EXPLORATION)
@@ -71,21 +72,23 @@ async def test_content_counts_only_where_it_has_a_weight(described):
     assert all(Source.CONTENT not in dict(item.sources) for item in found.recommendations)
 
 
+async def test_content_speaks_for_items_without_events(described):
+    """Of d and e nobody has had any, as it were: e is the same thing as a, d is less like it."""
+    manifest = replace(described.snapshot.manifest, item_count=3, new_item_count=2)
+    await described.did("ann", "a")
+    odds = []
+    for vectors in (described.snapshot.content_vectors, None):
+        snapshot = replace(described.snapshot, manifest=manifest, content_vectors=vectors)
+        found = (await Recommender(snapshot, described.states).recommend(Query("ann", 5), SOON_S)).recommendations
+        of_new = {item.item_id: item for item in found if item.item_id in "de"}
+        odds.append(of_new["e"].score / of_new["d"].score)
+        assert (Source.CONTENT in dict(of_new["e"].sources)) == (vectors is not None)
+    assert odds[0] > 2 * odds[1]
+
+
 async def test_content_knows_a_session_without_the_encoder(described):
     asked = {"session_item_ids": ["a"], "source_weights": only(Source.CONTENT)}
     assert (await recommended(described, "new", limit=1, **asked)) == ["e"]
-
-
-def test_the_last_item_counts_most_and_unknown_ones_nothing():
-    vectors = np.array([[0, 0], [1, 0], [0, 1], [0, 0]], np.float32)
-    said = content_probability(vectors, np.array([1, 2]), decay=0.5, temperature=1.0)
-    assert said.sum() == pytest.approx(1.0)
-    assert said[2] > said[1] > 0.0
-    assert said[0] == said[3] == 0.0
-    # The mean is (.5, 1), at cosines of .447 and .894 to the two.
-    assert said[2] / said[1] == pytest.approx(np.exp(0.8944 - 0.4472), abs=1e-3)
-    assert content_probability(vectors, np.array([3]), decay=0.5, temperature=1.0) is None
-    assert content_probability(vectors, np.zeros(0, np.int64), decay=0.5, temperature=1.0) is None
 
 
 async def test_what_trends_comes_first_where_it_is_asked_for(world):

@@ -116,7 +116,7 @@ def test_of_a_new_item_the_encoder_speaks_for_the_sources_that_count_events():
     both = candidates(i1=(0.2, 0.2, 0.2, 0), i9=(0.3, 0, 0, 0))
     fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3, popularity=0.0)
     assert rank(both, fusion, EVERY, 9, 10).items.tolist() == [1, 9]
-    ranked = rank(both, fusion, EVERY, 9, 10, counted=8)
+    ranked = rank(both, fusion, EVERY, 9, 10, learned=8, speaker=Source.ENCODER)
     assert ranked.items.tolist() == [9, 1]
     # 9 items: .9 x .3 + .1 / 9 against .9 x .2 + .1 / 9, to the power of all the weights
     better = ((0.27 + 0.1 / 9) / (0.18 + 0.1 / 9)) ** 1.8
@@ -128,13 +128,34 @@ def test_of_a_new_item_the_encoder_speaks_for_the_sources_that_count_events():
 def test_a_new_item_is_as_popular_as_the_average_one():
     both = candidates(i1=(0.3, 0, 0, 0.2), i2=(0.3, 0, 0, 0.01), i9=(0.3, 0, 0, 0))
     fusion = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.2)
-    assert rank(both, fusion, EVERY, 9, 10, counted=8).items.tolist() == [1, 9, 2]  # .2, 1 / 9, .01
+    assert rank(both, fusion, EVERY, 9, 10, learned=8, speaker=Source.ENCODER).items.tolist() == [
+        1,
+        9,
+        2,
+    ]  # .2, 1 / 9, .01
 
 
-def test_without_the_encoder_nobody_speaks_for_a_new_item():
+def test_where_nobody_speaks_for_a_new_item_it_has_what_is_said_of_it():
     left = [Source.TRANSITIONS, Source.POPULARITY]
     both = candidates(i1=(0, 0, 0.2, 0.1), i9=(0, 0, 0, 0))
-    assert rank(both, Fusion(), left, 9, 10, counted=8).items.tolist() == [1, 9]
+    assert rank(both, Fusion(), left, 9, 10, learned=8).items.tolist() == [1, 9]
+
+
+def test_content_speaks_for_others_though_it_has_no_weight_of_its_own():
+    # Of 9 the encoder thinks less than of 1; it is much like what the user had.
+    both = candidates(i1=(0.3, 0.2, 0.2, 0), i9=(0.2, 0, 0, 0))
+    both.probability[1, Source.CONTENT - 1] = 0.4
+    both.probability[0, Source.CONTENT - 1] = 0.9  # of items that have events, others know more
+    fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3)
+    ranked = rank(both, fusion, EVERY, 9, 10, learned=8, speaker=Source.CONTENT)
+    assert ranked.items.tolist() == [9, 1]
+    rest = 0.1 / 9
+    of_new = (0.18 + rest) * (0.36 + rest) ** 0.8
+    of_old = (0.27 + rest) * (0.18 + rest) ** 0.8
+    assert ranked.score[0] / ranked.score[1] == pytest.approx(of_new / of_old, rel=1e-3)
+    assert ranked.contribution[0, Source.CONTENT - 1] > 0
+    assert ranked.contribution[1, Source.CONTENT - 1] == 0
+    assert ranked.brought[0, Source.CONTENT - 1]
 
 
 # Which source brought an item

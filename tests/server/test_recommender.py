@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from longtide_server.answers import Link, Query
 from longtide_server.candidates import Source
 from longtide_server.encoder import CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.patience import MARGIN_S
 from longtide_server.ranking import Fusion
-from longtide_server.recommender import ANSWER_MARGIN_S, Link, Query, Recommender
+from longtide_server.recommender import Recommender
 from longtide_server.relations import RelationArrays, Relations
 from longtide_server.snapshot import ENCODER
 from longtide_server.text_arrays import bytes_of_names
@@ -256,7 +258,7 @@ async def test_an_encoder_slower_than_the_deadline_leaves_time_to_answer(world):
     world.encoder.answering_allowed.clear()
     answer = await recommend(world, timeout_s=0.2)
     assert items(answer) == ["b", "c", "d", "e"]
-    assert 0.1 < given_s(answer.degraded_reason) <= 0.2 - ANSWER_MARGIN_S
+    assert 0.1 < given_s(answer.degraded_reason) <= 0.2 - MARGIN_S
 
 
 async def test_similar_users_leave_time_to_answer_too(world):
@@ -264,7 +266,7 @@ async def test_similar_users_leave_time_to_answer_too(world):
     world.encoder.answering_allowed.clear()
     users, reason = await world.recommender.similar_users("user:ann", 10, None, 0.2)
     assert users == ()
-    assert 0.1 < given_s(reason) <= 0.2 - ANSWER_MARGIN_S
+    assert 0.1 < given_s(reason) <= 0.2 - MARGIN_S
 
 
 async def test_a_deadline_that_has_all_but_passed_still_gets_an_answer(world):

@@ -6,11 +6,11 @@ import pytest
 
 from longtide.v1 import events_pb2, recommendation_pb2, users_pb2
 from longtide_server import requests
+from longtide_server.answers import Query
 from longtide_server.candidates import Source
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Place
 from longtide_server.item_filter import HasTag
-from longtide_server.recommender import Query
 
 NOW_S = 1_700_000_000.0
 

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from longtide.v1 import recommendation_pb2
+from longtide_server.answers import Answer, Link, Query, Recommendation
 from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable
 from longtide_server.item import Item
 from longtide_server.item_filter import HasPrice, HasTag, Span
-from longtide_server.recommender import MAX_KEPT_SIZE, Answer, Link, Query, Recommendation
+from longtide_server.recommender import MAX_KEPT_SIZE
 from longtide_server.responses import Responses, write_answer
 
 SOON_S = 5.0

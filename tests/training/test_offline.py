@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from longtide_server.answers import Query
 from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable, Unavailable
-from longtide_server.recommender import Query
 from longtide_server.snapshot import load_snapshot
 from longtide_server.training import offline
 from longtide_server.training.dataset import Sequences

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from longtide_server.answers import Query
 from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.item import Item
-from longtide_server.recommender import Query
 from longtide_server.snapshot import CURRENT, check_files, load_snapshot
 from longtide_server.training import pipeline
 from longtide_server.training.counts import count_popularity, count_transitions

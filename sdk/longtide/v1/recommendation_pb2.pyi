@@ -546,7 +546,7 @@ class RankResponse(google.protobuf.message.Message):
     """As in RecommendResponse."""
     @property
     def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RankedItem]:
-        """The items in order. Items unknown to the snapshot come last, in the order they were sent."""
+        """The items in order. Items that are not known come last, in the order they were sent."""
 
     def __init__(
         self,
@@ -574,7 +574,7 @@ class RankedItem(google.protobuf.message.Message):
     score: builtins.float
     """The item's share of the fused probability over the items of the request: 0 to 1; 0 when the item is unknown."""
     known: builtins.bool
-    """False when the snapshot does not know the item, whether or not it was written with CatalogService."""
+    """False when the snapshot does not know the item, and the server has not read it as a new one."""
     def __init__(
         self,
         *,

@@ -120,7 +120,7 @@ def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path |
     """
     from rich.progress import track
 
-    from longtide_server.recommender import Query
+    from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.log import read_request_times
     from longtide_server.training.offline import OfflineRecommender

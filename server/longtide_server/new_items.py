@@ -1,0 +1,128 @@
+"""New items as candidates: which of them may appear, and what the sources say of them.
+
+They are not in the snapshot, so only what reads their vectors knows them: the encoder, and content.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.candidates import Candidates, Source
+from longtide_server.content_source import ContentSource, Profile
+from longtide_server.encoder import Encoded
+from longtide_server.exploration import draws_of
+from longtide_server.item_filter import ItemFilter
+from longtide_server.live_catalog import LiveCatalog
+from longtide_server.newcomers import Newcomers
+from longtide_server.user_state import UserState
+
+CONSIDERED = 100  # more than are asked for
+
+
+class NewItems:
+    """The new items of one snapshot, for whoever asks."""
+
+    def __init__(
+        self,
+        newcomers: Newcomers,
+        live: LiveCatalog,
+        content: ContentSource | None,
+        temperature: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """temperature: the encoder's; `clock` gives seconds since 1970."""
+        self._newcomers = newcomers
+        self._live = live
+        self._content = content
+        self._temperature = temperature
+        self._clock = clock
+        self._rows = (-1, np.zeros(0, np.int64))
+        """The revision of the newcomers, and by place their rows in the live catalogue."""
+
+    def __len__(self) -> int:
+        return len(self._newcomers)
+
+    @property
+    def first(self) -> int:
+        """The first number of a new item."""
+        return self._newcomers.first
+
+    def name(self, number: int) -> tuple[str, str]:
+        """The id and the title of a new item."""
+        item_id = self._newcomers.item_id(number)
+        return item_id, self._live.title_of(self._live.row(item_id))
+
+    def numbers(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The numbers of those of some items that are new ones, ascending, none twice."""
+        return np.unique(np.array(self._newcomers.placed(item_ids), np.int64)) + self.first
+
+    def events(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(C,) how many people turned to each of some new items (C,)."""
+        return self._newcomers.events[numbers - self.first]
+
+    def revision(self, now_s: float) -> tuple[int, int]:
+        """Changes whenever others may appear."""
+        return self._live.beyond_revision(now_s) if len(self) else 0, self._newcomers.revision
+
+    def that_may_appear(
+        self, user: UserState, item_filter: ItemFilter | None, included: Sequence[str], excluded: Iterable[str]
+    ) -> NDArray[np.int64]:
+        """(K,) the numbers of those that may, ascending; `included` is what alone may appear, or empty."""
+        new = self._newcomers
+        places = new.places()
+        allowed = np.zeros(len(new.vectors), np.bool_)
+        allowed[places] = self._live.beyond(self._live_rows()[places], self._clock(), item_filter)
+        if included:
+            inside = np.zeros(len(new.vectors), np.bool_)
+            inside[new.placed(included)] = True
+            allowed &= inside
+        allowed[new.placed(itertools.chain(user.unknown, excluded))] = False
+        return np.flatnonzero(allowed) + self.first
+
+    def most_suitable(
+        self, numbers: NDArray[np.int64], user: UserState, encoded: Encoded | None, profile: Profile | None, limit: int
+    ) -> NDArray[np.int64]:
+        """Of many (K,) those worth ranking, ascending; any of them, drawn for the user, where nothing says whom to."""
+        most, places = limit + CONSIDERED, numbers - self.first
+        if len(numbers) <= most:
+            return numbers
+        if encoded is None and profile is None:
+            return np.sort(draws_of(user.owner, user.version.position).permutation(numbers)[:most])
+        suits = np.zeros(len(numbers), np.float32)
+        if encoded is not None:
+            suits += (self._newcomers.vectors @ encoded.query)[places]
+        if profile is not None:
+            suits += (self._newcomers.content @ profile.mean)[places]
+        return np.sort(numbers[np.argpartition(-suits, most)[:most]])
+
+    def candidates(
+        self, numbers: NDArray[np.int64], encoded: Encoded | None, profile: Profile | None, likeliest: float
+    ) -> Candidates:
+        """What is said of new items (C,). likeliest: what the encoder says of the best of the others.
+
+        New items are where people are, and not, as learned items, away from all whom they do not suit: the best of
+        them is as likely as the best of the others.
+        """
+        places, new = numbers - self.first, self._newcomers
+        probability = np.zeros((len(numbers), len(Source)))
+        if encoded is not None:
+            cosine = (new.vectors[places] @ encoded.query).astype(np.float64)
+            said = np.exp(cosine / self._temperature - encoded.log_z)
+            probability[:, Source.ENCODER - 1] = np.minimum(said, likeliest)
+        if profile is not None and self._content is not None:
+            probability[:, Source.CONTENT - 1] = self._content.probability(profile, new.content[places])
+        return Candidates(numbers, probability)
+
+    def _live_rows(self) -> NDArray[np.int64]:
+        """By place, rows in the live catalogue."""
+        new = self._newcomers
+        revision, rows = self._rows
+        if revision != new.revision:
+            ids = [new.item_id(place + new.first) for place in range(len(new.vectors))]
+            rows = np.array([self._live.row(item_id) for item_id in ids], np.int64)
+            self._rows = new.revision, rows
+        return rows
