@@ -99,7 +99,7 @@ class RankedItem:
     score: float
     """The item's share of the fused probability over the items asked about; 0 when it is unknown."""
     known: bool
-    """False when the snapshot does not know the item."""
+    """False when neither the snapshot knows the item, nor the server as a new one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.live_catalogs import LiveCatalogs, Together
 from longtide_server.metrics import Metrics
+from longtide_server.new_items import NewItems
 from longtide_server.newcomers import Newcomers
 from longtide_server.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
@@ -509,13 +510,14 @@ class Opener:
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
+            new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, wall_clock_s)
             recommender = Recommender(
-                snapshot, states, self._stages, live, wall_clock_s, trending, newcomers, config.explore_share
+                snapshot, states, self._stages, live, wall_clock_s, trending, new, config.explore_share
             )
             spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
             similar = SimilarItems(spaces)
             stack.push_async_callback(_cancelled, asyncio.create_task(similar.build()))
-            finder = ItemFinder(snapshot, similar, live, wall_clock_s)
+            finder = ItemFinder(snapshot, similar, live, new, wall_clock_s)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             gauges = Gauges(
                 users=lambda: states.count,

@@ -16,10 +16,34 @@ SAMPLED = 256
 """Items, at most, of which the mean sum under the softmax is taken."""
 
 
+class ContentSource:
+    """The content vectors of a catalogue."""
+
+    def __init__(self, vectors: NDArray[np.float32], temperature: float) -> None:
+        """vectors (I + 1, D) of length 1 by item number, zeros for items of which nothing is known."""
+        self.vectors = vectors
+        self.temperature = temperature
+        known = np.flatnonzero(vectors.any(axis=1))
+        sample = known[np.linspace(0, len(known) - 1, min(SAMPLED, len(known))).astype(np.int64)]
+        odds = np.exp((vectors[sample] @ vectors[known].T - 1.0) / temperature)  # (sample, known)
+        self.mean_sum = float(np.exp(np.log(odds.sum(axis=1)).mean())) if len(known) else 1.0
+        """Of exp((cosine - 1) / temperature) over all items, the geometric mean of what it is for an item."""
+
+    def profile(self, recent: NDArray[np.int64], decay: float) -> Profile | None:
+        """Of the last items, in time order; a weight is `decay` times the next one's. None where none is known."""
+        weight = decay ** np.arange(len(recent) - 1, -1, -1, dtype=np.float32)
+        vectors = self.vectors[recent]
+        known = vectors.any(axis=1)
+        if not known.any():
+            return None
+        return Profile(self, vectors[known], weight[known] / weight[known].sum())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """What somebody turned to last, by content; R items, 1 or more."""
 
+    source: ContentSource
     vectors: NDArray[np.float32]
     """(R, D) of length 1."""
     weight: NDArray[np.float32]
@@ -30,38 +54,16 @@ class Profile:
         """(D,) the weighted mean."""
         return self.weight @ self.vectors
 
-
-class ContentSource:
-    """Answers from the content vectors of a catalogue."""
-
-    def __init__(self, vectors: NDArray[np.float32], temperature: float) -> None:
-        """vectors (I + 1, D) of length 1 by item number, zeros for items of which nothing is known."""
-        self._vectors = vectors
-        self._temperature = temperature
-        known = np.flatnonzero(vectors.any(axis=1))
-        sample = known[np.linspace(0, len(known) - 1, min(SAMPLED, len(known))).astype(np.int64)]
-        odds = np.exp((vectors[sample] @ vectors[known].T - 1.0) / temperature)  # (sample, known)
-        self._sum = float(np.exp(np.log(odds.sum(axis=1)).mean())) if len(known) else 1.0
-
-    def profile(self, recent: NDArray[np.int64], decay: float) -> Profile | None:
-        """Of the last items, in time order; a weight is `decay` times the next one's. None where none is known."""
-        weight = decay ** np.arange(len(recent) - 1, -1, -1, dtype=np.float32)
-        vectors = self._vectors[recent]
-        known = vectors.any(axis=1)
-        if not known.any():
-            return None
-        return Profile(vectors[known], weight[known] / weight[known].sum())
-
-    def probability(self, profile: Profile, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(C,) of items of any content vectors (C, D), of length 1 or zeros; those have a probability of 0."""
-        odds = np.exp((vectors @ profile.vectors.T - 1.0) / self._temperature)  # (C, R)
-        probability = (odds @ profile.weight).astype(np.float64) / self._sum
+    def of(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The probability (C,) of items of any content vectors (C, D), of length 1; of zeros it is 0."""
+        odds = np.exp((vectors @ self.vectors.T - 1.0) / self.source.temperature)  # (C, R)
+        probability = (odds @ self.weight).astype(np.float64) / self.source.mean_sum
         return np.where(vectors.any(axis=1), np.minimum(probability, 1.0), 0.0)
 
-    def of_items(self, profile: Profile, items: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(C,) of items (C,) of the catalogue."""
-        return self.probability(profile, self._vectors[items])
+    def of_items(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The probability (C,) of items (C,) of the catalogue."""
+        return self.of(self.source.vectors[items])
 
-    def of_everything(self, profile: Profile) -> NDArray[np.float64]:
-        """(I + 1,) of the whole catalogue."""
-        return self.probability(profile, self._vectors)
+    def of_everything(self) -> NDArray[np.float64]:
+        """The probability (I + 1,) of the whole catalogue."""
+        return self.of(self.source.vectors)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longtide_server.errors import NotFound
 from longtide_server.item_filter import ItemFilter
 from longtide_server.live_catalog import LiveCatalog
-from longtide_server.similar_items import Basis, SimilarItems
+from longtide_server.new_items import NewItems
+from longtide_server.similar_items import Basis, SimilarItems, both
 from longtide_server.snapshot import Snapshot
 
 
@@ -41,31 +43,57 @@ class ItemFinder:
     """Answers for one snapshot."""
 
     def __init__(
-        self, snapshot: Snapshot, similar: SimilarItems, live: LiveCatalog, clock: Callable[[], float]
+        self, snapshot: Snapshot, similar: SimilarItems, live: LiveCatalog, new: NewItems, clock: Callable[[], float]
     ) -> None:
         """`clock` gives seconds since 1970."""
         self._catalog = snapshot.catalog
         self._similar = similar
         self._live = live
+        self._new = new
         self._clock = clock
 
     async def find(self, query: ItemQuery) -> tuple[tuple[SimilarItem, ...], Basis]:
         """The items most like an item, most similar first, and what was compared. NotFound when it is unknown."""
-        number = self._catalog.number(query.item_id)
-        if not number:
-            raise NotFound(f"the snapshot does not know the item {query.item_id!r}")
+        basis = self._similar.basis(query.basis)
+        vector = self._vector(basis, query.item_id)
+        left_out = (query.item_id, *query.exclude_item_ids)
         allowed = np.ones(len(self._catalog) + 1, np.bool_)
         allowed[0] = False
-        allowed[self._catalog.numbers(query.exclude_item_ids)] = False
+        allowed[self._catalog.numbers(left_out)] = False
         recommendable = self._live.recommendable(self._clock())
         if recommendable is not None:
             allowed &= recommendable
         if query.item_filter is not None:
             allowed &= self._live.mask(query.item_filter)
-        basis = self._similar.basis(query.basis)
-        numbers, cosines = await asyncio.to_thread(self._similar.find, basis, number, allowed, query.limit)
+        new = self._new.that_may_appear(query.item_filter, (), left_out)
+        new_cosines = _rows(self._new, basis, new) @ vector  # (K,)
+        numbers, cosines = await asyncio.to_thread(self._similar.find, basis, vector, allowed, query.limit)
+        order = np.argsort(-np.concatenate([cosines, new_cosines]), kind="stable")[: query.limit]
+        numbers, cosines = np.concatenate([numbers, new])[order], np.concatenate([cosines, new_cosines])[order]
         found = (
-            SimilarItem(self._catalog.item_id(one), self._live.title(one), cosine)
-            for one, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
+            SimilarItem(*self._name(number), cosine)
+            for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         )
         return tuple(found), basis
+
+    def _vector(self, basis: Basis, item_id: str) -> NDArray[np.float32]:
+        """(any,) where an item is in a space."""
+        number = self._catalog.number(item_id)
+        if number:
+            return self._similar.vector(basis, number)
+        new = self._new.numbers([item_id])
+        if not len(new):
+            raise NotFound(f"the item {item_id!r} is not known")
+        return np.asarray(_rows(self._new, basis, new)[0])
+
+    def _name(self, number: int) -> tuple[str, str]:
+        if number >= self._new.first:
+            return self._new.name(number)
+        return self._catalog.item_id(number), self._live.title(number)
+
+
+def _rows(new: NewItems, basis: Basis, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(C, any) where new items (C,) are in a space: they are placed among behaviour by their content, at first."""
+    if basis is Basis.BEHAVIOR:
+        return new.vectors(numbers)
+    return new.content(numbers) if basis is Basis.CONTENT else both(new.vectors(numbers), new.content(numbers))

@@ -5,19 +5,19 @@ They are not in the snapshot, so only what reads their vectors knows them: the e
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.candidates import Candidates, Source
-from longtide_server.content_source import ContentSource, Profile
+from longtide_server.content_source import Profile
 from longtide_server.encoder import Encoded
 from longtide_server.exploration import draws_of
 from longtide_server.item_filter import ItemFilter
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.newcomers import Newcomers
+from longtide_server.snapshot import Snapshot
 from longtide_server.user_state import UserState
 
 CONSIDERED = 100  # more than are asked for
@@ -30,14 +30,12 @@ class NewItems:
         self,
         newcomers: Newcomers,
         live: LiveCatalog,
-        content: ContentSource | None,
         temperature: float,
         clock: Callable[[], float],
     ) -> None:
         """temperature: the encoder's; `clock` gives seconds since 1970."""
         self._newcomers = newcomers
         self._live = live
-        self._content = content
         self._temperature = temperature
         self._clock = clock
         self._rows = (-1, np.zeros(0, np.int64))
@@ -64,12 +62,20 @@ class NewItems:
         """(C,) how many people turned to each of some new items (C,)."""
         return self._newcomers.events[numbers - self.first]
 
+    def vectors(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(C, D) where new items (C,) are among what people turn to; of length 1."""
+        return self._newcomers.vectors[numbers - self.first]
+
+    def content(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(C, D) where their content alone would have them; of length 1."""
+        return self._newcomers.content[numbers - self.first]
+
     def revision(self, now_s: float) -> tuple[int, int]:
         """Changes whenever others may appear."""
         return self._live.beyond_revision(now_s) if len(self) else 0, self._newcomers.revision
 
     def that_may_appear(
-        self, user: UserState, item_filter: ItemFilter | None, included: Sequence[str], excluded: Iterable[str]
+        self, item_filter: ItemFilter | None, included: Sequence[str], excluded: Iterable[str]
     ) -> NDArray[np.int64]:
         """(K,) the numbers of those that may, ascending; `included` is what alone may appear, or empty."""
         new = self._newcomers
@@ -80,7 +86,7 @@ class NewItems:
             inside = np.zeros(len(new.vectors), np.bool_)
             inside[new.placed(included)] = True
             allowed &= inside
-        allowed[new.placed(itertools.chain(user.unknown, excluded))] = False
+        allowed[new.placed(excluded)] = False
         return np.flatnonzero(allowed) + self.first
 
     def most_suitable(
@@ -113,8 +119,8 @@ class NewItems:
             cosine = (new.vectors[places] @ encoded.query).astype(np.float64)
             said = np.exp(cosine / self._temperature - encoded.log_z)
             probability[:, Source.ENCODER - 1] = np.minimum(said, likeliest)
-        if profile is not None and self._content is not None:
-            probability[:, Source.CONTENT - 1] = self._content.probability(profile, new.content[places])
+        if profile is not None:
+            probability[:, Source.CONTENT - 1] = profile.of(new.content[places])
         return Candidates(numbers, probability)
 
     def _live_rows(self) -> NDArray[np.int64]:
@@ -126,3 +132,9 @@ class NewItems:
             rows = np.array([self._live.row(item_id) for item_id in ids], np.int64)
             self._rows = new.revision, rows
         return rows
+
+
+def none_new(snapshot: Snapshot, live: LiveCatalog, clock: Callable[[], float]) -> NewItems:
+    """Of a snapshot beside which no item is read."""
+    encoder = snapshot.manifest.encoder
+    return NewItems(Newcomers(len(snapshot.catalog) + 1, encoder.dim), live, encoder.temperature, clock)

@@ -45,8 +45,7 @@ from longtide_server.exploration import explore
 from longtide_server.item_filter import ItemFilter, size
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
-from longtide_server.new_items import NewItems
-from longtide_server.newcomers import Newcomers
+from longtide_server.new_items import NewItems, none_new
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.patience import Patience
 from longtide_server.ranking import Fusion, Ranked, rank
@@ -107,7 +106,7 @@ class Recommender:
         live: LiveCatalog | None = None,
         clock: Callable[[], float] = time.time,
         trending: Trending | None = None,
-        newcomers: Newcomers | None = None,
+        new: NewItems | None = None,
         explore_share: float = 0.0,
     ) -> None:
         """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970.
@@ -119,11 +118,9 @@ class Recommender:
         self._live = LiveCatalog(snapshot.catalog) if live is None else live
         self._clock = clock
         self._trending = Trending(snapshot.catalog, clock) if trending is None else trending
-        temperature = snapshot.manifest.encoder.temperature
-        vectors = snapshot.content_vectors
+        vectors, temperature = snapshot.content_vectors, snapshot.manifest.encoder.temperature
         self._content = None if vectors is None else ContentSource(vectors, temperature)
-        arrived = Newcomers(len(snapshot.catalog) + 1, 1) if newcomers is None else newcomers
-        self._new = NewItems(arrived, self._live, self._content, temperature, clock)
+        self._new = none_new(snapshot, self._live, clock) if new is None else new
         self._explore_share = explore_share
         self._observer = observer
         self._patience = Patience()
@@ -283,8 +280,8 @@ class Recommender:
         """The candidates, and after them the new items that may appear and suit best."""
         if not len(self._new):
             return known
-        excluded = itertools.chain(query.session_item_ids, query.exclude_item_ids)
-        allowed = self._new.that_may_appear(user, query.item_filter, query.include_item_ids, excluded)
+        excluded = itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids)
+        allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded)
         suitable = self._new.most_suitable(allowed, user, evidence.encoded, evidence.profile, query.limit)
         return self._joined(known, suitable, evidence)
 
@@ -369,8 +366,8 @@ class Recommender:
         votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
         votes[Source.POPULARITY] = NOTHING
         profile = self._profile(user, session, fusion)
-        if profile is not None and self._content is not None and fusion.content:
-            votes[Source.CONTENT] = best_of(self._content.of_everything(profile), wanted)
+        if profile is not None and fusion.content:
+            votes[Source.CONTENT] = best_of(profile.of_everything(), wanted)
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
         if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring
@@ -470,10 +467,10 @@ class Recommender:
         if evidence.encoded is not None:
             unsaid = np.flatnonzero(probability[:, Source.ENCODER - 1] == 0.0)
             probability[unsaid, Source.ENCODER - 1] = self._encoder_probability(items[unsaid], evidence.encoded)
-        if evidence.profile is not None and self._content is not None:
+        if evidence.profile is not None:
             of_all = Source.CONTENT in evidence.votes  # else it is asked of items without events alone
             judged = np.flatnonzero(of_all | (items > self.snapshot.manifest.item_count))
-            probability[judged, Source.CONTENT - 1] = self._content.of_items(evidence.profile, items[judged])
+            probability[judged, Source.CONTENT - 1] = evidence.profile.of_items(items[judged])
         return Candidates(items, probability)
 
     def _recommendations(self, ranked: Ranked, evidence: Evidence) -> tuple[Recommendation, ...]:

@@ -41,9 +41,14 @@ def spaces_of(behavior: NDArray[np.float32], content: NDArray[np.float32] | None
     """
     if content is None:
         return {Basis.BEHAVIOR: behavior}
+    return {Basis.BEHAVIOR: behavior, Basis.CONTENT: content, Basis.BOTH: both(behavior, content)}
+
+
+def both(behavior: NDArray[np.float32], content: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (C, D) and (C, E) of items in the space of both together, (C, D + E)."""
     joined = np.concatenate([behavior, content], axis=1)
     length = np.linalg.norm(joined, axis=1, keepdims=True)
-    return {Basis.BEHAVIOR: behavior, Basis.CONTENT: content, Basis.BOTH: joined / np.maximum(length, 1e-12)}
+    return np.asarray(joined / np.maximum(length, 1e-12), np.float32)
 
 
 class SimilarItems:
@@ -62,31 +67,28 @@ class SimilarItems:
         for basis, vectors in self._spaces.items():
             self._indexes[basis] = await _built(vectors)
 
-    async def replace(self, spaces: Spaces) -> None:
-        """Go over to other vectors once they are indexed; until then what was there before is found."""
-        other = SimilarItems(spaces)
-        await other.build()
-        self._spaces, self._indexes = other._spaces, other._indexes
+    def vector(self, basis: Basis, item: int) -> NDArray[np.float32]:
+        """(any,) of an item; zeros where the space says nothing of it."""
+        return np.asarray(self._spaces[basis][item])
 
     def find(
-        self, basis: Basis, item: int, allowed: NDArray[np.bool_], limit: int
+        self, basis: Basis, vector: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The numbers of at most `limit` allowed items most like an item, and their cosines, most similar first.
+        """The numbers of at most `limit` allowed items nearest to a vector of the space, and their cosines.
 
-        allowed (I + 1,). The item itself is not among them; nothing is where the space says nothing of it.
+        Most similar first. allowed (I + 1,). Nothing is near to zeros.
         """
-        vectors = self._spaces[basis]
-        if not vectors[item].any():
+        if not vector.any():
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         few = int(np.count_nonzero(allowed)) <= COMPARED_AT_MOST
         index = self._indexes.get(basis)
         if index is not None and not few:
             for times in FETCHED_MORE:
-                items, cosine = index.search(vectors[item], times * limit + 1)
-                kept = allowed[items] & (items != item)
+                items, cosine = index.search(vector, times * limit + 1)
+                kept = allowed[items]
                 if np.count_nonzero(kept) >= limit:
                     return items[kept][:limit], cosine[kept][:limit]
-        return _nearest(vectors, item, allowed, limit)
+        return _nearest(self._spaces[basis], vector, allowed, limit)
 
 
 async def _built(vectors: NDArray[np.float32]) -> VectorIndex:
@@ -108,13 +110,12 @@ async def _built(vectors: NDArray[np.float32]) -> VectorIndex:
 
 
 def _nearest(
-    vectors: NDArray[np.float32], item: int, allowed: NDArray[np.bool_], limit: int
+    vectors: NDArray[np.float32], vector: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The same as `SimilarItems.find` by a comparison of every allowed item."""
     items = np.flatnonzero(allowed)
-    items = items[items != item]
     rows = vectors[items]  # (A, D)
-    cosine = rows @ vectors[item]
+    cosine = rows @ vector
     known = rows.any(axis=1)
     items, cosine = items[known], cosine[known]
     order = np.argsort(-cosine, kind="stable")[:limit]

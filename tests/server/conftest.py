@@ -28,6 +28,7 @@ from longtide_server.history_writer import HistoryWriter
 from longtide_server.item_finder import ItemFinder
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
+from longtide_server.new_items import none_new
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
 from longtide_server.request_time import RequestTimeWeights
@@ -254,7 +255,7 @@ def make_world(make_snapshot):
         recommender = Recommender(snapshot, states, live=live, clock=lambda: clock.now_s, trending=trending)
         responses = Responses(recommender, lambda surface, items: "token", capacity)
         similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
-        finder = ItemFinder(snapshot, similar, live, lambda: clock.now_s)
+        finder = ItemFinder(snapshot, similar, live, none_new(snapshot, live, lambda: clock.now_s), lambda: clock.now_s)
 
         async def write(*events):
             await writer.write(events)
@@ -357,7 +358,8 @@ async def served(tiny_snapshots, tmp_path):
 
         responses = Responses(Recommender(snapshot, states), lambda surface, items: "token")
         similar = SimilarItems(spaces_of(snapshot.embeddings, snapshot.content_vectors))
-        finder = ItemFinder(snapshot, similar, LiveCatalog(snapshot.catalog), time.time)
+        live = LiveCatalog(snapshot.catalog)
+        finder = ItemFinder(snapshot, similar, live, none_new(snapshot, live, time.time), time.time)
         serving = Serving(snapshot, states, responses, finder, release)
         opened.append(SimpleNamespace(serving=serving, released=released, encoder=encoder))
         return serving

@@ -15,13 +15,16 @@ from longtide_server.answers import Query
 from longtide_server.arrivals import Arrivals, Pulls
 from longtide_server.candidates import Source
 from longtide_server.content import ContentTower, ContentWeights
-from longtide_server.errors import Unavailable
+from longtide_server.errors import NotFound, Unavailable
 from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.item_filter import HasTag
+from longtide_server.item_finder import ItemFinder, ItemQuery
 from longtide_server.live_catalogs import Together
+from longtide_server.new_items import NewItems
 from longtide_server.newcomers import Newcomers
 from longtide_server.recommender import Recommender
+from longtide_server.similar_items import Basis, SimilarItems, spaces_of
 from longtide_server.text_arrays import bytes_of
 
 SOON_S = 5.0
@@ -62,6 +65,7 @@ async def shop(make_world):
     world = make_world()
     stored, texts = {}, Texts()
     newcomers = Newcomers(len(world.snapshot.catalog) + 1, 2)
+    new = NewItems(newcomers, world.live, world.snapshot.manifest.encoder.temperature, lambda: world.clock.now_s)
 
     async def read(item_id):
         return stored.get(item_id)
@@ -75,9 +79,8 @@ async def shop(make_world):
 
     def recommender(share=0.0):
         return Recommender(
-            world.snapshot, world.states, live=world.live, clock=lambda: world.clock.now_s, newcomers=newcomers,
-            explore_share=share,
-        )  # fmt: skip
+            world.snapshot, world.states, live=world.live, clock=lambda: world.clock.now_s, new=new, explore_share=share
+        )
 
     def upsert(*items):
         stored.update((item.item_id, item) for item in items)
@@ -103,6 +106,7 @@ async def shop(make_world):
     yield SimpleNamespace(
         world=world,
         recommender=recommender,
+        new=new,
         texts=texts,
         newcomers=newcomers,
         upsert=upsert,
@@ -282,7 +286,8 @@ async def test_items_without_events_in_the_snapshot_are_new_as_well(shop):
 
 async def test_a_kept_answer_ends_when_a_new_item_comes(shop):
     newcomers = Newcomers(len(shop.world.snapshot.catalog) + 1, 1)
-    recommender = Recommender(shop.world.snapshot, shop.world.states, live=shop.world.live, newcomers=newcomers)
+    new = NewItems(newcomers, shop.world.live, 0.1, lambda: shop.world.clock.now_s)
+    recommender = Recommender(shop.world.snapshot, shop.world.states, live=shop.world.live, new=new)
     before = recommender.catalog_version(Query("ann"))
     newcomers.put("x", np.ones(1, np.float32))
     assert recommender.catalog_version(Query("ann")) != before
@@ -308,3 +313,52 @@ async def test_new_items_alone_are_ranked_too(shop):
     await shop.placed("x", "y")
     ranked, _ = await shop.recommender().rank(Query("ann"), ["y", "x"], SOON_S)
     assert [(item.item_id, item.known) for item in ranked] == [("x", True), ("y", True)]
+
+
+# Similar items
+
+
+@pytest.fixture
+def alike(shop):
+    """Of the letters content knows that a and b are in the east, and c in the north."""
+    content = np.array([[0, 0], [1, 0], [1, 0], [0, 1], [0, 0], [0, 0]], np.float32)
+    world = shop.world
+    similar = SimilarItems(spaces_of(world.snapshot.embeddings, content))
+    finder = ItemFinder(world.snapshot, similar, world.live, shop.new, lambda: world.clock.now_s)
+
+    async def find(item_id, basis=None, **query):
+        found, _ = await finder.find(ItemQuery(item_id, basis=basis, **query))
+        return [item.item_id for item in found]
+
+    return find
+
+
+async def test_new_items_are_among_those_that_are_like_an_item(shop, alike):
+    shop.upsert(Item("x", title="east of everything"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    assert set(await alike("a", Basis.CONTENT, limit=2)) == {"b", "x"}
+    assert (await alike("c", Basis.CONTENT))[0] == "y"
+    assert "x" in await alike("a", Basis.BEHAVIOR, limit=10)
+    assert "x" in await alike("a")
+
+
+async def test_what_is_like_a_new_item_is_found(shop, alike):
+    shop.upsert(Item("x", title="east of everything"), Item("z", title="far east"))
+    await shop.placed("x", "z")
+    assert set((await alike("x", Basis.CONTENT))[:3]) == {"a", "b", "z"}  # all of them are the east
+    assert set((await alike("x", Basis.BEHAVIOR))[:2]) == {"a", "z"}
+    assert set((await alike("x"))[:2]) == {"a", "z"}
+
+
+async def test_a_new_item_that_may_not_appear_is_not_like_any(shop, alike):
+    shop.upsert(Item("x", title="east", available=False), Item("z", title="east", tags=("t",)))
+    await shop.placed("x", "z")
+    assert "x" not in await alike("a")
+    assert "z" not in await alike("a", exclude_item_ids=["z"])
+    assert await alike("a", item_filter=HasTag(frozenset(["t"]))) == ["z"]
+    assert "z" in await alike("x")  # what may not appear may be asked about
+
+
+async def test_what_is_like_an_item_that_nobody_knows_cannot_be_found(alike):
+    with pytest.raises(NotFound, match="'x' is not known"):
+        await alike("x")

@@ -30,7 +30,7 @@ def test_of_unknown_items_there_is_no_profile():
 
 
 def test_every_item_brings_what_is_like_it():
-    said = source().of_everything(profile(1, 2))
+    said = profile(1, 2).of_everything()
     apart = np.exp(-1 / 0.5)  # a cosine of 0 against one of 1
     assert said[2] / said[1] == pytest.approx((2 / 3 + 1 / 3 * apart) / (1 / 3 + 2 / 3 * apart))
     assert said[1] == said[4]
@@ -39,7 +39,7 @@ def test_every_item_brings_what_is_like_it():
 
 def test_it_is_a_probability_as_far_as_a_mean_sum_can_tell():
     # Of the items known the sums are 2 + e, 1 + 2e and 2 + e, e = exp(-2).
-    said = source().of_everything(profile(1))
+    said = profile(1).of_everything()
     apart = np.exp(-2)
     mean = ((2 + apart) ** 2 * (1 + 2 * apart)) ** (1 / 3)
     assert said[1] == pytest.approx(1 / mean)
@@ -48,12 +48,12 @@ def test_it_is_a_probability_as_far_as_a_mean_sum_can_tell():
 
 def test_of_some_items_it_says_what_it_says_of_all():
     told = profile(1, 2)
-    assert source().of_items(told, np.array([4, 2])).tolist() == source().of_everything(told)[[4, 2]].tolist()
+    assert told.of_items(np.array([4, 2])).tolist() == told.of_everything()[[4, 2]].tolist()
 
 
 def test_of_an_item_that_nobody_knew_it_says_something_too():
-    said = source().probability(profile(1), np.array([[1, 0], [0, 0], [-1, 0]], np.float32))
-    assert said[0] == source().of_everything(profile(1))[1]
+    said = profile(1).of(np.array([[1, 0], [0, 0], [-1, 0]], np.float32))
+    assert said[0] == profile(1).of_everything()[1]
     assert said[1] == 0.0
     assert said[2] == pytest.approx(said[0] * np.exp(-4))
 
@@ -61,7 +61,7 @@ def test_of_an_item_that_nobody_knew_it_says_something_too():
 def test_no_probability_is_above_1():
     alone = ContentSource(np.array([[0, 0], [1, 0]], np.float32), 0.01)
     told = alone.profile(np.array([1]), 0.5)
-    assert alone.of_everything(told).max() <= 1.0
+    assert told.of_everything().max() <= 1.0
 
 
 def test_nothing_is_known_of_any_item():

@@ -91,7 +91,7 @@ class RecommendationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSimilarItems(self, request, context):
-        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item.
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

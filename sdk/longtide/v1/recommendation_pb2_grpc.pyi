@@ -172,7 +172,7 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     """
 
     ListSimilarItems: _RecommendationServiceListSimilarItemsType
-    """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item."""
+    """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known."""
 
     ListSimilarUsers: _RecommendationServiceListSimilarUsersType
     """Lists the users who were, at some moment, most like this user is now."""
@@ -239,7 +239,7 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.ListSimilarItemsResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.ListSimilarItemsResponse]]:
-        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item."""
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known."""
 
     @abc.abstractmethod
     def ListSimilarUsers(
