@@ -34,7 +34,7 @@ run: setup  ## Train, publish, serve and show recommendations (DATA=my_log.csv M
 	@[ -t 0 ] && set -m; $(BIN)/longtide quickstart $(LOG) $(LOG_OPTIONS) --listen $(LISTEN); exit $$?
 
 test: setup  ## Run every test, the end-to-end ones against the real TorchServe included
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types imports test  ## Lint, types, import rules, proto drift, tests
 
