@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from longtide_server.candidates import Scored
+
 SAMPLED = 256
 """Items, at most, of which the mean sum under the softmax is taken."""
 
@@ -64,6 +66,10 @@ class Profile:
         """The probability (C,) of items (C,) of the catalogue."""
         return self.of(self.source.vectors[items])
 
-    def of_everything(self) -> NDArray[np.float64]:
-        """The probability (I + 1,) of the whole catalogue."""
-        return self.of(self.source.vectors)
+    def nearest(self, count: int) -> Scored:
+        """The items of the catalogue, at most `count`, that are nearest to the mean of the last ones."""
+        cosine = self.source.vectors @ self.mean  # (I + 1,)
+        best = np.argpartition(-cosine, min(count, len(cosine) - 1))[:count]
+        probability = self.of_items(best)
+        there = probability > 0.0
+        return Scored(best[there].astype(np.int64), probability[there])

@@ -351,6 +351,9 @@ class Recommender:
         encoded, reason, neighbors = None, asker.stale_reason, NO_NEIGHBORS
         if fusion.encoder or fusion.neighbors:
             encoded, reason = await self._encoded(asker, session, wanted, self._patience.for_encoder_s(timeout_s))
+        profile, content = self._profile(user, session, fusion), None
+        if profile is not None and fusion.content:  # sought while neighbours are
+            content = asyncio.get_running_loop().run_in_executor(self._searchers, profile.nearest, wanted)
         if encoded is not None:
             begun_s = time.perf_counter()
             neighbors = await self._search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
@@ -365,9 +368,8 @@ class Recommender:
         recent = user.recent(manifest.transitions.lags, session)
         votes[Source.TRANSITIONS] = transition_votes(self.snapshot.transitions, recent, manifest.transitions.decay)
         votes[Source.POPULARITY] = NOTHING
-        profile = self._profile(user, session, fusion)
-        if profile is not None and fusion.content:
-            votes[Source.CONTENT] = best_of(profile.of_everything(), wanted)
+        if content is not None:
+            votes[Source.CONTENT] = await content
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
         if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring

@@ -13,6 +13,9 @@ def source(temperature=0.5) -> ContentSource:
     return ContentSource(VECTORS, temperature)
 
 
+EVERY_ITEM = np.arange(5)
+
+
 def profile(*items, decay=0.5):
     return source().profile(np.array(items, np.int64), decay)
 
@@ -30,7 +33,7 @@ def test_of_unknown_items_there_is_no_profile():
 
 
 def test_every_item_brings_what_is_like_it():
-    said = profile(1, 2).of_everything()
+    said = profile(1, 2).of_items(EVERY_ITEM)
     apart = np.exp(-1 / 0.5)  # a cosine of 0 against one of 1
     assert said[2] / said[1] == pytest.approx((2 / 3 + 1 / 3 * apart) / (1 / 3 + 2 / 3 * apart))
     assert said[1] == said[4]
@@ -39,21 +42,16 @@ def test_every_item_brings_what_is_like_it():
 
 def test_it_is_a_probability_as_far_as_a_mean_sum_can_tell():
     # Of the items known the sums are 2 + e, 1 + 2e and 2 + e, e = exp(-2).
-    said = profile(1).of_everything()
+    said = profile(1).of_items(EVERY_ITEM)
     apart = np.exp(-2)
     mean = ((2 + apart) ** 2 * (1 + 2 * apart)) ** (1 / 3)
     assert said[1] == pytest.approx(1 / mean)
     assert said.sum() == pytest.approx((2 + apart) / mean)
 
 
-def test_of_some_items_it_says_what_it_says_of_all():
-    told = profile(1, 2)
-    assert told.of_items(np.array([4, 2])).tolist() == told.of_everything()[[4, 2]].tolist()
-
-
 def test_of_an_item_that_nobody_knew_it_says_something_too():
     said = profile(1).of(np.array([[1, 0], [0, 0], [-1, 0]], np.float32))
-    assert said[0] == profile(1).of_everything()[1]
+    assert said[0] == profile(1).of_items(EVERY_ITEM)[1]
     assert said[1] == 0.0
     assert said[2] == pytest.approx(said[0] * np.exp(-4))
 
@@ -61,8 +59,19 @@ def test_of_an_item_that_nobody_knew_it_says_something_too():
 def test_no_probability_is_above_1():
     alone = ContentSource(np.array([[0, 0], [1, 0]], np.float32), 0.01)
     told = alone.profile(np.array([1]), 0.5)
-    assert told.of_everything().max() <= 1.0
+    assert told.of_items(np.array([0, 1])).max() <= 1.0
 
 
 def test_nothing_is_known_of_any_item():
     assert ContentSource(np.zeros((3, 2), np.float32), 0.1).profile(np.array([1, 2]), 0.5) is None
+
+
+def test_the_nearest_come_with_what_is_said_of_them():
+    told = profile(2, 1)
+    found = told.nearest(2)
+    assert sorted(found.items.tolist()) == [1, 4]
+    assert found.probability.tolist() == told.of_items(found.items).tolist()
+
+
+def test_what_is_not_known_is_never_near():
+    assert sorted(profile(1).nearest(10).items.tolist()) == [1, 2, 4]

@@ -263,6 +263,13 @@ def test_where_every_known_item_has_events_nothing_is_new(tmp_path):
     assert snapshot.content.item_vector(Item("another", tags=("early",)), None).shape == (8,)
 
 
+def test_what_content_is_worth_as_a_source_is_measured_on_the_validation_targets(with_new_items):
+    manifest = with_new_items.manifest
+    assert 0 < manifest.metrics["content"]["hr@10"] <= 1
+    assert manifest.fusion.content >= 0
+    assert manifest.metrics["fusion"]["ndcg@10"] >= manifest.metrics["encoder"]["ndcg@10"]
+
+
 def test_without_content_a_snapshot_has_no_tower(tmp_path):
     snapshot = published(WALKS, tmp_path, infos=TAGS)
     assert snapshot.content is None

@@ -17,7 +17,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 FURTHER_WEIGHTS = {
     "popularity": (0.05, 0.1, 0.2),
     "relations": (0.05, 0.1, 0.2, 0.4),
-    "content": (0.05, 0.1, 0.2, 0.4),
+    "content": (0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
 }
 """Of the sources that say little beside the others, one after the other."""
 FLOORS = (0.03, 0.1, 0.3)

@@ -161,17 +161,16 @@ def publish_trained(
     tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
     with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
         first = replace(settings, transitions=tried[0])
-        _publish(trained.judged, None, NOBODY_NEW, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
+        described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
+        _publish(trained.judged, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
         judged = asyncio.run(_judged(Path(scratch), holdout, tried, settings))
     fusions = [fit_fusion(one) for one in judged]
     measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
     best = max(range(len(tried)), key=lambda way: measured[way].get("fusion", {}).get("ndcg@10", 0.0))
     settings, fusion, metrics = replace(settings, transitions=tried[best]), fusions[best], measured[best]
-    newcomers = NOBODY_NEW
     if trained.served.items.content is not None:
         report(Step("Learning what content says of new items"))
-        weights, known = fit_tower(trained.served, sequences, settings.train)
-        newcomers = _newcomers(weights, known, new, infos)
+    newcomers = _described(trained.served, sequences, settings, new, infos)
     report(Step("Building and publishing the snapshot"))
     folder = _publish(trained.served, trained.head, newcomers, sequences, infos, settings, fusion, metrics, directory)
     if run.checkpoints is not None:
@@ -212,15 +211,18 @@ class Newcomers:
     """(C, D), of length 1."""
 
 
-EVERY_SOURCE = Fusion(relations=1.0)
+EVERY_SOURCE = Fusion(relations=1.0, content=1.0)
 """While weights are sought, whoever has something to say is asked."""
 NOBODY_NEW = Newcomers(None, np.zeros((0, 0), np.float32), (), np.zeros((0, 0), np.float32))
 
 
-def _newcomers(
-    weights: ContentWeights, known: NDArray[np.float32], new: NewItems, infos: Mapping[str, ItemInfo]
+def _described(
+    model: Encoder, sequences: Sequences, settings: Settings, new: NewItems, infos: Mapping[str, ItemInfo]
 ) -> Newcomers:
-    """The new items of which the content tower has something to say."""
+    """What content says of items, and the new items of which it says something."""
+    if model.items.content is None:
+        return NOBODY_NEW
+    weights, known = fit_tower(model, sequences, settings.train)
     tower = ContentTower(weights)
     found: dict[str, NDArray[np.float32]] = {}
     for row, item_id in enumerate(new.item_ids):
