@@ -130,3 +130,17 @@ def test_what_content_says_counts_where_it_helps():
     assert fit_fusion(judge([user] * 3, np.array([2] * 3), 3)).content > 0
     misled = candidates(encoder=[0.4, 0.4, 0.2], neighbors=[0, 0, 0], transitions=[0, 0, 0], content=[0.8, 0.1, 0.1])
     assert fit_fusion(judge([misled] * 3, np.array([2] * 3), 3)).content == 0
+
+
+def test_weights_are_sought_given_all_others():
+    """Neighbours are of use until content, which knows more, has its weight; then they only mislead."""
+    even, nothing = [1 / 3] * 3, [0, 0, 0]
+    both_know = candidates(encoder=[0.6, 0.2, 0.2], neighbors=RIGHT, transitions=nothing, content=RIGHT)
+    content_knows = candidates(encoder=[0.6, 0.2, 0.2], neighbors=even, transitions=nothing, content=RIGHT)
+    misled = candidates(encoder=[0.2, 0.2, 0.6], neighbors=WRONG, transitions=nothing, content=even)
+    users = [*[both_know] * 3, content_knows, *[misled] * 2]
+    fusion = fit_fusion(judge(users, np.array([3] * 6), 3))
+    assert fusion.neighbors == 0
+    assert fusion.content > 0
+    for user in users:
+        assert rank(user, fusion, list(Source), 3, limit=1).items.tolist() == [3]

@@ -14,12 +14,15 @@ from longtide_server.ranking import Fusion, log_features
 from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
-FURTHER_WEIGHTS = {
-    "popularity": (0.05, 0.1, 0.2),
-    "relations": (0.05, 0.1, 0.2, 0.4),
-    "content": (0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
+EVERY_WEIGHTS = {
+    "neighbors": WEIGHTS,
+    "transitions": WEIGHTS,
+    "content": (*WEIGHTS, 2.0),
+    "relations": (0.0, 0.05, 0.1, 0.2, 0.4),
+    "popularity": (0.0, 0.05, 0.1, 0.2),
 }
-"""Of the sources that say little beside the others, one after the other."""
+"""What is tried of one source after the other, given the others; some say little beside them."""
+ROUNDS = 4
 FLOORS = (0.03, 0.1, 0.3)
 K = 10
 
@@ -65,9 +68,10 @@ def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def fit_fusion(judged: Judged) -> Fusion:
-    """The weights with the best NDCG@10, the encoder's being 1: a grid, small enough to look at whole.
+    """The weights with the best NDCG@10, the encoder's being 1.
 
-    Without targets there is nothing to fit on, and the defaults stand.
+    A grid of those that are there in every log, small enough to look at whole; then one source after the other, given
+    all others, until nothing is gained. Without targets there is nothing to fit on, and the defaults stand.
     """
     if not len(judged.target):
         return Fusion()
@@ -86,20 +90,26 @@ def fit_fusion(judged: Judged) -> Fusion:
             score = ndcg_at_k(ranks(judged, fused), K)
             if score > best_score:
                 best, best_score = Fusion(1.0, neighbors, transitions, 0.0, floor), score
-    return _with_further(judged, best, best_score)
+    return _refined(judged, best, best_score)
 
 
-def _with_further(judged: Judged, fusion: Fusion, score: float) -> Fusion:
+def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
+    features = {
+        name: log_features(column, fusion.floor, judged.item_count)
+        for name in EVERY_WEIGHTS
+        if (column := judged.probability[:, Source[name.upper()] - 1]).any()
+    }
     fused = _fused(judged, fusion)
-    for name, weights in FURTHER_WEIGHTS.items():
-        column = judged.probability[:, Source[name.upper()] - 1]
-        if not column.any():
-            continue
-        feature = log_features(column, fusion.floor, judged.item_count)
-        scores = [ndcg_at_k(ranks(judged, fused + weight * feature), K) for weight in weights]
-        if max(scores) > score:
-            score, weight = max(scores), weights[scores.index(max(scores))]
-            fusion, fused = replace(fusion, **{name: weight}), fused + weight * feature
+    for _ in range(ROUNDS):
+        before = score
+        for name, feature in features.items():
+            rest = fused - getattr(fusion, name) * feature
+            scores = {weight: ndcg_at_k(ranks(judged, rest + weight * feature), K) for weight in EVERY_WEIGHTS[name]}
+            weight = max(scores, key=lambda one: scores[one])
+            if scores[weight] > score:
+                score, fusion, fused = scores[weight], replace(fusion, **{name: weight}), rest + weight * feature
+        if score == before:
+            break
     return fusion
 
 
