@@ -5,7 +5,7 @@ They are not in the snapshot, so only what reads their vectors knows them: the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class NewItems:
     def most_suitable(
         self, numbers: NDArray[np.int64], user: UserState, encoded: Encoded | None, profile: Profile | None, limit: int
     ) -> NDArray[np.int64]:
-        """Of many (K,) those worth ranking, ascending; any of them, drawn for the user, where nothing says whom to."""
+        """Of many (K,) those worth ranking, ascending; any, drawn for the user, where nothing says whom they suit."""
         most, places = limit + CONSIDERED, numbers - self.first
         if len(numbers) <= most:
             return numbers
@@ -106,21 +106,28 @@ class NewItems:
         return np.sort(numbers[np.argpartition(-suits, most)[:most]])
 
     def candidates(
-        self, numbers: NDArray[np.int64], encoded: Encoded | None, profile: Profile | None, likeliest: float
+        self,
+        numbers: NDArray[np.int64],
+        encoded: Encoded | None,
+        profile: Profile | None,
+        likeliest: float,
+        trending: Mapping[str, float],
     ) -> Candidates:
         """What is said of new items (C,). likeliest: what the encoder says of the best of the others.
 
         New items are where people are, and not, as learned items, away from all whom they do not suit: the best of
         them is as likely as the best of the others.
         """
-        places, new = numbers - self.first, self._newcomers
         probability = np.zeros((len(numbers), len(Source)))
         if encoded is not None:
-            cosine = (new.vectors[places] @ encoded.query).astype(np.float64)
+            cosine = (self.vectors(numbers) @ encoded.query).astype(np.float64)
             said = np.exp(cosine / self._temperature - encoded.log_z)
             probability[:, Source.ENCODER - 1] = np.minimum(said, likeliest)
         if profile is not None:
-            probability[:, Source.CONTENT - 1] = profile.of(new.content[places])
+            probability[:, Source.CONTENT - 1] = profile.of(self.content(numbers))
+        if trending:
+            ids = (self._newcomers.item_id(number) for number in numbers.tolist())
+            probability[:, Source.TRENDING - 1] = [trending.get(item_id, 0.0) for item_id in ids]
         return Candidates(numbers, probability)
 
     def _live_rows(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -79,6 +79,8 @@ class Evidence:
     """The user's last items by content, where that is asked for and known."""
     recent: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The user's last items, in time order."""
+    trending: Mapping[str, float] = field(default_factory=dict)
+    """New items to which many turn at present, where that is asked for."""
     degraded_reason: str = ""
 
     @property
@@ -283,14 +285,15 @@ class Recommender:
         excluded = itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids)
         allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded)
         suitable = self._new.most_suitable(allowed, user, evidence.encoded, evidence.profile, query.limit)
-        return self._joined(known, suitable, evidence)
+        trending = self._new.numbers(evidence.trending)
+        return self._joined(known, np.union1d(suitable, np.intersect1d(allowed, trending)), evidence)
 
     def _joined(self, known: Candidates, new_numbers: NDArray[np.int64], evidence: Evidence) -> Candidates:
         """Candidates of the snapshot, and after them new items (C,)."""
         if not len(new_numbers):
             return known
         likeliest = float(known.probability[:, Source.ENCODER - 1].max(initial=0.0)) if len(known.items) else 1.0
-        new = self._new.candidates(new_numbers, evidence.encoded, evidence.profile, likeliest)
+        new = self._new.candidates(new_numbers, evidence.encoded, evidence.profile, likeliest, evidence.trending)
         return Candidates(
             np.concatenate([known.items, new.items]), np.concatenate([known.probability, new.probability])
         )
@@ -348,6 +351,7 @@ class Recommender:
         user, manifest, fusion = asker.user, self.snapshot.manifest, self._fusion(query)
         wanted = _wanted(query, user, len(session))
         votes: dict[Source, Scored] = {}
+        trending: Mapping[str, float] = {}
         encoded, reason, neighbors = None, asker.stale_reason, NO_NEIGHBORS
         if fusion.encoder or fusion.neighbors:
             encoded, reason = await self._encoded(asker, session, wanted, self._patience.for_encoder_s(timeout_s))
@@ -372,9 +376,10 @@ class Recommender:
             votes[Source.CONTENT] = await content
         if fusion.trending:
             votes[Source.TRENDING] = self._trending.votes(wanted)
+            trending = self._trending.beyond(query.limit + len(user.unknown))
         if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring
             votes[Source.RELATIONS] = self.snapshot.relations.votes(recent, manifest.transitions.decay)
-        return Evidence(votes, neighbors, encoded, profile, recent, reason)
+        return Evidence(votes, neighbors, encoded, profile, recent, trending, reason)
 
     def _profile(self, user: UserState, session: list[int], fusion: Fusion) -> Profile | None:
         """What the user turned to last, by content; none where nobody asks for it, or nothing is known."""

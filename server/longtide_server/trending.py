@@ -6,7 +6,9 @@ All counts are kept relative to one moment, so nothing has to be done while noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 
 import numpy as np
 
@@ -16,10 +18,11 @@ from longtide_server.event_store import Written
 from longtide_server.events import EventType
 
 LARGEST_EXPONENT = 500.0  # of two: far from what a float cannot hold
+MAX_BEYOND = 20_000  # new items that are counted, those to which most turn
 
 
 class Trending:
-    """Counts the events that are written, by the items of one catalogue."""
+    """Counts the events that are written, by the items of one catalogue, and beyond it by new items."""
 
     def __init__(self, catalog: Catalog, clock: Callable[[], float], half_life_s: float = 86_400.0) -> None:
         """clock: seconds since 1970. half_life_s: above 0."""
@@ -29,25 +32,46 @@ class Trending:
         self._since_s = clock()
         self._count = np.zeros(len(catalog) + 1)
         """(I + 1,) as counted at `_since_s`: what happens later counts for more than 1, what was before for less."""
+        self._beyond: dict[str, float] = {}
+        """The same by the ids of items that the catalogue does not have."""
 
     def apply(self, written: Written) -> None:
         """Count what is new."""
         now_s = self._clock()
         if now_s - self._since_s > LARGEST_EXPONENT * self._half_life_s:
-            self._count *= 0.5 ** min((now_s - self._since_s) / self._half_life_s, 1_000.0)
+            left = 0.5 ** min((now_s - self._since_s) / self._half_life_s, 1_000.0)
+            self._count *= left
+            self._beyond = {item_id: count * left for item_id, count in self._beyond.items()}
             self._since_s = now_s
         for appended in written.appended.values():
             events = [event for event in appended.events if event.type != EventType.DISLIKE]
             numbers = [self._catalog.number(event.item_id) for event in events]
             # A clock that is ahead must not make an event count for more than one that happens now.
             times = np.minimum([event.time_s for event in events], now_s)
-            np.add.at(self._count, numbers, np.exp2((times - self._since_s) / self._half_life_s))
+            counts = np.exp2((times - self._since_s) / self._half_life_s)
+            np.add.at(self._count, numbers, counts)
+            for event, number, count in zip(events, numbers, counts.tolist(), strict=True):
+                if not number:
+                    self._beyond[event.item_id] = self._beyond.get(event.item_id, 0.0) + count
         self._count[0] = 0.0  # what is not in the catalogue
+        if len(self._beyond) > MAX_BEYOND:
+            self._beyond = dict(self._most(MAX_BEYOND // 2))
 
     def forget(self, names: Iterable[str]) -> None:
         """Counts hold no names: there is nothing to forget."""
 
     def votes(self, count: int) -> Scored:
         """The items to which most people turn, at most `count`, with their share of all that happens."""
-        total = float(self._count.sum())
+        total = self._total()
         return best_of(self._count / total, count) if total else NOTHING
+
+    def beyond(self, count: int) -> Mapping[str, float]:
+        """The same of items that the catalogue does not have, by id."""
+        total = self._total()
+        return {item_id: said / total for item_id, said in self._most(count)}
+
+    def _most(self, count: int) -> list[tuple[str, float]]:
+        return heapq.nlargest(count, self._beyond.items(), key=itemgetter(1))
+
+    def _total(self) -> float:
+        return float(self._count.sum()) + sum(self._beyond.values())

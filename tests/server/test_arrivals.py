@@ -26,6 +26,7 @@ from longtide_server.newcomers import Newcomers
 from longtide_server.recommender import Recommender
 from longtide_server.similar_items import Basis, SimilarItems, spaces_of
 from longtide_server.text_arrays import bytes_of
+from longtide_server.trending import Trending
 
 SOON_S = 5.0
 
@@ -291,6 +292,21 @@ async def test_a_kept_answer_ends_when_a_new_item_comes(shop):
     before = recommender.catalog_version(Query("ann"))
     newcomers.put("x", np.ones(1, np.float32))
     assert recommender.catalog_version(Query("ann")) != before
+
+
+async def test_a_new_item_trends_where_trends_are_asked_for(shop):
+    world, others = shop.world, [f"y{n}" for n in range(200)]
+    trending = Trending(world.snapshot.catalog, lambda: world.clock.now_s)
+    world.writer.add(trending)
+    shop.upsert(Item("x", title="east of everything"), *(Item(item_id, title="north") for item_id in others))
+    await shop.placed("x", *others)
+    for user in ("bea", "cid", "dan"):
+        await world.did(user, ["x"])
+    recommender = Recommender(world.snapshot, world.states, live=world.live, trending=trending, new=shop.new)
+    weights = tuple((source, float(source is Source.TRENDING)) for source in Source if source < Source.INTERESTS)
+    found = (await recommender.recommend(Query("new", 3, source_weights=weights), SOON_S)).recommendations
+    assert found[0].item_id == "x"
+    assert found[0].sources[0][0] is Source.TRENDING
 
 
 async def test_new_items_are_ranked_among_others(shop):

@@ -2,6 +2,7 @@
 
 import pytest
 
+import longtide_server.trending
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.event_store import Appended, Version, Written
 from longtide_server.trending import Trending
@@ -83,3 +84,34 @@ def test_after_a_long_time_the_old_is_nothing_and_the_new_is_counted(trending, h
     clock.now_s += 1e9
     happened("c", clock.now_s)
     assert shares(trending)[3] == pytest.approx(1.0)
+
+
+# New items
+
+
+def test_what_the_catalogue_does_not_have_is_counted_beyond_it(trending, happened):
+    happened("a", 1_000.0)
+    happened("new", 990.0, times=2)
+    happened("newer", 1_000.0, times=2)
+    assert shares(trending) == pytest.approx({1: 1 / 4})
+    assert trending.beyond(10) == pytest.approx({"newer": 2 / 4, "new": 1 / 4})
+    assert list(trending.beyond(1)) == ["newer"]
+
+
+def test_counts_of_new_items_outlive_a_long_silence_as_others_do(trending, happened, clock):
+    happened("a", 1_000.0)
+    happened("new", 1_000.0)
+    clock.now_s += 600 * 10.0
+    happened("a", clock.now_s)
+    assert trending.beyond(10) == pytest.approx({"new": 0.0})
+    assert shares(trending)[1] == pytest.approx(1.0)
+
+
+def test_of_too_many_new_items_those_stay_to_which_most_turn(trending, happened, monkeypatch):
+    monkeypatch.setattr(longtide_server.trending, "MAX_BEYOND", 4)
+    happened("much", 1_000.0, times=3)
+    for number in range(20):
+        happened(f"once {number}", 1_000.0)
+    found = trending.beyond(100)
+    assert len(found) <= 4
+    assert next(iter(found)) == "much"
