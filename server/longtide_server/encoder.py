@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -24,6 +24,7 @@ from longtide_server.torchserve.client import TorchServeClient
 MODEL_NAME = "longtide-encoder"
 MAX_BATCH_USERS = 256
 MAX_BATCH_EVENTS = 4_096  # some tenths of a second on one core: what arrives meanwhile waits for no more than that
+MAX_STEPS = 256  # of one history in a call, for they are taken one after the other
 FEW_EVENTS = 32
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
@@ -129,13 +130,30 @@ class LocalEncoder:
 @dataclass(slots=True, eq=False)
 class _Waiting:
     steps: Steps
+    """What is left, with the state that has been reached."""
     result: asyncio.Future[Encoded]
+
+    def next(self, most: int) -> Steps:
+        """The next events, at most so many."""
+        if len(self.steps.items) <= most:
+            return self.steps
+        return replace(_part(self.steps, slice(most)), top_n=1)
+
+    def reached(self, encoded: Encoded, count: int) -> bool:
+        """Go on behind `count` events; whether all are done, and whoever waits has been told."""
+        if len(self.steps.items) > count:
+            self.steps = replace(_part(self.steps, slice(count, None)), state=encoded.state)
+            return False
+        if not self.result.done():
+            self.result.set_result(encoded)
+        return True
 
 
 class CoalescingEncoder:
     """Joins the calls of many callers: one call runs, and what arrives meanwhile is the next one.
 
-    A lone caller waits for nobody. The queue is bounded, and so is a batch.
+    A lone caller waits for nobody. The queue is bounded, and so is a batch: long histories go on from call to call,
+    many side by side, so that a call is never long and the encoder's weights are read for many at once.
     """
 
     def __init__(self, encoder: Encoder, call_timeout_s: float) -> None:
@@ -171,8 +189,10 @@ class CoalescingEncoder:
 
     async def _run(self) -> None:
         while batch := self._take():
+            most = _most_steps(batch)
+            steps = [waiting.next(most) for waiting in batch]
             try:
-                results = await self._encoder.encode([waiting.steps for waiting in batch], self._call_timeout_s)
+                results = await self._encoder.encode(steps, self._call_timeout_s)
             except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
                 _fail(batch, exc)
             except asyncio.CancelledError:
@@ -182,9 +202,9 @@ class CoalescingEncoder:
                 log.exception("encoder_failed")
                 _fail(batch, EncoderUnavailable(f"the encoder failed: {exc}"))
             else:
-                for waiting, encoded in zip(batch, results, strict=True):
-                    if not waiting.result.done():
-                        waiting.result.set_result(encoded)
+                taken = zip(batch, steps, results, strict=True)
+                left = [waiting for waiting, one, encoded in taken if not waiting.reached(encoded, len(one.items))]
+                self._waiting = [*left, *self._waiting]
 
     def _take(self) -> list[_Waiting]:
         """The next batch, without the callers who gave up.
@@ -196,15 +216,24 @@ class CoalescingEncoder:
         few = [one for one in waiting if len(one.steps.items) <= FEW_EVENTS]
         many = [one for one in waiting if len(one.steps.items) > FEW_EVENTS]
         batch = few[: MAX_BATCH_USERS - bool(many)]
-        events = 0
-        for one in many[: MAX_BATCH_USERS - len(batch)]:
-            events += len(one.steps.items)
-            if events > MAX_BATCH_EVENTS and one is not many[0]:
-                break
-            batch.append(one)
+        batch += many[: min(MAX_BATCH_USERS - len(batch), max(1, MAX_BATCH_EVENTS // FEW_EVENTS))]
         taken = set(map(id, batch))
         self._waiting = [one for one in waiting if id(one) not in taken]
         return batch
+
+
+def _most_steps(batch: Sequence[_Waiting]) -> int:
+    """How many events of a history go into a call: few where somebody with few waits for the others."""
+    many = sum(len(one.steps.items) > FEW_EVENTS for one in batch)
+    if many < len(batch):
+        return FEW_EVENTS
+    return max(1, min(MAX_BATCH_EVENTS // many, MAX_STEPS))
+
+
+def _part(steps: Steps, part: slice) -> Steps:
+    return replace(
+        steps, items=steps.items[part], types=steps.types[part], gaps=steps.gaps[part], values=steps.values[part]
+    )
 
 
 def _fail(batch: Sequence[_Waiting], error: Exception) -> None:

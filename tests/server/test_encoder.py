@@ -232,23 +232,44 @@ async def test_a_batch_holds_only_so_many_users(world, held, monkeypatch):
     assert held.rows == [[[1], [2]], [[3]]]
 
 
-async def test_a_batch_holds_only_so_many_events_but_one_history_always_fits(world, held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 0)
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 3)
-    callers = calling(world.coalescing, steps(1, 1), steps(2), steps(3), steps(4, 4, 4, 4, 4), steps(5))
+async def test_long_histories_go_on_from_call_to_call_side_by_side(world, held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 4)
+    callers = calling(world.coalescing, *(steps(*[item] * 5) for item in (1, 2)))
     held.answering_allowed.set()
-    await outcomes(callers)
-    assert held.rows == [[[1, 1], [2]], [[3]], [[4] * 5], [[5]]]
+    results = await outcomes(callers)
+    assert held.rows == [[[1, 1], [2, 2]], [[1, 1], [2, 2]], [[1], [2]]]
+    assert [encoded.state.tolist() for encoded in results] == [[5, 1.9375], [5, 3.875]]  # 1 + 1/2 + 1/4 + ...
+
+
+async def test_a_lone_history_takes_few_calls_none_of_them_long(world, held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "MAX_STEPS", 100)
+    callers = calling(world.coalescing, steps(*[1] * 250))
+    held.answering_allowed.set()
+    assert (await outcomes(callers))[0].state.tolist() == [250, 2]
+    assert [len(row) for call in held.rows for row in call] == [100, 100, 50]
 
 
 async def test_nobody_waits_for_long_histories_nor_they_for_ever(world, held, monkeypatch):
     monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 4)
+    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 8)
     monkeypatch.setattr(encoder_module, "MAX_BATCH_USERS", 3)
-    callers = calling(world.coalescing, *(steps(*[item] * 4) for item in (1, 2, 3)), *map(steps, (4, 5, 1)))
+    callers = calling(world.coalescing, *(steps(*[item] * 3) for item in (1, 2)), *map(steps, (4, 5, 3)))
     held.answering_allowed.set()
-    await outcomes(callers)
-    assert held.rows == [[[4], [5], [1] * 4], [[1], [2] * 4], [[3] * 4]]
+    results = await outcomes(callers)
+    assert held.rows[0] == [[4], [5], [1]]  # of a history one event, beside as many of the others as there is room for
+    assert held.rows[1] == [[3], [1], [2]]
+    assert [encoded.state.tolist() for encoded in results[:2]] == [[3, 1.75], [3, 3.5]]
+
+
+async def test_a_history_that_nobody_waits_for_any_more_does_not_go_on(world, held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "MAX_STEPS", 50)
+    (impatient,) = calling(world.coalescing, steps(*[1] * 200))
+    await held.call_begun.acquire()
+    impatient.cancel()
+    held.answering_allowed.set()
+    assert (await world.coalescing.encode(steps(2), SOON_S)).state.tolist() == [1, 2]
+    assert [len(row) for call in held.rows for row in call] == [50, 1]
 
 
 async def test_who_gave_up_is_not_encoded_later(world, held):

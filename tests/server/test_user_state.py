@@ -211,7 +211,7 @@ async def test_a_very_late_event_costs_the_whole_history(world, event):
 async def test_a_state_near_the_end_is_kept_of_a_long_history_that_is_read_at_once(world, event):
     await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(1_000)])
     await encoded(world)
-    assert [len(row) for batch in world.encoder.rows for row in batch] == [984, 16]
+    assert [len(row) for batch in world.encoder.rows for row in batch] == [256, 256, 256, 216, 16]
     world.encoder.calls.clear()
     await world.write(event("late", "e", 990.5))
     assert (await encoded(world)).state[0] == 1_001
