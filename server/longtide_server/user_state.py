@@ -34,7 +34,7 @@ from longtide_server.state_file import SavedStates, StateRow
 
 TOP_N_MARGIN = 200
 MAX_TOP_N = 1_500
-MAX_STEP_EVENTS = 8_192
+MAX_STEP_EVENTS = 256  # then the state is kept: however long a history is and however busy the encoder, it goes on
 KEPT_STATES = 3
 KEPT_FROM_EVENTS = 64  # fewer are encoded anew faster than they are worth
 KEPT_NEAR_EVENTS = 16
@@ -307,7 +307,7 @@ class UserStates:
     async def _advance(self, user: UserState, top_n: int) -> None:
         start, generation = user.encoded_count, user.generation
         end = min(len(user.items), start + MAX_STEP_EVENTS)
-        if end - start > KEPT_FAR_EVENTS:
+        if end == len(user.items) and end - start > KEPT_FAR_EVENTS:
             end -= KEPT_NEAR_EVENTS  # so that a state is kept shortly before the end
         state = user.state()
         steps = steps_between(user, start, end, (), self._zeros if state is None else state, top_n)

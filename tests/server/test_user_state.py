@@ -218,6 +218,26 @@ async def test_a_state_near_the_end_is_kept_of_a_long_history_that_is_read_at_on
     assert world.encoder.events == 17
 
 
+async def test_a_long_history_goes_on_where_it_was_when_the_encoder_is_back(world, event):
+    await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(1_000)])
+    world.encoder.answering_allowed.clear()
+    asked = asyncio.ensure_future(encoded(world))
+    for _ in range(2):  # two calls are answered, the third one fails
+        await world.encoder.call_begun.acquire()
+        world.encoder.answering_allowed.set()
+        await asyncio.sleep(0)
+        world.encoder.answering_allowed.clear()
+    await world.encoder.call_begun.acquire()
+    world.encoder.failure = EncoderUnavailable("down")
+    world.encoder.answering_allowed.set()
+    with pytest.raises(EncoderUnavailable):
+        await asked
+    world.encoder.failure = None
+    world.encoder.calls.clear()
+    assert (await encoded(world)).state[0] == 1_000
+    assert world.encoder.events == 1_000 - 2 * 256
+
+
 async def test_only_so_many_states_are_kept(world, event):
     await grown(world, event, 400)
     kept = [count for count, _ in (await world.states.get("user:ann")).kept]
