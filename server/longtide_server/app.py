@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +41,17 @@ from longtide_server.catalog_service import CatalogService
 from longtide_server.catalog_store import CatalogStore
 from longtide_server.catalog_writer import CatalogWriter, ItemCopies, keep_refreshing
 from longtide_server.config import ServerConfig
-from longtide_server.encoder import MODEL_NAME, CoalescingEncoder, Encoder, LocalEncoder, TorchServeEncoder
+from longtide_server.encoder import (
+    MODEL_NAME,
+    ON_CPU,
+    ON_GPU,
+    Batches,
+    CoalescingEncoder,
+    Encoder,
+    EncoderAt,
+    LocalEncoder,
+    TorchServeEncoder,
+)
 from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput, LongtideError
 from longtide_server.event_store import EventStore, Histories
@@ -142,9 +152,9 @@ async def _alone(config: ServerConfig, stack: AsyncExitStack) -> tuple[str, str]
     stores = await open_stores(config.store_url)
     torchserves = TorchServes(config)
 
-    async def encoder(snapshot: Snapshot, hosting: AsyncExitStack) -> Encoder:
+    async def encoder(snapshot: Snapshot, hosting: AsyncExitStack) -> tuple[Encoder, Batches]:
         local = config.encoder == "local"
-        return await _encoder(snapshot, "" if local else await torchserves.start(snapshot.path / ENCODER, hosting))
+        return await _encoder(snapshot, None if local else await torchserves.start(snapshot.path / ENCODER, hosting))
 
     parts = await _parts(config, snapshot, stores, encoder, config.data_dir / STATES, watching, stack)
     activation = Activation(snapshot.path.parent, parts.servings, config.keep_snapshots, watching.observer)
@@ -176,7 +186,7 @@ async def _supervising(config: ServerConfig, stack: AsyncExitStack) -> tuple[str
         manifest = await asyncio.to_thread(_checked, folder)
         async with AsyncExitStack() as hosting:
             local = config.encoder == "local"
-            torchserve = "" if local else await torchserves.start(folder / ENCODER, hosting)
+            torchserve = None if local else await torchserves.start(folder / ENCODER, hosting)
             return Hosted(folder, manifest.snapshot_id, torchserve, hosting.pop_all().aclose)
 
     async def activate(snapshot_id: str) -> None:
@@ -232,7 +242,7 @@ async def _loaded(job: Job, duties: asyncio.Future[Duties], stack: AsyncExitStac
     watching = await _watching(config, stack)
     stores = await open_stores(config.store_url, shared=True)
 
-    async def encoder(snapshot: Snapshot, _: AsyncExitStack) -> Encoder:
+    async def encoder(snapshot: Snapshot, _: AsyncExitStack) -> tuple[Encoder, Batches]:
         return await _encoder(snapshot, torchserves[snapshot.path])
 
     states = config.data_dir / STATES / f"worker-{job.number}"
@@ -396,15 +406,16 @@ def check_listen(listen: str) -> None:
         raise InvalidInput.of("listen", f"{listen} cannot be listened on: {exc.strerror}") from exc
 
 
-Encoders = Callable[[Snapshot, AsyncExitStack], Awaitable[Encoder]]
-"""Gives a snapshot's encoder; what is started for it ends with the stack."""
+Encoders = Callable[[Snapshot, AsyncExitStack], Awaitable[tuple[Encoder, Batches]]]
+"""Gives a snapshot's encoder, and what is best sent to it; what is started for it ends with the stack."""
 
 
-async def _encoder(snapshot: Snapshot, torchserve: str) -> Encoder:
-    """A snapshot's encoder: in the TorchServe at that HOST:PORT, or where there is none in this process."""
-    if torchserve:
-        return TorchServeEncoder(TorchServeClient(torchserve))
-    return await asyncio.to_thread(LocalEncoder, snapshot.path / ENCODER)
+async def _encoder(snapshot: Snapshot, torchserve: EncoderAt | None) -> tuple[Encoder, Batches]:
+    """A snapshot's encoder, in that TorchServe, or where there is none in this process; what is best sent to it."""
+    if torchserve is not None:
+        return TorchServeEncoder(TorchServeClient(torchserve.address)), torchserve.batches
+    local = await asyncio.to_thread(LocalEncoder, snapshot.path / ENCODER)
+    return local, local.batches
 
 
 class TorchServes:
@@ -416,8 +427,8 @@ class TorchServes:
         for left_over in config.data_dir.glob("torchserve-*"):  # by a server that was killed
             shutil.rmtree(left_over, ignore_errors=True)
 
-    async def start(self, weights: Path, stack: AsyncExitStack) -> str:
-        """Start one for an encoder; its HOST:PORT. It ends with the stack. Unavailable when it does not start."""
+    async def start(self, weights: Path, stack: AsyncExitStack) -> EncoderAt:
+        """Start one for an encoder. It ends with the stack. Unavailable when it does not start."""
         config, number = self._config, next(self._number)
         # What is activated later runs beside what was served before, so it has a folder and ports of its own.
         work_dir = config.data_dir / ("torchserve" if number == 1 else f"torchserve-{number}")
@@ -443,7 +454,8 @@ class TorchServes:
         )
         stack.push_async_callback(torchserve.stop)
         await torchserve.start()
-        return torchserve.grpc_address
+        batches = ON_GPU if torchserve.on_gpu else ON_CPU
+        return EncoderAt(torchserve.grpc_address, replace(batches, calls=config.torchserve_workers))
 
 
 class Opener:
@@ -481,9 +493,10 @@ class Opener:
         config = self._config
         async with AsyncExitStack() as stack:
             texts, texts_started = self._texts(snapshot, stack)  # first, for it takes as long as TorchServe
-            hosted = ObservedEncoder(await self._encoders(snapshot, stack), self._observer)
+            hosted, batches = await self._encoders(snapshot, stack)
+            hosted = ObservedEncoder(hosted, self._observer)
             breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
-            encoder = CoalescingEncoder(breaker, config.encoder_timeout_s)
+            encoder = CoalescingEncoder(breaker, config.encoder_timeout_s, batches)
             stack.push_async_callback(encoder.close)
             path = self._states / f"{snapshot.snapshot_id}.arrow"
             saved = await asyncio.to_thread(_saved_states, config.data_dir / STATES, snapshot.snapshot_id)

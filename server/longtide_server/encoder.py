@@ -22,9 +22,6 @@ from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloa
 from longtide_server.torchserve.client import TorchServeClient
 
 MODEL_NAME = "longtide-encoder"
-MAX_BATCH_USERS = 256
-MAX_BATCH_EVENTS = 4_096  # some tenths of a second on one core: what arrives meanwhile waits for no more than that
-MAX_STEPS = 256  # of one history in a call, for they are taken one after the other
 FEW_EVENTS = 32
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
@@ -66,6 +63,35 @@ class Encoded:
     """log-probability of item i = cosine(query, i) / temperature - log_z."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How much goes into a call to the encoder, and how many calls go out side by side."""
+
+    users: int = 256
+    """Users in a call at most."""
+    events: int = 4_096
+    """Events of long histories in a call: on one core some tenths of a second, which is what others may wait for it."""
+    steps: int = 256
+    """Events of one history in a call at most, for they are taken one after the other."""
+    calls: int = 1
+    """Calls under way at a time, 1 or more."""
+
+
+ON_CPU = Batches()
+ON_GPU = Batches(users=1_024, events=65_536)
+"""A GPU takes a step of a thousand users in the time of a step of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderAt:
+    """A TorchServe that hosts an encoder."""
+
+    address: str
+    """HOST:PORT of its gRPC inference."""
+    batches: Batches
+    """What is best sent to it at a time."""
+
+
 class Encoder(Protocol):
     """Encodes many users in one call."""
 
@@ -94,7 +120,7 @@ class TorchServeEncoder:
 
 
 class LocalEncoder:
-    """An Encoder in this process: TorchServe's handler itself, on a thread of its own."""
+    """An Encoder in this process: TorchServe's handler itself, on a thread of its own and the first GPU there is."""
 
     def __init__(self, weights: Path) -> None:
         # Imported here because it brings torch, which a server with TorchServe does without.
@@ -103,11 +129,16 @@ class LocalEncoder:
         self._handler = LongtideEncoderHandler()
         self._handler.initialize(
             SimpleNamespace(
-                system_properties={"model_dir": str(weights.parent), "gpu_id": None},
+                system_properties={"model_dir": str(weights.parent), "gpu_id": 0},
                 manifest={"model": {"serializedFile": weights.name}},
             )
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="local-encoder")
+
+    @property
+    def batches(self) -> Batches:
+        """What is best sent to it at a time."""
+        return ON_GPU if self._handler.device.type == "cuda" else ON_CPU
 
     async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
         """See Encoder."""
@@ -150,17 +181,18 @@ class _Waiting:
 
 
 class CoalescingEncoder:
-    """Joins the calls of many callers: one call runs, and what arrives meanwhile is the next one.
+    """Joins the calls of many callers: a call runs, one for each GPU, and what arrives meanwhile is the next one.
 
     A lone caller waits for nobody. The queue is bounded, and so is a batch: long histories go on from call to call,
     many side by side, so that a call is never long and the encoder's weights are read for many at once.
     """
 
-    def __init__(self, encoder: Encoder, call_timeout_s: float) -> None:
+    def __init__(self, encoder: Encoder, call_timeout_s: float, batches: Batches = ON_CPU) -> None:
         self._encoder = encoder
         self._call_timeout_s = call_timeout_s
+        self._batches = batches
         self._waiting: list[_Waiting] = []
-        self._running: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     @property
     def waiting(self) -> int:
@@ -173,8 +205,9 @@ class CoalescingEncoder:
             raise Overloaded(f"{MAX_WAITING} users are waiting for the encoder")
         waiting = _Waiting(steps, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
+        self._running = [running for running in self._running if not running.done()]
+        if len(self._running) < self._batches.calls:
+            self._running.append(asyncio.create_task(self._run()))
         try:
             return await asyncio.wait_for(waiting.result, timeout_s)
         except TimeoutError as exc:
@@ -182,14 +215,14 @@ class CoalescingEncoder:
 
     async def close(self) -> None:
         """Fail what waits, and close the encoder."""
-        if self._running is not None:
-            self._running.cancel()
+        for running in self._running:
+            running.cancel()
         _fail(self._waiting, EncoderUnavailable("the encoder is closing"))
         await self._encoder.close()
 
     async def _run(self) -> None:
         while batch := self._take():
-            most = _most_steps(batch)
+            most = self._most_steps(batch)
             steps = [waiting.next(most) for waiting in batch]
             try:
                 results = await self._encoder.encode(steps, self._call_timeout_s)
@@ -215,19 +248,19 @@ class CoalescingEncoder:
         waiting = [one for one in self._waiting if not one.result.done()]
         few = [one for one in waiting if len(one.steps.items) <= FEW_EVENTS]
         many = [one for one in waiting if len(one.steps.items) > FEW_EVENTS]
-        batch = few[: MAX_BATCH_USERS - bool(many)]
-        batch += many[: min(MAX_BATCH_USERS - len(batch), max(1, MAX_BATCH_EVENTS // FEW_EVENTS))]
+        users, events = self._batches.users, self._batches.events
+        batch = few[: users - bool(many)]
+        batch += many[: min(users - len(batch), max(1, events // FEW_EVENTS))]
         taken = set(map(id, batch))
         self._waiting = [one for one in waiting if id(one) not in taken]
         return batch
 
-
-def _most_steps(batch: Sequence[_Waiting]) -> int:
-    """How many events of a history go into a call: few where somebody with few waits for the others."""
-    many = sum(len(one.steps.items) > FEW_EVENTS for one in batch)
-    if many < len(batch):
-        return FEW_EVENTS
-    return max(1, min(MAX_BATCH_EVENTS // many, MAX_STEPS))
+    def _most_steps(self, batch: Sequence[_Waiting]) -> int:
+        """How many events of a history go into a call: few where somebody with few waits for the others."""
+        many = sum(len(one.steps.items) > FEW_EVENTS for one in batch)
+        if many < len(batch):
+            return FEW_EVENTS
+        return max(1, min(self._batches.events // many, self._batches.steps))
 
 
 def _part(steps: Steps, part: slice) -> Steps:

@@ -12,12 +12,12 @@ from collections.abc import Iterable
 
 import structlog
 
-from longtide_server.encoder import MAX_BATCH_USERS
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.event_store import Written
 from longtide_server.user_state import UserStates
 
-MAX_DUE = 16 * MAX_BATCH_USERS  # the rest waits until it is asked for
+AT_ONCE = 256
+MAX_DUE = 16 * AT_ONCE  # the rest waits until it is asked for
 PAUSE_S = 1.0  # after a failure
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ class Stepper:
 
     async def _run(self) -> None:
         while self._due:
-            owners = [*self._due][:MAX_BATCH_USERS]
+            owners = [*self._due][:AT_ONCE]
             for owner in owners:
                 del self._due[owner]
             steps = [asyncio.create_task(self._states.step(owner)) for owner in owners]

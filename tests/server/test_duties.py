@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from longtide_server import servings as servings_module
+from longtide_server.encoder import ON_CPU, EncoderAt
 from longtide_server.errors import Conflict, SnapshotError
 from longtide_server.snapshot import ENCODER
 from longtide_server.workers.duties import Duties
@@ -22,7 +23,7 @@ async def duties(served):
 
 
 async def test_what_is_prepared_is_served_once_that_is_said(duties, served):
-    await duties.answer(Prepare(served.directory / "b", "127.0.0.1:1"))
+    await duties.answer(Prepare(served.directory / "b", EncoderAt("127.0.0.1:1", ON_CPU)))
     assert served.servings.snapshot_id == "a"
     await duties.answer(Commit(served.directory / "b"))
     assert served.servings.snapshot_id == "b"
@@ -34,12 +35,12 @@ async def test_what_is_prepared_is_served_once_that_is_said(duties, served):
 async def test_a_damaged_snapshot_is_refused(duties, served):
     (served.directory / "b" / ENCODER).write_bytes(b"short")
     with pytest.raises(SnapshotError, match="truncated"):
-        await duties.answer(Prepare(served.directory / "b", ""))
+        await duties.answer(Prepare(served.directory / "b", None))
     assert served.servings.snapshot_id == "a"
 
 
 async def test_what_was_abandoned_is_let_go_and_not_served(duties, served):
-    await duties.answer(Prepare(served.directory / "b", ""))
+    await duties.answer(Prepare(served.directory / "b", None))
     await duties.answer(Abandon())
     assert served.opened[1].released.is_set()
     with pytest.raises(Conflict, match="None is prepared"):
@@ -59,9 +60,9 @@ async def test_what_is_given_up_on_while_it_is_prepared_is_never_served(duties, 
         return await real(recommender, bars)
 
     monkeypatch.setattr(servings_module, "try_out", slow)
-    preparing = asyncio.create_task(duties.answer(Prepare(served.directory / "b", "")))
+    preparing = asyncio.create_task(duties.answer(Prepare(served.directory / "b", None)))
     await begun.wait()
-    await duties.answer(Abandon() if instead == "abandoned" else Prepare(served.directory / "c", ""))
+    await duties.answer(Abandon() if instead == "abandoned" else Prepare(served.directory / "c", None))
     held.set()
     await asyncio.wait((preparing,), timeout=SOON_S)
     assert served.opened[1].released.is_set()

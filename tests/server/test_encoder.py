@@ -8,7 +8,7 @@ import pytest
 
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
 from longtide_server import encoder as encoder_module
-from longtide_server.encoder import LocalEncoder, Steps, pack, unpack
+from longtide_server.encoder import Batches, CoalescingEncoder, LocalEncoder, Steps, pack, unpack
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, LongtideError, Overloaded
 from longtide_server.snapshot import ENCODER
 
@@ -224,37 +224,33 @@ async def test_only_so_many_may_wait(world, held, monkeypatch):
     assert await world.coalescing.encode(steps(4), SOON_S)
 
 
-async def test_a_batch_holds_only_so_many_users(world, held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_USERS", 2)
-    callers = calling(world.coalescing, *(steps(item) for item in (1, 2, 3)))
+async def test_a_batch_holds_only_so_many_users(held):
+    callers = calling(CoalescingEncoder(held, SOON_S, Batches(users=2)), *(steps(item) for item in (1, 2, 3)))
     held.answering_allowed.set()
     await outcomes(callers)
     assert held.rows == [[[1], [2]], [[3]]]
 
 
-async def test_long_histories_go_on_from_call_to_call_side_by_side(world, held, monkeypatch):
+async def test_long_histories_go_on_from_call_to_call_side_by_side(held, monkeypatch):
     monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 4)
-    callers = calling(world.coalescing, *(steps(*[item] * 5) for item in (1, 2)))
+    callers = calling(CoalescingEncoder(held, SOON_S, Batches(events=4)), *(steps(*[item] * 5) for item in (1, 2)))
     held.answering_allowed.set()
     results = await outcomes(callers)
     assert held.rows == [[[1, 1], [2, 2]], [[1, 1], [2, 2]], [[1], [2]]]
     assert [encoded.state.tolist() for encoded in results] == [[5, 1.9375], [5, 3.875]]  # 1 + 1/2 + 1/4 + ...
 
 
-async def test_a_lone_history_takes_few_calls_none_of_them_long(world, held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "MAX_STEPS", 100)
-    callers = calling(world.coalescing, steps(*[1] * 250))
+async def test_a_lone_history_takes_few_calls_none_of_them_long(held):
+    callers = calling(CoalescingEncoder(held, SOON_S, Batches(steps=100)), steps(*[1] * 250))
     held.answering_allowed.set()
     assert (await outcomes(callers))[0].state.tolist() == [250, 2]
     assert [len(row) for call in held.rows for row in call] == [100, 100, 50]
 
 
-async def test_nobody_waits_for_long_histories_nor_they_for_ever(world, held, monkeypatch):
+async def test_nobody_waits_for_long_histories_nor_they_for_ever(held, monkeypatch):
     monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_EVENTS", 8)
-    monkeypatch.setattr(encoder_module, "MAX_BATCH_USERS", 3)
-    callers = calling(world.coalescing, *(steps(*[item] * 3) for item in (1, 2)), *map(steps, (4, 5, 3)))
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(users=3, events=8))
+    callers = calling(coalescing, *(steps(*[item] * 3) for item in (1, 2)), *map(steps, (4, 5, 3)))
     held.answering_allowed.set()
     results = await outcomes(callers)
     assert held.rows[0] == [[4], [5], [1]]  # of a history one event, beside as many of the others as there is room for
@@ -262,14 +258,29 @@ async def test_nobody_waits_for_long_histories_nor_they_for_ever(world, held, mo
     assert [encoded.state.tolist() for encoded in results[:2]] == [[3, 1.75], [3, 3.5]]
 
 
-async def test_a_history_that_nobody_waits_for_any_more_does_not_go_on(world, held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "MAX_STEPS", 50)
-    (impatient,) = calling(world.coalescing, steps(*[1] * 200))
+async def test_a_history_that_nobody_waits_for_any_more_does_not_go_on(held):
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(steps=50))
+    (impatient,) = calling(coalescing, steps(*[1] * 200))
     await held.call_begun.acquire()
     impatient.cancel()
     held.answering_allowed.set()
-    assert (await world.coalescing.encode(steps(2), SOON_S)).state.tolist() == [1, 2]
+    assert (await coalescing.encode(steps(2), SOON_S)).state.tolist() == [1, 2]
     assert [len(row) for call in held.rows for row in call] == [50, 1]
+
+
+async def test_several_calls_run_side_by_side_where_there_are_several_encoders(held):
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(calls=2))
+    callers = [*calling(coalescing, steps(1)), *calling(coalescing, steps(2))]
+    await held.call_begun.acquire()
+    callers += calling(coalescing, steps(3))
+    await held.call_begun.acquire()
+    assert held.rows == [[[1], [2]], [[3]]]
+    callers += calling(coalescing, steps(4), steps(5))
+    await asyncio.sleep(0)
+    held.answering_allowed.set()
+    assert [encoded.state[1] for encoded in await outcomes(callers)] == [1, 2, 3, 4, 5]
+    assert held.rows == [[[1], [2]], [[3]], [[4], [5]]]
+    await coalescing.close()
 
 
 async def test_who_gave_up_is_not_encoded_later(world, held):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longtide_server.config import ServerConfig
+from longtide_server.encoder import Batches, EncoderAt
 from longtide_server.errors import Conflict, DeadlineExceeded, FieldViolation, InvalidInput, SnapshotError, Unavailable
 from longtide_server.events import EventType
 from longtide_server.workers.link import Link, LinkGone
@@ -33,7 +34,7 @@ async def test_each_side_asks_the_other_and_is_answered():
     config = ServerConfig(
         Path("snapshots"), Path("data"), retention={EventType.VIEW: 60.0}, workers=3, torchserve_ports=(1, 2, 3, 4)
     )
-    job = Job(2, config, "127.0.0.1:1", Path("snapshots/a"), "127.0.0.1:2")
+    job = Job(2, config, "127.0.0.1:1", Path("snapshots/a"), EncoderAt("127.0.0.1:2", Batches(calls=2)))
     sample = Sample(
         [Family("longtide_events", "Events.", "counter", [("longtide_events_total", {"outcome": "new"}, 3.0)])]
     )
@@ -48,7 +49,7 @@ async def test_each_side_asks_the_other_and_is_answered():
         assert await theirs.call(Begin(), Job, SOON_S) == job
         found = await ours.call(Look(), Sample, SOON_S)
         assert found.families[0].samples[0] == ("longtide_events_total", {"outcome": "new"}, 3.0)
-        assert await ours.call(Prepare(Path("b"), ""), type(None), SOON_S) is None
+        assert await ours.call(Prepare(Path("b"), None), type(None), SOON_S) is None
 
 
 async def test_many_calls_at_once_get_each_its_own_answer():

@@ -50,6 +50,12 @@ class TorchServe:
         self._process: Process | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
+        self._on_gpu = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether every worker has a GPU; known from the start on."""
+        return self._on_gpu
 
     @property
     def grpc_address(self) -> str:
@@ -139,11 +145,12 @@ class TorchServe:
                 raise self._failure(f"could not load model {self._config.model_name!r}")
             workers = await self.workers()
             if any(worker.ready for worker in workers):
-                return self._require_device(workers)
+                self._on_gpu = all(worker.on_gpu for worker in workers)
+                return self._require_device()
             await asyncio.sleep(_START_POLL_S)
 
-    def _require_device(self, workers: tuple[Worker, ...]) -> None:
-        if self._config.device == "cuda" and not all(worker.on_gpu for worker in workers):
+    def _require_device(self) -> None:
+        if self._config.device == "cuda" and not self._on_gpu:
             raise EncoderUnavailable("device is 'cuda', but TorchServe sees no GPU; choose 'auto' or 'cpu'")
 
     def _failure(self, what: str) -> EncoderUnavailable:

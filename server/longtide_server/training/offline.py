@@ -77,7 +77,8 @@ class OfflineRecommender:
 
     def __init__(self, snapshot: Snapshot, sequences: Sequences, kept_users: int = 2 * AT_ONCE) -> None:
         """kept_users: whose states stay in memory, for callers that ask for the same users again."""
-        self._encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), CALL_TIMEOUT_S)
+        local = LocalEncoder(snapshot.path / ENCODER)
+        self._encoder = CoalescingEncoder(local, CALL_TIMEOUT_S, local.batches)
         self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, kept_users, CALL_TIMEOUT_S)
         self._live = LiveCatalog(snapshot.catalog)
         self._recommender = Recommender(snapshot, self._states, live=self._live)

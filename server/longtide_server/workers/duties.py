@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longtide_server.activation import Listed, Published
+from longtide_server.encoder import EncoderAt
 from longtide_server.errors import Conflict
 from longtide_server.servings import Servings
 from longtide_server.workers.link import Link
@@ -29,7 +30,7 @@ class Duties:
     """Leads this process' servings to another snapshot, step by step."""
 
     def __init__(
-        self, servings: Servings, torchserves: dict[Path, str], families: Callable[[], Sequence[Family]]
+        self, servings: Servings, torchserves: dict[Path, EncoderAt | None], families: Callable[[], Sequence[Family]]
     ) -> None:
         """`torchserves` is told which TorchServe has the encoder of which folder; `families` gives the metrics."""
         self._servings = servings

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from longtide_server.encoder import EncoderAt
 from longtide_server.errors import DeadlineExceeded, LongtideError, Unavailable
 from longtide_server.servings import DRAIN_S
 from longtide_server.workers.link import LinkGone
@@ -36,8 +37,8 @@ class Hosted:
 
     folder: Path
     snapshot_id: str
-    torchserve: str
-    """HOST:PORT; empty where workers run the encoder themselves."""
+    torchserve: EncoderAt | None
+    """None where workers run the encoder themselves."""
     close: Callable[[], Awaitable[None]]
     """Ends TorchServe."""
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from longtide_server.config import ServerConfig
+from longtide_server.encoder import EncoderAt
 from longtide_server.errors import (
     Conflict,
     DeadlineExceeded,
@@ -71,8 +72,8 @@ class Prepare(Message, frozen=True, tag=True):
     """Have a snapshot ready to be served, and try it."""
 
     folder: Path
-    torchserve: str
-    """HOST:PORT of the TorchServe that has its encoder; empty where a worker runs the encoder itself."""
+    torchserve: EncoderAt | None
+    """The TorchServe that has its encoder; None where a worker runs the encoder itself."""
 
 
 class Commit(Message, frozen=True, tag=True):
@@ -109,7 +110,7 @@ class Job(msgspec.Struct, frozen=True):
     """HOST:PORT to listen on, where the port is a real one."""
     folder: Path
     """Of the snapshot."""
-    torchserve: str
+    torchserve: EncoderAt | None
     """As in Prepare."""
 
 
