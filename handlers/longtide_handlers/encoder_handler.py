@@ -46,9 +46,13 @@ class LongtideEncoderHandler:
         torch.backends.cudnn.allow_tf32 = False
         weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
         self.model = torch.jit.load(str(weights), map_location=self.device).eval()  # type: ignore[no-untyped-call]
+        if use_gpu and hasattr(self.model, "score_in_half"):
+            self.model.score_in_half()
         self.threads = torch.get_num_threads()  # what TorchServe's OMP_NUM_THREADS allows
-        # Profiling runs would make the first calls slow and their results differ in the last digit.
+        # Profiling runs would make the first calls slow and their results differ in the last digit; on a GPU they end
+        # the process (torch 2.11). The executor without them fuses operations on a GPU, and fails at it.
         torch._C._jit_set_profiling_executor(False)
+        torch._C._jit_override_can_fuse_on_gpu(False)
         self.initialized = True
 
     def handle(self, data: list[Mapping[str, bytes]], context: Any) -> list[bytes]:  # noqa: ANN401

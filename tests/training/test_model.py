@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,31 @@ def test_the_scripted_encoder_is_the_eager_one(config, tmp_path):
     arguments = (*joined(events(20), events(1), events(9)), torch.randn(3, config.state_size), 6)
     for found, expected in zip(scripted(*arguments), eager(*arguments), strict=True):
         assert_close(found, expected)
+
+
+@torch.inference_mode()
+def test_a_row_of_a_batch_whose_scores_do_not_fit_is_that_row_alone():
+    at_once = ServingEncoder(encoder(PLAIN))
+    row_by_row = ServingEncoder(encoder(PLAIN), scored_cells=1)
+    arguments = (*joined(events(20), events(1), events(9)), torch.randn(3, PLAIN.state_size), 6)
+    for found, expected in zip(row_by_row(*arguments), at_once(*arguments), strict=True):
+        assert_close(found, expected)
+
+
+@torch.inference_mode()
+def test_lists_found_in_half_precision_are_those_of_full_precision(tmp_path):
+    config = replace(PLAIN, item_count=2_000, dim=64)
+    torch.jit.script(ServingEncoder(encoder(config))).save(str(tmp_path / "encoder.pt"))
+    full, half = (torch.jit.load(str(tmp_path / "encoder.pt")) for _ in range(2))
+    half.score_in_half()
+    users = [events(1 + row % 7, seed=row) for row in range(200)]
+    arguments = (*joined(*users), torch.randn(200, config.state_size), 10)
+    query, state, items, log_probability, log_z = half(*arguments)
+    expected = full(*arguments)
+    assert_close((query, state), expected[:2])
+    assert (items == expected[2]).all(1).float().mean() >= 0.999
+    assert_close(log_z, expected[4], atol=5e-4, rtol=0)
+    assert_close(log_probability, expected[3], atol=5e-4, rtol=0)
 
 
 def test_a_state_is_as_large_as_the_manifest_says():

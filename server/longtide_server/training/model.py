@@ -25,6 +25,10 @@ from longtide_server.training.request_time import RequestTime
 
 GAP_BUCKETS = 32
 TYPE_COUNT = 13
+SCORED_CELLS = 64_000_000
+"""Scores, users times items, that are in memory at a time: a quarter of a gigabyte."""
+SHORTLIST = 4
+"""Of how many times as many items as are wanted, found in half precision, the best are taken in full precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +294,18 @@ class Encoder(nn.Module):
 class ServingEncoder(nn.Module):
     """What TorchServe hosts: ragged batches in; query vectors, states and the best items out."""
 
-    def __init__(self, encoder: Encoder, chunk: int = 256) -> None:
+    def __init__(self, encoder: Encoder, chunk: int = 256, scored_cells: int = SCORED_CELLS) -> None:
+        """Takes up to `chunk` steps at a time, and keeps up to `scored_cells` numbers of the scoring in memory."""
         super().__init__()
         self.encoder = encoder
         self.chunk = chunk
+        self.scored_cells = scored_cells
+        self.shortlist = SHORTLIST
         self.state_size = encoder.state_size
         self.candidates: Tensor
         self.register_buffer("candidates", encoder.item_embeddings()[1:].detach().clone())  # (I, D)
+        self.low: Tensor
+        self.register_buffer("low", torch.empty(0))  # the same in half precision, once that is asked for
 
     def forward(
         self,
@@ -315,10 +324,36 @@ class ServingEncoder(nn.Module):
         and log Z (B,): the log-probability of item i is cosine(query, i) / temperature - log Z.
         """
         query, state = self.encode(items, types, gaps, values, lengths, state)
-        logits = query @ self.candidates.t() / self.encoder.temperature  # (B, I)
-        log_z = torch.logsumexp(logits, dim=1)
-        best, index = torch.topk(logits, min(top_n, logits.size(1)), dim=1)
-        return query, state, index + 1, best - log_z.unsqueeze(1), log_z
+        kept = max(self.candidates.size(0), self.shortlist * top_n * self.encoder.dim if self.low.numel() else 0)
+        rows = max(1, self.scored_cells // kept)
+        found: list[Tensor] = []
+        best: list[Tensor] = []
+        log_z: list[Tensor] = []
+        for at in range(0, query.size(0), rows):
+            index, logit, z = self.ranked(query[at : at + rows], min(top_n, self.candidates.size(0)))
+            found.append(index + 1)
+            best.append(logit - z.unsqueeze(1))
+            log_z.append(z)
+        return query, state, torch.cat(found), torch.cat(best), torch.cat(log_z)
+
+    @torch.jit.export
+    def score_in_half(self) -> None:
+        """From now on, look through the catalogue in half precision, and compare what is best in full precision."""
+        self.low = self.candidates.half()
+
+    def ranked(self, query: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Query vectors (R, D) -> the top_n best candidates (R, N) from 0, their logits (R, N), and log Z (R,)."""
+        if self.low.numel() == 0:
+            logits = query @ self.candidates.t() / self.encoder.temperature  # (R, I)
+            best, index = torch.topk(logits, top_n, dim=1)
+            return index, best, torch.logsumexp(logits, dim=1)
+        logits = (query.half() @ self.low.t()).float() / self.encoder.temperature  # (R, I)
+        near = torch.topk(logits, min(self.shortlist * top_n, logits.size(1)), dim=1)[1]  # (R, M)
+        again = torch.bmm(self.candidates[near], query.unsqueeze(2)).squeeze(2) / self.encoder.temperature  # (R, M)
+        best, place = torch.topk(again, top_n, dim=1)
+        # What has most of the probability must be exact for log Z to be.
+        log_z = torch.logsumexp(logits.scatter(1, near, again), dim=1)
+        return near.gather(1, place), best, log_z
 
     def encode(
         self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor, state: Tensor

@@ -138,7 +138,7 @@ def train(
     if settings.train.fine_tune_epochs:
         report(Step("Fine-tuning on the behaviour that is wanted"))
         head = fine_tune(model, settings.model, settings.train, holdout, report, run)
-    judged = copy.deepcopy(model)
+    judged = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
     if settings.train.refit_epochs:
         report(Step("Refitting on everything"))
         refit(model, head, settings.train, sequences, report, run)

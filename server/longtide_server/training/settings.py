@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from longtide_server.candidates import TransitionSettings
 from longtide_server.errors import InvalidInput
@@ -16,6 +17,7 @@ from longtide_server.snapshot import NeighborSettings
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.model import ModelConfig
 from longtide_server.training.train import TrainConfig
+from longtide_server.training.workers import CPU, best_device
 
 DENSE_EVENTS_PER_USER = 20.0
 SMALL_LOG_EVENTS = 200_000
@@ -28,6 +30,8 @@ WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, Event
 COMMON_SHARE = 0.01
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+BFLOAT16_CAPABILITY = (8, 0)
+"""NVIDIA's Ampere, 2020, and what came after it."""
 
 # What `--set` may change, and from where to where. What follows from the log itself is not among it.
 TINY = 1e-6
@@ -118,7 +122,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             batch_events=int(np.clip(events // STEPS_PER_EPOCH, *BATCH_EVENTS)),
             chunk=64 if dense else 128,
             negatives=0 if sequences.item_count <= FULL_SOFTMAX_ITEMS else NEGATIVES,
-            bfloat16=bfloat16_is_faster(),
+            bfloat16=bfloat16_is_faster(best_device()),
             seed=seed,
         ),
         neighbors=NeighborSettings(),
@@ -134,8 +138,10 @@ def _wanted_type(sequences: Sequences) -> int:
     return next((wanted for wanted in WANTED_TYPES if counts[wanted] >= COMMON_SHARE * counts.sum()), 0)
 
 
-def bfloat16_is_faster() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
+def bfloat16_is_faster(device: torch.device = CPU) -> bool:
+    """Whether this processor, or GPU, multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
     facts = CPU_FACTS.read_text(encoding="ascii") if CPU_FACTS.exists() else ""
     return any(flag in facts for flag in BFLOAT16_FLAGS)
 
