@@ -15,7 +15,7 @@ SNAPSHOT = .longtide/snapshot
 STORE = .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-content bench-events bench-serving clean
+.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-content bench-events bench-gpu bench-serving clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ bench-serving: setup  ## Measure what an answer costs and what it survives (half
 bench-content: setup  ## Measure what the content of items is worth (hours; goes on where it was; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.content --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
 	  $(if $(JSON),--json "$(JSON)")
+
+bench-gpu: setup  ## Measure what a GPU is worth, where there is one (a quarter of an hour; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.gpu --data $(LOGS) --scorer $(SCORER) --work $(BENCH) $(if $(JSON),--json "$(JSON)")
 
 bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours)
 	$(BIN)/python -m tests.bench.ablation $(LOGS)/amazon-beauty/interactions.csv.gz
