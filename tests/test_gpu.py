@@ -52,9 +52,7 @@ def batch(rows: int, longest: int) -> list[Steps]:
 
 def handler(weights, gpu):
     made = LongtideEncoderHandler()
-    context = {"system_properties": {"model_dir": str(weights.parent), "gpu_id": gpu}}
-    context["manifest"] = {"model": {"serializedFile": weights.name}}
-    made.initialize(type("Context", (), context))
+    made.load(weights, gpu)
     return made
 
 

@@ -18,6 +18,7 @@ TorchServe unpacks this file alone, so it imports nothing of Longtide.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,18 @@ class LongtideEncoderHandler:
 
     def initialize(self, context: Any) -> None:  # noqa: ANN401  (TorchServe's own untyped context)
         """Load the encoder onto the GPU that TorchServe assigned to this worker, or the CPU where there is none."""
+        # TorchServe's worker prints two lines a call at "info", and its frontend parses both.
+        logging.getLogger().setLevel(logging.WARNING)
         properties = context.system_properties
-        gpu = properties.get("gpu_id")
+        weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
+        self.load(weights, properties.get("gpu_id"))
+
+    def load(self, weights: Path, gpu: int | None) -> None:
+        """Load the encoder onto a GPU, or the CPU where there is none."""
         use_gpu = torch.cuda.is_available() and gpu is not None
         self.device = torch.device(f"cuda:{gpu}" if use_gpu else "cpu")
         # The same numbers on every device, to the tolerance of float32.
         torch.backends.cudnn.allow_tf32 = False
-        weights = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
         self.model = torch.jit.load(str(weights), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         if use_gpu and hasattr(self.model, "score_in_half"):
             self.model.score_in_half()

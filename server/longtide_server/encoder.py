@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -127,12 +126,7 @@ class LocalEncoder:
         from longtide_handlers.encoder_handler import LongtideEncoderHandler
 
         self._handler = LongtideEncoderHandler()
-        self._handler.initialize(
-            SimpleNamespace(
-                system_properties={"model_dir": str(weights.parent), "gpu_id": 0},
-                manifest={"model": {"serializedFile": weights.name}},
-            )
-        )
+        self._handler.load(weights, gpu=0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="local-encoder")
 
     @property

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,8 +142,7 @@ def in_batches(steps: Sequence[Steps], batches: Batches) -> list[list[Steps]]:
 def handler(weights: Path, gpu: int | None) -> LongtideEncoderHandler:
     """The handler on a GPU, or on the CPU."""
     made = LongtideEncoderHandler()
-    properties = {"model_dir": str(weights.parent), "gpu_id": gpu}
-    made.initialize(SimpleNamespace(system_properties=properties, manifest={"model": {"serializedFile": weights.name}}))
+    made.load(weights, gpu)
     return made
 
 

@@ -24,9 +24,7 @@ def main(folder: Path, log: Path, batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
     snapshot = load_snapshot(folder)
     handler = LongtideEncoderHandler()
-    properties = {"model_dir": str(folder), "gpu_id": None}
-    manifest = {"model": {"serializedFile": ENCODER}}
-    handler.initialize(type("Context", (), {"system_properties": properties, "manifest": manifest}))
+    handler.load(folder / ENCODER, None)
     steps = sorted(whole_histories(World(folder, snapshot, log, (), folder)), key=lambda one: len(one.items))
     batches = [pack(steps[at : at + batch]) for at in range(0, len(steps), batch)]
     for one in batches[:WARM_BATCHES]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,14 @@ found.initialize(types.SimpleNamespace(system_properties={"model_dir": folder, "
 request = {path.name: path.read_bytes() for path in pathlib.Path(folder, "request").iterdir()}
 sys.stdout.buffer.write(b"".join(found.handle([request], None)))
 """
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The handler makes the process that it is hosted in quiet."""
+    before = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +184,14 @@ def test_only_large_calls_use_threads(weights, events, threads):
 def test_it_is_ready_only_once_initialised(weights):
     assert not LongtideEncoderHandler().initialized
     assert handler(weights).initialized
+
+
+def test_it_has_torchserve_print_nothing_at_a_call_and_leaves_other_processes_as_they_are(weights):
+    logging.getLogger().setLevel(logging.INFO)
+    LongtideEncoderHandler().load(weights, None)
+    assert logging.getLogger().isEnabledFor(logging.INFO)
+    handler(weights)
+    assert not logging.getLogger().isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize(

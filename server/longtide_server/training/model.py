@@ -110,6 +110,14 @@ class Block(nn.Module):
 
         Without lengths all rows are full; with them, h and c are those after `lengths[b]` events.
         """
+        if x.size(1) == 1 and not self.training:
+            # A single step, as most are that are served: oneDNN would lay out the weights anew, which takes longer.
+            by = self.lstm
+            h, c = torch.lstm_cell(
+                self.norm(x).squeeze(1), [h, c], by.weight_ih_l0, by.weight_hh_l0, by.bias_ih_l0, by.bias_hh_l0  # type: ignore[arg-type]
+            )  # fmt: skip
+            x = x + self.project(h).unsqueeze(1)
+            return x + self.feed_forward(x), h, c
         state = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
         if lengths is None:
             y, (h, c) = self.lstm(self.norm(x), state)  # (B, T, H)
@@ -135,6 +143,10 @@ class Memories(nn.Module):
 
     def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), m (B, K, D) -> normalised memories (B, T, K, D), raw memories (B, T, K, D)."""
+        if x.size(1) == 1 and not self.training:
+            a = torch.sigmoid(self.decay_logit).unsqueeze(1)  # (K, 1)
+            raw = (a * m + (1.0 - a) * x).unsqueeze(1)
+            return self.norm(raw), raw
         steps = torch.arange(x.size(1), device=x.device, dtype=x.dtype)
         log_a = nn.functional.logsigmoid(self.decay_logit)  # (K,)
         lag = steps.unsqueeze(1) - steps.unsqueeze(0)  # (T, T)
@@ -344,7 +356,7 @@ class ServingEncoder(nn.Module):
     def ranked(self, query: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query vectors (R, D) -> the top_n best candidates (R, N) from 0, their logits (R, N), and log Z (R,)."""
         if self.low.numel() == 0:
-            logits = query @ self.candidates.t() / self.encoder.temperature  # (R, I)
+            logits = (query / self.encoder.temperature) @ self.candidates.t()  # (R, I)
             best, index = torch.topk(logits, top_n, dim=1)
             return index, best, torch.logsumexp(logits, dim=1)
         logits = (query.half() @ self.low.t()).float() / self.encoder.temperature  # (R, I)
@@ -360,6 +372,11 @@ class ServingEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The query vector (B, D) and state (B, S) after each row's last event, in chunks, so memory stays bounded."""
         starts = torch.cumsum(lengths, dim=0) - lengths  # (B,)
+        if items.size(0) == lengths.size(0):  # one event each
+            queries, state = self.encoder(
+                items.unsqueeze(1), types.unsqueeze(1), gaps.unsqueeze(1), values.unsqueeze(1), None, state
+            )
+            return queries.squeeze(1), state
         query = torch.zeros(lengths.size(0), self.encoder.dim, device=state.device)
         state = state.clone()
         longest = int(lengths.max().item())
