@@ -207,8 +207,11 @@ async def _supervising(config: ServerConfig, stack: AsyncExitStack) -> tuple[str
     return address, fleet.snapshot_id
 
 
-async def working(end: socket.socket) -> None:
-    """Be a worker, see `workers`: do what the process at the other end of the socket says, until it has ended."""
+async def working(end: socket.socket, ready: Callable[[], None]) -> None:
+    """Be a worker, see `workers`: do what the process at the other end of the socket says, until it has ended.
+
+    `ready` is called when everything is loaded.
+    """
     duties: asyncio.Future[Duties] = asyncio.get_running_loop().create_future()
 
     async def answer(message: Message) -> object:
@@ -224,6 +227,7 @@ async def working(end: socket.socket) -> None:
                 _bind(server, job.address)
                 forwarding = Forwarding(job.folder.parent, lambda: parts.servings.snapshot_id, link)
                 await _start(server, job.config, parts, forwarding, stack)
+                ready()
                 await link.call(Listening(), type(None), LINK_S)
             except LongtideError as exc:
                 await link.call(Failed(failure_of(exc)), type(None), LINK_S)

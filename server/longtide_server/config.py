@@ -40,7 +40,7 @@ class ServerConfig:
     default_timeout_s: float = 5.0
     """The deadline of a call that brings none."""
     cached_users: int = 20_000
-    """Users who are kept in the memory of a server process: about 10 kB each, and 0.16 kB for each of their events."""
+    """Users who are kept in the memory of a server process: about 10 kB each, and 26 bytes for each of their events."""
     keep_snapshots: int = 5
     """How many snapshots stay in the snapshot directory after one was activated, 1 or more."""
     canary_latency_s: float = 1.0

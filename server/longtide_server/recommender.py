@@ -253,9 +253,7 @@ class Recommender:
 
     def _considered(self, asker: Asker, query: Query, session: list[int], evidence: Evidence) -> Candidates:
         """What the sources say, of the items that may be recommended."""
-        seen = asker.user.seen
-        excluded = self._numbers(query.exclude_item_ids)
-        blocked = np.fromiter(itertools.chain(seen, session, excluded), np.int64)
+        blocked = np.array([*asker.user.seen, *session, *self._numbers(query.exclude_item_ids)], np.int64)
         allowed = self._allowed(query)
         if query.interests is not None and not (asker.user.items or asker.user.unknown or session):
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)

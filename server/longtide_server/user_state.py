@@ -15,6 +15,7 @@ import bisect
 import itertools
 import math
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -54,11 +55,15 @@ class UserState:
     """Whose history it is; who asks may have another name for them."""
     version: Version = field(default_factory=Version)
     """Of the history, as far as it is known here."""
-    times: list[float] = field(default_factory=list)
-    items: list[int] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
+    # Arrays and not lists: the garbage collector would look through all of everybody's lists, and hold all calls up.
+    times: array[float] = field(default_factory=lambda: array("d"))
+    """Seconds since 1970, ascending."""
+    items: array[int] = field(default_factory=lambda: array("i"))
+    types: array[int] = field(default_factory=lambda: array("B"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    """NaN where absent."""
+    seen: array[int] = field(default_factory=lambda: array("i"))
+    """The items, each once, ascending."""
     unknown: set[str] = field(default_factory=set)
     """Items of events that the snapshot does not know."""
     encoded: Encoded | None = None
@@ -81,7 +86,9 @@ class UserState:
         self.items.insert(at, number)
         self.types.insert(at, event.type)
         self.values.insert(at, math.nan if event.value is None else event.value)
-        self.seen.add(number)
+        place = bisect.bisect_left(self.seen, number)
+        if place == len(self.seen) or self.seen[place] != number:
+            self.seen.insert(place, number)
         if at < len(self.times) - 1:
             self.generation += 1
             if at < self.encoded_count:
@@ -92,11 +99,11 @@ class UserState:
         """Put many events at the end, where they belong: by time, none before the last one that is there."""
         known = [(event, number) for event, number in zip(events, numbers, strict=True) if number]
         self.unknown.update(event.item_id for event, number in zip(events, numbers, strict=True) if not number)
-        self.times += [event.time_s for event, _ in known]
-        self.items += [number for _, number in known]
-        self.types += [event.type for event, _ in known]
-        self.values += [math.nan if event.value is None else event.value for event, _ in known]
-        self.seen.update(number for _, number in known)
+        self.times.extend(event.time_s for event, _ in known)
+        self.items.extend(number for _, number in known)
+        self.types.extend(event.type for event, _ in known)
+        self.values.extend(math.nan if event.value is None else event.value for event, _ in known)
+        self.seen = array("i", sorted({*self.seen, *(number for _, number in known)}))
 
     def many_late(self, events: Sequence[Event]) -> bool:
         """Whether so many events belong before others that to put them there would hold everybody up."""
@@ -150,6 +157,13 @@ def _heard(task: asyncio.Task[Any]) -> None:
     """What failed after its last caller gave up is nobody's error; asyncio would report it as one."""
     if not task.cancelled():
         task.exception()
+
+
+def _over(user: UserState, advancing: asyncio.Task[None]) -> None:
+    """An encoding is over: nobody holds on to it."""
+    _heard(advancing)
+    if user.advancing is advancing:
+        user.advancing = None
 
 
 class UserStates:
@@ -297,7 +311,7 @@ class UserStates:
         """Wait for the user's next steps; they go on, and are kept, when this caller's time is over."""
         if user.advancing is None or user.advancing.done():
             user.advancing = asyncio.create_task(self._advance(user, top_n))
-            user.advancing.add_done_callback(_heard)
+            user.advancing.add_done_callback(partial(_over, user))
         advancing = user.advancing  # whoever is woken first may begin the next one
         done, _ = await asyncio.wait((advancing,), timeout=max(timeout_s, 0.0))
         if not done:

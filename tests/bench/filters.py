@@ -226,7 +226,7 @@ async def answers(items: int) -> None:
 def person(number: int, items: int) -> UserState:
     had = (np.random.default_rng(number).permutation(min(items, 3_000))[:HISTORY] + 1).tolist()
     times, values = [float(at) for at in range(HISTORY)], [float("nan")] * HISTORY
-    return UserState(f"user:person-{number}", Version(1), times, had, [1] * HISTORY, values, set(had))
+    return UserState(f"user:person-{number}", Version(1), times, had, [1] * HISTORY, values, sorted(set(had)))
 
 
 if __name__ == "__main__":

@@ -628,10 +628,10 @@ async def test_an_event_that_is_read_before_its_write_is_answered_counts_once(st
     world.store.answering_allowed.clear()
     writing = asyncio.ensure_future(stubs.events.WriteEvents(batch(message("e1", item_id="a"))))
     await world.store.write_done.acquire()
-    assert (await world.states.get("user:ann")).items == [1]
+    assert (await world.states.get("user:ann")).items.tolist() == [1]
     world.store.answering_allowed.set()
     await writing
-    assert (await world.states.get("user:ann")).items == [1]
+    assert (await world.states.get("user:ann")).items.tolist() == [1]
 
 
 async def test_a_write_whose_caller_gave_up_is_felt_when_it_is_durable(make_world, tmp_path):
@@ -642,7 +642,7 @@ async def test_a_write_whose_caller_gave_up_is_felt_when_it_is_durable(make_worl
     world.states = UserStates(world.snapshot, world.store, world.coalescing, 10)
     world.writer = HistoryWriter(world.store)
     world.writer.add(world.states)
-    assert (await world.states.get("user:ann")).items == []
+    assert (await world.states.get("user:ann")).items.tolist() == []
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     async with serving(world) as stubs:
@@ -651,7 +651,7 @@ async def test_a_write_whose_caller_gave_up_is_felt_when_it_is_durable(make_worl
         other.rollback()
         await stubs.events.WriteEvents(batch(message("e2", user_id="bob")))  # the next commit
         assert [event.event_id for event in (await world.store.history("user:ann")).events] == ["e1"]
-        assert (await world.states.get("user:ann")).items == [1]
+        assert (await world.states.get("user:ann")).items.tolist() == [1]
     other.close()
     await world.store.close()
 
