@@ -87,15 +87,15 @@ async def test_everything_is_exported_as_it_was_written(users, event, monkeypatc
 
 async def test_a_merge_is_felt_at_once_and_by_either_name(users, event):
     await users.writer.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
-    assert (await users.states.get("user:ann")).items == [1]
-    assert (await users.states.get("session:s")).items == [2]
+    assert (await users.states.get("user:ann")).items.tolist() == [1]
+    assert (await users.states.get("session:s")).items.tolist() == [2]
     request = users_pb2.MergeUsersRequest(source=SESSION, user_id="ann")
     assert (await users.stub.MergeUsers(request)).moved_count == 1
     assert (await users.stub.MergeUsers(request)).moved_count == 0
-    assert (await users.states.get("user:ann")).items == [1, 2]
+    assert (await users.states.get("user:ann")).items.tolist() == [1, 2]
     await users.writer.write([event("s2", "c", 3.0, "", session_id="s")])
-    assert (await users.states.get("user:ann")).items == [1, 2, 3]
-    assert (await users.states.get("session:s")).items == [1, 2, 3]
+    assert (await users.states.get("user:ann")).items.tolist() == [1, 2, 3]
+    assert (await users.states.get("session:s")).items.tolist() == [1, 2, 3]
 
 
 async def test_a_history_of_somebody_else_is_not_merged(users, event):
@@ -108,50 +108,50 @@ async def test_a_history_of_somebody_else_is_not_merged(users, event):
 async def test_a_deletion_is_felt_at_once_and_keeps_late_duplicates_out(users, event):
     sent = [event("e1", "a", 1.0), event("e2", "b", 2.0)]
     await users.writer.write(sent)
-    assert (await users.states.get("user:ann")).items == [1, 2]
+    assert (await users.states.get("user:ann")).items.tolist() == [1, 2]
     answer = await users.stub.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=ANN))
     assert (answer.deleted_count, answer.deleted_time.seconds) == (2, NOW_S)
-    assert (await users.states.get("user:ann")).items == []
+    assert (await users.states.get("user:ann")).items.tolist() == []
     written = await users.writer.write(sent)
     assert (written.new, written.duplicates) == (0, 2)
-    assert (await users.states.get("user:ann")).items == []
+    assert (await users.states.get("user:ann")).items.tolist() == []
     assert (await users.stub.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=ANN))).deleted_count == 0
     await users.writer.write([event("e3", "c", NOW_S + 1)])
-    assert (await users.states.get("user:ann")).items == [3]
+    assert (await users.states.get("user:ann")).items.tolist() == [3]
 
 
 async def test_a_name_stands_alone_after_a_deletion(users, event):
     await users.writer.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
     await users.writer.merge("session:s", "user:ann")
-    assert (await users.states.get("session:s")).items == [1, 2]
+    assert (await users.states.get("session:s")).items.tolist() == [1, 2]
     await users.writer.delete("user:ann", NOW_S)
     await users.writer.write([event("s2", "c", NOW_S + 1, "", session_id="s")])
-    assert (await users.states.get("session:s")).items == [3]
+    assert (await users.states.get("session:s")).items.tolist() == [3]
     await users.writer.write([event("e2", "d", NOW_S + 1)])
-    assert (await users.states.get("session:s")).items == [3]
-    assert (await users.states.get("user:ann")).items == [4]
+    assert (await users.states.get("session:s")).items.tolist() == [3]
+    assert (await users.states.get("user:ann")).items.tolist() == [4]
 
 
 async def test_a_deletion_by_another_name_is_felt_by_that_of_the_owner(users, event):
     await users.store.write([event("s1", "a", 1.0, "", session_id="s"), event("e1", "b", 2.0)])
     await users.store.merge("session:s", "user:ann")
-    assert (await users.states.get("user:ann")).items == [1, 2]
+    assert (await users.states.get("user:ann")).items.tolist() == [1, 2]
     await users.writer.delete("session:s", NOW_S)
-    assert (await users.states.get("user:ann")).items == []
+    assert (await users.states.get("user:ann")).items.tolist() == []
 
 
 async def test_a_merge_into_another_name_is_felt_by_the_owner(users, event):
     await users.writer.write([event("e1", "a", 1.0), event("t1", "c", 3.0, "", session_id="t")])
     await users.writer.merge("user:guest", "user:ann")
-    assert (await users.states.get("user:ann")).items == [1]
+    assert (await users.states.get("user:ann")).items.tolist() == [1]
     await users.writer.merge("session:t", "user:guest")
-    assert (await users.states.get("user:ann")).items == [1, 3]
+    assert (await users.states.get("user:ann")).items.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("call", ["merge", "delete"])
 async def test_what_a_caller_gave_up_on_is_felt_all_the_same(users, event, call):
     await users.writer.write([event("e1", "a", 1.0), event("s1", "b", 2.0, "", session_id="s")])
-    assert (await users.states.get("user:ann")).items == [1]
+    assert (await users.states.get("user:ann")).items.tolist() == [1]
     change = users.writer.delete("user:ann", NOW_S) if call == "delete" else users.writer.merge("session:s", "user:ann")
     task = asyncio.create_task(change)
     await asyncio.sleep(0)
@@ -159,7 +159,7 @@ async def test_what_a_caller_gave_up_on_is_felt_all_the_same(users, event, call)
     task.cancel()
     await users.store.write([])  # behind it in the writer's queue
     await asyncio.sleep(0.05)
-    assert (await users.states.get("user:ann")).items == ([] if call == "delete" else [1, 2])
+    assert (await users.states.get("user:ann")).items.tolist() == ([] if call == "delete" else [1, 2])
 
 
 async def test_a_change_that_failed_is_looked_up(users, event, monkeypatch):
@@ -174,7 +174,7 @@ async def test_a_change_that_failed_is_looked_up(users, event, monkeypatch):
     monkeypatch.setattr(users.store, "delete", fails_after_all)
     with pytest.raises(Unavailable):
         await users.writer.delete("user:ann", NOW_S)
-    assert (await users.states.get("user:ann")).items == []
+    assert (await users.states.get("user:ann")).items.tolist() == []
 
 
 @pytest.mark.parametrize(
