@@ -22,6 +22,7 @@ from longtide_server.torchserve.client import TorchServeClient
 
 MODEL_NAME = "longtide-encoder"
 FEW_EVENTS = 32
+LEAST_SHARED = 16  # users: fewer are not worth several calls
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
 
@@ -77,8 +78,8 @@ class Batches:
 
 
 ON_CPU = Batches()
-ON_GPU = Batches(users=1_024, events=65_536)
-"""A GPU takes a step of a thousand users in the time of a step of one."""
+ON_GPU = Batches(users=512, events=65_536)
+"""A GPU takes a step of hundreds of users in the time of a step of one; more at a time hold the event loop up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,8 @@ class CoalescingEncoder:
         self._batches = batches
         self._waiting: list[_Waiting] = []
         self._running: list[asyncio.Task[None]] = []
+        self._under_way = 0
+        """Calls."""
 
     @property
     def waiting(self) -> int:
@@ -199,9 +202,7 @@ class CoalescingEncoder:
             raise Overloaded(f"{MAX_WAITING} users are waiting for the encoder")
         waiting = _Waiting(steps, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._running = [running for running in self._running if not running.done()]
-        if len(self._running) < self._batches.calls:
-            self._running.append(asyncio.create_task(self._run()))
+        self._start()
         try:
             return await asyncio.wait_for(waiting.result, timeout_s)
         except TimeoutError as exc:
@@ -214,10 +215,19 @@ class CoalescingEncoder:
         _fail(self._waiting, EncoderUnavailable("the encoder is closing"))
         await self._encoder.close()
 
+    def _start(self) -> None:
+        """Have one more call made, where one more may be under way."""
+        self._running = [running for running in self._running if not running.done()]
+        if len(self._running) < self._batches.calls:
+            self._running.append(asyncio.create_task(self._run()))
+
     async def _run(self) -> None:
         while batch := self._take():
+            if self._waiting:
+                self._start()
             most = self._most_steps(batch)
             steps = [waiting.next(most) for waiting in batch]
+            self._under_way += 1
             try:
                 results = await self._encoder.encode(steps, self._call_timeout_s)
             except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
@@ -232,17 +242,21 @@ class CoalescingEncoder:
                 taken = zip(batch, steps, results, strict=True)
                 left = [waiting for waiting, one, encoded in taken if not waiting.reached(encoded, len(one.items))]
                 self._waiting = [*left, *self._waiting]
+            finally:
+                self._under_way -= 1
 
     def _take(self) -> list[_Waiting]:
         """The next batch, without the callers who gave up.
 
         Everybody with few events is in it, and of those with many, oldest first, as many as do not take long: nobody
-        waits for another's long history, and in every batch there is room for one.
+        waits for another's long history, and in every batch there is room for one. Where several calls may be under
+        way, each has its share.
         """
         waiting = [one for one in self._waiting if not one.result.done()]
+        free, events = self._batches.calls - self._under_way, self._batches.events
+        users = min(max(-(-len(waiting) // free), LEAST_SHARED), self._batches.users)
         few = [one for one in waiting if len(one.steps.items) <= FEW_EVENTS]
         many = [one for one in waiting if len(one.steps.items) > FEW_EVENTS]
-        users, events = self._batches.users, self._batches.events
         batch = few[: users - bool(many)]
         batch += many[: min(users - len(batch), max(1, events // FEW_EVENTS))]
         taken = set(map(id, batch))

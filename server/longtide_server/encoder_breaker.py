@@ -80,6 +80,8 @@ class BreakingEncoder:
                 await self._through([self._probe_steps], PROBE_TIMEOUT_S)
             except (EncoderUnavailable, DeadlineExceeded, Overloaded):
                 continue
+            if (await self._breakers.get_breaker(CIRCUIT)).context.state != "closed":
+                continue  # another call, late, has failed meanwhile
             log.info("encoder_back")
             self._probing = None
             return

@@ -43,6 +43,7 @@ KEPT_FAR_EVENTS = 128
 MAX_STEPS_AHEAD = 32  # more are a history that has just been loaded, which nobody may ever ask for
 ITEMS_AHEAD = 10
 MANY_LATE_EVENTS = 64
+FEW_EVENTS = 32  # to put each in its place is faster than to sort all
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
 
@@ -86,9 +87,7 @@ class UserState:
         self.items.insert(at, number)
         self.types.insert(at, event.type)
         self.values.insert(at, math.nan if event.value is None else event.value)
-        place = bisect.bisect_left(self.seen, number)
-        if place == len(self.seen) or self.seen[place] != number:
-            self.seen.insert(place, number)
+        self._see(number)
         if at < len(self.times) - 1:
             self.generation += 1
             if at < self.encoded_count:
@@ -103,7 +102,16 @@ class UserState:
         self.items.extend(number for _, number in known)
         self.types.extend(event.type for event, _ in known)
         self.values.extend(math.nan if event.value is None else event.value for event, _ in known)
-        self.seen = array("i", sorted({*self.seen, *(number for _, number in known)}))
+        if len(known) > FEW_EVENTS:
+            self.seen = array("i", sorted({*self.seen, *(number for _, number in known)}))
+        else:
+            for _, number in known:
+                self._see(number)
+
+    def _see(self, number: int) -> None:
+        place = bisect.bisect_left(self.seen, number)
+        if place == len(self.seen) or self.seen[place] != number:
+            self.seen.insert(place, number)
 
     def many_late(self, events: Sequence[Event]) -> bool:
         """Whether so many events belong before others that to put them there would hold everybody up."""

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import grpc
 import psutil
@@ -16,13 +18,15 @@ from tests.redis_servers import cli
 
 from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Source, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide_server import app
 from longtide_server.app import _cancelled, running
 from longtide_server.cli import cli as commands
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder import ON_CPU, ON_GPU, Batches, EncoderAt, LocalEncoder
 from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotError, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed
+from longtide_server.snapshot import ENCODER, resolve
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Catalog", "Snapshot")]
 
@@ -126,6 +130,48 @@ async def test_an_item_that_is_written_is_recommended_within_two_seconds(config,
                 assert "new" not in [item.item_id for item in await another.recommend("ann", 17)]
     async with running(settings) as address, AsyncClient(address) as client:  # and what is stored is placed again
         await within_two_seconds(client, "other")
+
+
+@pytest.mark.parametrize(("on_gpu", "batches"), [(True, ON_GPU), (False, ON_CPU)])
+async def test_torchserve_is_called_with_what_suits_it(config, copied, monkeypatch, on_gpu, batches):
+    """Without a GPU, and without TorchServe, which the end-to-end tests start."""
+    told = []
+
+    class Started:
+        grpc_address = "127.0.0.1:1"
+
+        def __init__(self, settings):
+            told.append(settings.workers)
+            self.on_gpu = on_gpu
+
+        async def start(self):
+            pass
+
+        async def stop(self):
+            pass
+
+    monkeypatch.setattr(app, "TorchServe", Started)
+    settings = config(snapshot_dir=copied("a"), torchserve_workers=3)
+    settings.data_dir.mkdir(exist_ok=True)
+    async with AsyncExitStack() as stack:
+        found = await app.TorchServes(settings).start(resolve(settings.snapshot_dir) / ENCODER, stack)
+    assert found == EncoderAt("127.0.0.1:1", replace(batches, calls=3))
+    assert told == [3]
+
+
+async def test_calls_are_as_large_as_suits_the_encoder(config, monkeypatch):
+    encode, sizes = LocalEncoder.encode, []
+
+    async def seen(self, batch, timeout_s):
+        sizes.append(len(batch))
+        return await encode(self, batch, timeout_s)
+
+    monkeypatch.setattr(LocalEncoder, "encode", seen)
+    monkeypatch.setattr(LocalEncoder, "batches", Batches(users=2))
+    async with running(config()) as address, AsyncClient(address) as client:
+        await client.write_events([Event(f"u{n}", "item-3", "view") for n in range(9)])
+        assert len([answer async for answer in client.recommend_many([f"u{n}" for n in range(9)])]) == 9
+    assert max(sizes) == 2
 
 
 async def test_a_state_follows_an_event_before_anybody_asks(config, monkeypatch):

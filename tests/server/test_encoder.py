@@ -283,6 +283,27 @@ async def test_several_calls_run_side_by_side_where_there_are_several_encoders(h
     await coalescing.close()
 
 
+async def test_many_callers_at_once_are_shared_between_several_encoders(held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "LEAST_SHARED", 1)
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(calls=2))
+    callers = calling(coalescing, *(steps(item) for item in (1, 2, 3, 4)))
+    for _ in range(2):
+        await held.call_begun.acquire()
+    assert held.rows == [[[1], [2]], [[3], [4]]]  # both under way
+    held.answering_allowed.set()
+    assert [encoded.state[1] for encoded in await outcomes(callers)] == [1, 2, 3, 4]
+
+
+async def test_long_histories_go_on_in_several_encoders(held):
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(steps=40, calls=2))
+    callers = calling(coalescing, *(steps(*[1] * 100) for _ in range(40)))
+    for _ in range(2):
+        await held.call_begun.acquire()
+    assert [len(call) for call in held.calls] == [20, 20]
+    held.answering_allowed.set()
+    assert [encoded.state[0] for encoded in await outcomes(callers)] == [100] * 40
+
+
 async def test_who_gave_up_is_not_encoded_later(world, held):
     running = calling(world.coalescing, steps(1))
     await held.call_begun.acquire()

@@ -120,7 +120,7 @@ def worker(number: int, link: int, supervisor: int, log_format: LogFormat) -> No
 
 
 def _settle() -> None:
-    """Have the garbage collector, which holds all calls up, look less often, and not through what was loaded and stays."""
+    """Have the garbage collector, which holds up all calls, look less often, and not through what was loaded."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(3_000, 20, 20)

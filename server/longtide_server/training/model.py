@@ -26,9 +26,11 @@ from longtide_server.training.request_time import RequestTime
 GAP_BUCKETS = 32
 TYPE_COUNT = 13
 SCORED_CELLS = 64_000_000
-"""Scores, users times items, that are in memory at a time: a quarter of a gigabyte."""
+"""Scores, users times items, that are in memory at a time: with what is made of them, about half a gigabyte."""
 SHORTLIST = 4
 """Of how many times as many items as are wanted, found in half precision, the best are taken in full precision."""
+MANY_FOR_ONE = 256
+"""Items of the catalogue for each of those: with fewer, to compare them costs more than half precision saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,7 @@ class ServingEncoder(nn.Module):
         self.chunk = chunk
         self.scored_cells = scored_cells
         self.shortlist = SHORTLIST
+        self.many_for_one = MANY_FOR_ONE
         self.state_size = encoder.state_size
         self.candidates: Tensor
         self.register_buffer("candidates", encoder.item_embeddings()[1:].detach().clone())  # (I, D)
@@ -336,8 +339,7 @@ class ServingEncoder(nn.Module):
         and log Z (B,): the log-probability of item i is cosine(query, i) / temperature - log Z.
         """
         query, state = self.encode(items, types, gaps, values, lengths, state)
-        kept = max(self.candidates.size(0), self.shortlist * top_n * self.encoder.dim if self.low.numel() else 0)
-        rows = max(1, self.scored_cells // kept)
+        rows = max(1, self.scored_cells // self.candidates.size(0))
         found: list[Tensor] = []
         best: list[Tensor] = []
         log_z: list[Tensor] = []
@@ -350,17 +352,18 @@ class ServingEncoder(nn.Module):
 
     @torch.jit.export
     def score_in_half(self) -> None:
-        """From now on, look through the catalogue in half precision, and compare what is best in full precision."""
+        """From now on, look through a large catalogue in half precision, and compare what is best in full precision."""
         self.low = self.candidates.half()
 
     def ranked(self, query: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query vectors (R, D) -> the top_n best candidates (R, N) from 0, their logits (R, N), and log Z (R,)."""
-        if self.low.numel() == 0:
+        near_count = self.shortlist * top_n
+        if self.low.numel() == 0 or self.candidates.size(0) < self.many_for_one * near_count:
             logits = (query / self.encoder.temperature) @ self.candidates.t()  # (R, I)
             best, index = torch.topk(logits, top_n, dim=1)
             return index, best, torch.logsumexp(logits, dim=1)
         logits = (query.half() @ self.low.t()).float() / self.encoder.temperature  # (R, I)
-        near = torch.topk(logits, min(self.shortlist * top_n, logits.size(1)), dim=1)[1]  # (R, M)
+        near = torch.topk(logits, near_count, dim=1)[1]  # (R, M)
         again = torch.bmm(self.candidates[near], query.unsqueeze(2)).squeeze(2) / self.encoder.temperature  # (R, M)
         best, place = torch.topk(again, top_n, dim=1)
         # What has most of the probability must be exact for log Z to be.
