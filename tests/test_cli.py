@@ -1,6 +1,7 @@
 """The command line: what it prints, and that wrong input ends in one sentence and exit status 2."""
 
 import asyncio
+import gc
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from rich.console import Console
 from longtide import Neighbor, Recommendation, Recommendations, SimilarUser, Source, SourceShare, __version__
 from longtide_server.attribution import make_token
 from longtide_server.cli import cli
+from longtide_server.cli import serving as serving_commands
 from longtide_server.cli.base import until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
@@ -1072,3 +1075,33 @@ def test_a_cancellation_that_is_no_signal_is_not_hidden():
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(until_stopped(work()))
+
+
+# The garbage collector
+
+
+def test_what_a_server_has_loaded_is_not_looked_through_again(snapshot, tmp_path, monkeypatch):
+    """Serve as the command does, up to the moment at which it is ready."""
+
+    @asynccontextmanager
+    async def running(config):
+        yield "127.0.0.1:1"
+
+    class Ready(Exception):
+        pass
+
+    def settled():
+        settle()
+        raise Ready
+
+    settle, before = serving_commands._settle, gc.get_threshold()
+    monkeypatch.setattr("longtide_server.app.running", running)
+    monkeypatch.setattr(serving_commands, "_settle", settled)
+    try:
+        done = CliRunner().invoke(cli, ["serve", "--snapshot", str(snapshot), "--data-dir", str(tmp_path)])
+        assert isinstance(done.exception, Ready)
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

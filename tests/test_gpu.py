@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
@@ -37,17 +38,7 @@ def weights(tmp_path_factory):
 
 def batch(rows: int, longest: int) -> list[Steps]:
     rng = np.random.default_rng(rows)
-    return [
-        Steps(
-            items=rng.integers(1, ITEMS + 1, count).astype(np.int32),
-            types=rng.integers(1, 13, count).astype(np.uint8),
-            gaps=rng.uniform(0, 1e6, count).astype(np.float32),
-            values=np.where(rng.random(count) < 0.5, np.nan, 1.0).astype(np.float32),
-            state=rng.normal(size=CONFIG.state_size).astype(np.float32),
-            top_n=10,
-        )
-        for count in rng.integers(1, longest + 1, rows)
-    ]
+    return [random_steps(count, ITEMS, CONFIG.state_size, 10, rng) for count in rng.integers(1, longest + 1, rows)]
 
 
 def handler(weights, gpu):

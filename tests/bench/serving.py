@@ -49,6 +49,8 @@ MIXED_STEPS = (50.0, 100.0, 150.0, 200.0, 300.0, 400.0, 600.0, 800.0)
 CAPACITY_CALLERS = (1, 2, 4, 8, 16, 32, 64, 128)
 CAPACITY_S = 4.0
 CAPACITY_P90_MS = 25.0
+COST_CALLERS = 16
+COST_PAIRS = 3_200
 LONG, SHORT = 10_000, 10
 HISTORY_TRIES = 300
 SOAK_REQUESTS = 1_000_000
@@ -196,6 +198,40 @@ async def _mixed_capacity(world: World) -> float:
     return most
 
 
+def mixed_cost(world: World) -> Iterator[Figure]:
+    """What an event and the answer after it cost of the cores, and who has it: they give no more than they have."""
+    spent, per_s = asyncio.run(_mixed_cost(world))
+    note = f"{COST_CALLERS} callers, {per_s:,.0f} events and as many answers a second"
+    for who, milliseconds in sorted(spent.items(), key=lambda one: -one[1]):
+        yield plain(f"an event and the answer after it, {who}", round(milliseconds, 2), "ms of a core", note)
+
+
+async def _mixed_cost(world: World) -> tuple[dict[str, float], float]:
+    with served(world, "mixed-cost") as (address, server):
+        async with caller(address) as ours:
+            await ask_everybody(address, world)
+            mixed, numbers = Mixed(world, ours), itertools.count()
+
+            async def pair() -> bytes:
+                number = next(numbers)
+                await mixed.write(number)
+                return await mixed.ask(number)
+
+            await counted(pair, COST_PAIRS // 2, COST_CALLERS)
+            before = cpu_seconds(server)
+            load = healthy(await counted(pair, COST_PAIRS, COST_CALLERS))
+            after = cpu_seconds(server)
+    return {who: 1e3 * (after[who] - before[who]) / COST_PAIRS for who in after}, load.per_s
+
+
+def cpu_seconds(server: psutil.Process) -> dict[str, float]:
+    """What each part has taken of the cores so far, in seconds."""
+    spent = {"the load generator": sum(psutil.Process().cpu_times()[:2]), "the server": sum(server.cpu_times()[:2])}
+    for child in server.children(recursive=True):
+        spent["TorchServe"] = spent.get("TorchServe", 0.0) + sum(child.cpu_times()[:2])
+    return spent
+
+
 async def _mixed_load(world: World) -> tuple[Load, list[float]]:
     with served(world, "mixed") as (address, _):
         async with caller(address) as ours:
@@ -220,7 +256,10 @@ class Mixed:
 
     async def write(self, number: int) -> None:
         """An event of the request's user."""
-        user = self._rng.choice(self._world.users)
+        await self.write_of(self._rng.choice(self._world.users), number)
+
+    async def write_of(self, user: str, number: int) -> None:
+        """An event of a user, who is then the request's."""
         self._user[number] = user
         request = event_request(user, self._rng.choice(self._world.items), f"load-{next(self._numbers)}", time.time())
         begun = time.perf_counter()
@@ -501,7 +540,7 @@ def survived(name: str, load: Load) -> Figure:
 
 
 def soak(world: World) -> Iterator[Figure]:
-    """A million requests, some of them after new events: the memory at the end against that after warming up."""
+    """A million requests, some after new events: the memory at the end against that once everybody has acted."""
 
     async def run() -> tuple[float, float, int]:
         with served(world, "soak") as (address, server):
@@ -517,6 +556,9 @@ def soak(world: World) -> Iterator[Figure]:
                         return await mixed.ask(number)
                     return await ours.recommend(request(), timeout=10.0)  # type: ignore[no-any-return]
 
+                for number in range(len(world.users)):  # a state is kept of whoever acts, for events that come late
+                    await mixed.write_of(world.users[number], number)
+                    await mixed.ask(number)
                 healthy(await counted(ask, SOAK_WARM, CALLERS))
                 before = resident_mib(server)
                 load = healthy(await counted(ask, SOAK_REQUESTS, CALLERS))
@@ -613,6 +655,7 @@ STEPS: list[Callable[[World], Iterator[Figure]]] = [
     fresh_states,
     mixed_load,
     mixed_capacity,
+    mixed_cost,
     against_plain_torchserve,
     long_history,
     batch_scoring,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, ends_together
@@ -52,15 +53,7 @@ def weights(tmp_path_factory):
 
 
 def steps(count: int, top_n: int = 5) -> Steps:
-    rng = np.random.default_rng(count)
-    return Steps(
-        items=rng.integers(1, 31, count).astype(np.int32),
-        types=rng.integers(1, 13, count).astype(np.uint8),
-        gaps=rng.uniform(0, 1e6, count).astype(np.float32),
-        values=np.where(rng.random(count) < 0.5, np.nan, 1.0).astype(np.float32),
-        state=rng.normal(size=CONFIG.state_size).astype(np.float32),
-        top_n=top_n,
-    )
+    return random_steps(count, 30, CONFIG.state_size, top_n, np.random.default_rng(count))
 
 
 BATCH = [steps(3), steps(1), steps(40, top_n=7)]

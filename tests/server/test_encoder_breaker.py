@@ -80,6 +80,41 @@ async def test_it_may_fail_again(world, breaking, steps):
         await until(lambda: not breaking.is_open)
 
 
+async def test_it_is_looked_after_until_a_probe_finds_it_back_although_an_older_call_failed_meanwhile(world, steps):
+    late, probing = asyncio.Event(), asyncio.Event()
+
+    class Encoder:
+        """The first call fails late, the next ones at once, and then each takes its time and succeeds."""
+
+        calls = 0
+
+        async def encode(self, batch, timeout_s):
+            self.calls += 1
+            if self.calls == 1:
+                await late.wait()
+                raise EncoderUnavailable("late")
+            if self.calls <= 1 + FAILURES:
+                raise EncoderUnavailable("down")
+            probing.set()
+            await asyncio.sleep(0.05)
+            return [None]
+
+        async def close(self):
+            pass
+
+    breaking = BreakingEncoder(Encoder(), state_size=2, probe_every_s=0.4)
+    older = asyncio.ensure_future(breaking.encode([steps], SOON_S))
+    await asyncio.sleep(0)
+    await failures(breaking, steps)
+    await probing.wait()
+    late.set()
+    with pytest.raises(EncoderUnavailable):
+        await older
+    await until(lambda: not breaking.is_open)
+    assert await breaking.encode([steps], SOON_S) == [None]  # and nobody is turned away once it is said to be back
+    await breaking.close()
+
+
 async def test_closing_ends_the_probe(world, breaking, steps):
     world.encoder.failure = EncoderUnavailable("down")
     await failures(breaking, steps)

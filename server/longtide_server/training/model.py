@@ -319,8 +319,8 @@ class ServingEncoder(nn.Module):
         self.state_size = encoder.state_size
         self.candidates: Tensor
         self.register_buffer("candidates", encoder.item_embeddings()[1:].detach().clone())  # (I, D)
-        self.low: Tensor
-        self.register_buffer("low", torch.empty(0))  # the same in half precision, once that is asked for
+        self.candidates_in_half: Tensor
+        self.register_buffer("candidates_in_half", torch.empty(0))  # none until they are asked for
 
     def forward(
         self,
@@ -353,16 +353,16 @@ class ServingEncoder(nn.Module):
     @torch.jit.export
     def score_in_half(self) -> None:
         """From now on, look through a large catalogue in half precision, and compare what is best in full precision."""
-        self.low = self.candidates.half()
+        self.candidates_in_half = self.candidates.half()
 
     def ranked(self, query: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query vectors (R, D) -> the top_n best candidates (R, N) from 0, their logits (R, N), and log Z (R,)."""
         near_count = self.shortlist * top_n
-        if self.low.numel() == 0 or self.candidates.size(0) < self.many_for_one * near_count:
+        if self.candidates_in_half.numel() == 0 or self.candidates.size(0) < self.many_for_one * near_count:
             logits = (query / self.encoder.temperature) @ self.candidates.t()  # (R, I)
             best, index = torch.topk(logits, top_n, dim=1)
             return index, best, torch.logsumexp(logits, dim=1)
-        logits = (query.half() @ self.low.t()).float() / self.encoder.temperature  # (R, I)
+        logits = (query.half() @ self.candidates_in_half.t()).float() / self.encoder.temperature  # (R, I)
         near = torch.topk(logits, near_count, dim=1)[1]  # (R, M)
         again = torch.bmm(self.candidates[near], query.unsqueeze(2)).squeeze(2) / self.encoder.temperature  # (R, M)
         best, place = torch.topk(again, top_n, dim=1)
