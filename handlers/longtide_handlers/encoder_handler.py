@@ -19,15 +19,13 @@ TorchServe unpacks this file alone, so it imports nothing of Longtide.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-LEAST_ENDING = 4  # rows: fewer are padded
-MOST_PADDED = 1.25  # steps that are computed for each event of the rows that end together
 PARALLEL_EVENTS = 512  # from so many in a call on, threads are worth what it costs to bring them together
 
 
@@ -70,61 +68,20 @@ class LongtideEncoderHandler:
         """One packed request to one packed answer."""
         lengths = np.frombuffer(request["lengths"], np.int32)
         torch.set_num_threads(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1)
-        # A GPU computes padding at no cost, and takes every step in turn.
-        ends = [lengths.max()] if self.device.type == "cuda" else ends_together(lengths)
-        order, parts = self._encoded(request, lengths, ends)
-        rows = torch.from_numpy(np.argsort(order, kind="stable"))
-        query, state, items, log_probability, log_z = (part.index_select(0, rows) for part in parts)
+        top_n = int(np.frombuffer(request["top_n"], np.int32)[0])
+        query, state, items, log_probability, log_z = self.model(
+            self._tensor(np.frombuffer(request["items"], np.int32)).long(),
+            self._tensor(np.frombuffer(request["types"], np.uint8)).long(),
+            self._tensor(np.frombuffer(request["gaps"], np.float32)),
+            self._tensor(np.frombuffer(request["values"], np.float32)),
+            self._tensor(lengths).long(),
+            self._tensor(np.frombuffer(request["states"], np.float32).reshape(len(lengths), -1)),
+            top_n,
+        )
         header = np.array([*query.shape, state.size(1), items.size(1)], np.int32)
         answer = (query.float(), state.float(), items.int(), log_probability.float(), log_z.float())
-        return header.tobytes() + b"".join(part.numpy().tobytes() for part in answer)
-
-    def _encoded(
-        self, request: Mapping[str, bytes], lengths: np.ndarray[Any, Any], ends: Sequence[int]
-    ) -> tuple[np.ndarray[Any, Any], list[torch.Tensor]]:
-        """What the model says of all rows, and in which order: those that end first come first.
-
-        All rows that have not ended take the steps to the next end together, for the weights are read once for all.
-        """
-        first_events = np.cumsum(lengths) - lengths
-        names = ("items", "types", "gaps", "values")
-        dtypes = (np.int32, np.uint8, np.float32, np.float32)
-        items, types, gaps, values = (np.frombuffer(request[name], of) for name, of in zip(names, dtypes, strict=True))
-        top_n = int(np.frombuffer(request["top_n"], np.int32)[0])
-        rows, begin, order, found = np.argsort(lengths, kind="stable"), 0, [], []
-        states = self._tensor(np.frombuffer(request["states"], np.float32).reshape(len(lengths), -1)[rows])  # (B, S)
-        for end in ends:
-            taken = np.minimum(lengths[rows], end) - begin
-            events = np.concatenate(
-                [np.arange(at, at + count) for at, count in zip(first_events[rows] + begin, taken, strict=True)]
-            )
-            parts = self.model(
-                self._tensor(items[events]).long(),
-                self._tensor(types[events]).long(),
-                self._tensor(gaps[events]),
-                self._tensor(values[events]),
-                self._tensor(taken).long(),
-                states,
-                top_n,
-            )
-            over = int((lengths[rows] <= end).sum())
-            order.append(rows[:over])
-            found.append([part[:over].cpu() for part in parts])
-            rows, states, begin = rows[over:], parts[1][over:], end
-        return np.concatenate(order), [torch.cat(part) for part in zip(*found, strict=True)]
+        return header.tobytes() + b"".join(part.cpu().numpy().tobytes() for part in answer)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-
-def ends_together(lengths: np.ndarray[Any, Any]) -> list[int]:
-    """After how many steps rows of some lengths (B,) end, ascending, so that little of what is computed is padding."""
-    ends: list[int] = []
-    waiting, events, begin = 0, 0, 0
-    for before, length in zip([0, *np.sort(lengths)[:-1].tolist()], np.sort(lengths).tolist(), strict=True):
-        padded = (length - begin) * (waiting + 1)
-        if waiting >= LEAST_ENDING and length > before and padded > MOST_PADDED * (events + length - begin):
-            ends.append(before)
-            waiting, events, begin = 0, 0, before
-        waiting, events = waiting + 1, events + length - begin
-    return [*ends, int(lengths.max())]
+        # The model only reads; torch warns of arrays that it could write to although they are not to be written to.
+        return torch.from_numpy(array.copy()).to(self.device)

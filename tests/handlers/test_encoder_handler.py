@@ -15,7 +15,7 @@ import torch
 from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
-from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, ends_together
+from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler
 from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
@@ -130,31 +130,6 @@ def test_rows_of_unlike_lengths_are_answered_as_each_alone(weights):
         np.testing.assert_allclose(found.query, alone.query, atol=1e-5)
         np.testing.assert_allclose(found.state, alone.state, atol=1e-5)
         assert found.items.tolist() == alone.items.tolist()
-
-
-@pytest.mark.parametrize(
-    ("lengths", "ends"),
-    [
-        ([1], [1]),
-        ([1] * 6, [1]),
-        ([9, 1, 9, 1, 9, 1, 9, 1], [1, 9]),
-        ([10, 11, 10, 12, 11], [12]),
-        ([1, 2_000, 1], [2_000]),  # too few to stop for
-        ([4] * 4 + [8] * 4 + [40] * 4, [4, 8, 40]),
-    ],
-)
-def test_rows_of_like_lengths_end_together(lengths, ends):
-    assert ends_together(np.array(lengths)) == ends
-
-
-def test_little_of_what_is_computed_is_padding():
-    lengths = np.random.default_rng(0).geometric(1 / 100, 256)
-    computed, begin = 0, 0
-    for end in ends_together(lengths):
-        computed += (end - begin) * int((lengths > begin).sum())
-        begin = end
-    assert begin == lengths.max()
-    assert lengths.sum() <= computed <= 1.25 * lengths.sum()
 
 
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):

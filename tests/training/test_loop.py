@@ -140,7 +140,7 @@ def read(head: BehaviorHead, model, items: list[int]) -> tuple[int, list[float]]
     """The most likely next type after viewing and buying the items in turn, and the value of every item then."""
     count = len(items)
     query, _ = model.eval()(
-        torch.tensor([items]), torch.tensor([[1, 4][:count]]), torch.zeros(1, count), torch.zeros(1, count), None,
+        torch.tensor([items]), torch.tensor([[1, 4][:count]]), torch.zeros(1, count), torch.zeros(1, count),
         model.initial_state(1),
     )  # fmt: skip
     query = query[:, -1]
@@ -176,6 +176,6 @@ def test_fine_tuning_turns_to_the_type_that_is_wanted():
 def scores(model) -> list[float]:
     """Of every item, after an `a` that was viewed."""
     query, _ = model.eval()(
-        torch.tensor([[1]]), torch.tensor([[1]]), torch.zeros(1, 1), torch.zeros(1, 1), None, model.initial_state(1)
+        torch.tensor([[1]]), torch.tensor([[1]]), torch.zeros(1, 1), torch.zeros(1, 1), model.initial_state(1)
     )
     return (model.item_embeddings()[1:] @ query[0, 0]).tolist()

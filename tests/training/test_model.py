@@ -53,10 +53,10 @@ def joined(*users: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @torch.inference_mode()
 def stepped(model: Encoder, user: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Query vectors (T, D) and the state (S,) of a user whose events come one at a time, as they do in service."""
-    state, queries = model.initial_state(1), []
+    serving, state, queries = ServingEncoder(model), model.initial_state(1), []
     for n in range(len(user[0])):
-        query, state = model(*(part[None, n : n + 1] for part in user), None, state)
-        queries.append(query[0, 0])
+        query, state = serving.encode(*joined(tuple(part[n : n + 1] for part in user)), state)
+        queries.append(query[0])
     return torch.stack(queries), state[0]
 
 
@@ -70,7 +70,7 @@ def test_event_by_event_gives_what_the_whole_sequence_gives(config, count):
     model, user = encoder(config), events(count)
     queries, state = stepped(model, user)
 
-    whole, whole_state = model(*(part[None] for part in user), None, model.initial_state(1))
+    whole, whole_state = model(*(part[None] for part in user), model.initial_state(1))
     assert_close(queries, whole[0], atol=1e-4, rtol=0)
     assert_close(state, whole_state[0], atol=1e-4, rtol=0)
 
@@ -90,18 +90,18 @@ def test_a_history_cut_anywhere_goes_on_from_its_state(config):
 
 
 @both
+@pytest.mark.parametrize("chunk", [1, 7, 2_048])
 @torch.inference_mode()
-def test_padding_changes_nothing_of_a_row(config):
+def test_rows_of_any_lengths_are_what_whole_sequences_say_of_their_last_events(config, chunk):
     model = encoder(config)
-    short, long = events(3, seed=1), events(7, seed=2)
-    junk = events(4, seed=3)
-    padded = [torch.stack([torch.cat([s, j]), n]) for s, j, n in zip(short, junk, long, strict=True)]
-    queries, state = model(*padded, torch.tensor([3, 7]), model.initial_state(2))
+    users = [events(count, seed=count) for count in (3, 70, 1, 7, 70)]
+    states = torch.randn(5, config.state_size, generator=torch.Generator().manual_seed(1))
+    queries, after = ServingEncoder(model, chunk=chunk).encode(*joined(*users), states)
 
-    for row, user in enumerate((short, long)):
-        alone, alone_state = model(*(part[None] for part in user), None, model.initial_state(1))
-        assert_close(queries[row, : len(user[0])], alone[0])
-        assert_close(state[row], alone_state[0])
+    for row, user in enumerate(users):
+        alone, alone_state = model(*(part[None] for part in user), states[row : row + 1])
+        assert_close(queries[row], alone[0, -1], atol=1e-5, rtol=0)
+        assert_close(after[row], alone_state[0], atol=1e-5, rtol=0)
 
 
 @both
@@ -158,7 +158,7 @@ def test_a_state_is_as_large_as_the_manifest_says():
     assert PLAIN.state_size == 2 * 2 * 12 + 3 * 8  # two blocks' h and c, three memories
     model = encoder(PLAIN)
     assert model.initial_state(4).shape == (4, 72)
-    _, state = model(*(part[None] for part in events(5)), None, model.initial_state(1))
+    _, state = model(*(part[None] for part in events(5)), model.initial_state(1))
     assert state.shape == (1, 72)
 
 
@@ -327,7 +327,7 @@ def test_a_folded_encoder_needs_no_content_and_says_the_same():
     assert_close(folded.item_embeddings(), model.item_embeddings())
     events = (torch.tensor([[1, 5, 2]]), torch.tensor([[1, 4, 1]]), torch.rand(1, 3), torch.zeros(1, 3))
     for found, expected in zip(
-        folded(*events, None, folded.initial_state(1)), model(*events, None, model.initial_state(1)), strict=True
+        folded(*events, folded.initial_state(1)), model(*events, model.initial_state(1)), strict=True
     ):
         assert_close(found, expected)
 

@@ -61,7 +61,7 @@ def test_a_moment_is_the_users_vector_then_and_what_came_next():
     for user, rows in ((0, slice(0, 3)), (2, slice(3, 4))):
         span = log.of(user)
         parts = (log.items, log.types, log.gaps, log.values)
-        whole, _ = model(*(torch.from_numpy(part[span])[None] for part in parts), None, model.initial_state(1))
+        whole, _ = model(*(torch.from_numpy(part[span])[None] for part in parts), model.initial_state(1))
         assert_close(torch.from_numpy(vectors[rows]), whole[0, :-1])
 
 
@@ -82,7 +82,7 @@ def test_long_histories_are_encoded_piece_by_piece():
     model = Encoder(ModelConfig(5, dim=8, hidden=8, blocks=1)).eval()
     positions, vectors = encode_moments(model, log, most=1_000, batch_events=100)
     parts = (log.items, log.types, log.gaps, log.values)
-    whole, _ = model(*(torch.from_numpy(part)[None] for part in parts), None, model.initial_state(1))
+    whole, _ = model(*(torch.from_numpy(part)[None] for part in parts), model.initial_state(1))
     assert_close(torch.from_numpy(vectors), whole[0, :-1], atol=1e-4, rtol=0)
     assert positions.next_item.tolist() == log.items[1:].tolist()
 

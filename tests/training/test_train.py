@@ -204,7 +204,7 @@ def test_last_queries_are_those_after_each_users_last_event():
             continue
         span = history.of(user)
         parts = (history.items, history.types, history.gaps, history.values)
-        whole, _ = model(*(torch.from_numpy(part[span])[None] for part in parts), None, model.initial_state(1))
+        whole, _ = model(*(torch.from_numpy(part[span])[None] for part in parts), model.initial_state(1))
         assert_close(torch.from_numpy(found[row]), whole[0, -1])
 
 
@@ -214,7 +214,7 @@ def test_pieces_of_a_long_history_hang_together():
     torch.manual_seed(0)
     model = Encoder(small(history)).eval()
     parts = (history.items, history.types, history.gaps, history.values)
-    whole, _ = model(*(torch.from_numpy(part)[None] for part in parts), None, model.initial_state(1))
+    whole, _ = model(*(torch.from_numpy(part)[None] for part in parts), model.initial_state(1))
     assert_close(torch.from_numpy(last_queries(model, history, np.array([0]), 100)), whole[0, -1:], atol=1e-4, rtol=0)
 
 

@@ -28,7 +28,7 @@ def encode_histories(
         state = torch.empty(0)
         for piece in chunks(sequences, group, CHUNK):
             state = model.initial_state(len(piece.users)) if piece.first == 0 else state[torch.from_numpy(piece.keep)]
-            query, state = model(*inputs(piece, device), None, state)
+            query, state = model(*inputs(piece, device), state)
             yield piece, query.cpu().numpy()
 
 

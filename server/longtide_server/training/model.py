@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ SCORED_CELLS = 64_000_000
 """Scores, users times items, that are in memory at a time: with what is made of them, about half a gigabyte."""
 SHORTLIST = 4
 """Of how many times as many items as are wanted, found in half precision, the best are taken in full precision."""
+EVENTS_AT_A_TIME = 2_048
+"""Of so many events a core's cache holds what is computed: more at a time take a third longer."""
 MANY_FOR_ONE = 256
 """Items of the catalogue for each of those: with fewer, to compare them costs more than half precision saves."""
 
@@ -70,6 +72,22 @@ class ModelConfig:
         return self.blocks * 2 * self.hidden + len(self.half_lives) * self.dim
 
 
+class Packed(NamedTuple):
+    """How the events of R rows of different lengths lie one after the other: the first of all rows, the second ...
+
+    The longest row comes first, as cuDNN wants it. N events, none of them padding.
+    """
+
+    counts: Tensor
+    """(T,) on the CPU: how many rows take each step."""
+    row: Tensor
+    """(N,) whose event it is."""
+    lag: Tensor
+    """(N,) how many more the row has."""
+    last: Tensor
+    """(R,) where each row's last event is."""
+
+
 class Dropout(nn.Module):
     """Dropout whose mask comes from whole random words: on a CPU, `nn.Dropout` takes a fifth of a training step.
 
@@ -107,31 +125,32 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D), h and c (B, H) -> x (B, T, D), h and c after each row's last event.
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D), h and c (B, H) -> x (B, T, D), h and c after the last event."""
+        y, (h, c) = self.lstm(self.norm(x), (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))
+        return self.added(x, y), h.squeeze(0), c.squeeze(0)
 
-        Without lengths all rows are full; with them, h and c are those after `lengths[b]` events.
+    def stepped(self, x: Tensor, counts: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrence alone, of packed events: x (N, D), h and c (R, H) -> y (N, H), h and c after each row's last.
+
+        counts (T,), on the CPU: how many rows take each step.
         """
-        if x.size(1) == 1 and not self.training:
+        if x.size(0) == h.size(0):
             # A single step, as most are that are served: oneDNN would lay out the weights anew, which takes longer.
             by = self.lstm
             h, c = torch.lstm_cell(
-                self.norm(x).squeeze(1), [h, c], by.weight_ih_l0, by.weight_hh_l0, by.bias_ih_l0, by.bias_hh_l0  # type: ignore[arg-type]
+                self.norm(x), [h, c], by.weight_ih_l0, by.weight_hh_l0, by.bias_ih_l0, by.bias_hh_l0  # type: ignore[arg-type]
             )  # fmt: skip
-            x = x + self.project(h).unsqueeze(1)
-            return x + self.feed_forward(x), h, c
-        state = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
-        if lengths is None:
-            y, (h, c) = self.lstm(self.norm(x), state)  # (B, T, H)
-        else:
-            packed = nn.utils.rnn.pack_padded_sequence(
-                self.norm(x), lengths.cpu(), batch_first=True, enforce_sorted=False
-            )
-            out, (h, c) = self.lstm(packed, state)
-            y, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=x.size(1))
+            return h, h, c
+        packed = nn.utils.rnn.PackedSequence(self.norm(x), counts, None, None)
+        out, (h, c) = self.lstm(packed, (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))
+        return out.data, h.squeeze(0), c.squeeze(0)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """What follows the recurrence, of each event by itself: x (..., D), y (..., H) -> (..., D)."""
         x = x + self.dropout(self.project(y))
-        x = x + self.feed_forward(x)
-        return x, h.squeeze(0), c.squeeze(0)
+        after: Tensor = x + self.feed_forward(x)
+        return after
 
 
 class Memories(nn.Module):
@@ -145,10 +164,6 @@ class Memories(nn.Module):
 
     def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), m (B, K, D) -> normalised memories (B, T, K, D), raw memories (B, T, K, D)."""
-        if x.size(1) == 1 and not self.training:
-            a = torch.sigmoid(self.decay_logit).unsqueeze(1)  # (K, 1)
-            raw = (a * m + (1.0 - a) * x).unsqueeze(1)
-            return self.norm(raw), raw
         steps = torch.arange(x.size(1), device=x.device, dtype=x.dtype)
         log_a = nn.functional.logsigmoid(self.decay_logit)  # (K,)
         lag = steps.unsqueeze(1) - steps.unsqueeze(0)  # (T, T)
@@ -158,6 +173,13 @@ class Memories(nn.Module):
         carried = torch.exp(log_a.view(1, -1) * (steps + 1.0).unsqueeze(1))  # (T, K)
         raw = raw + carried.view(1, x.size(1), -1, 1) * m.unsqueeze(1)
         return self.norm(raw), raw
+
+    def last(self, x: Tensor, packed: Packed, m: Tensor) -> Tensor:
+        """Packed x (N, D), m (R, K, D) -> raw memories (R, K, D) after each row's last event."""
+        log_a = nn.functional.logsigmoid(self.decay_logit)  # (K,)
+        weight = torch.exp(log_a * packed.lag.unsqueeze(1)) * (1.0 - log_a.exp())  # (N, K)
+        carried = torch.exp(log_a * (packed.lag[: m.size(0)].unsqueeze(1) + 1.0)).unsqueeze(2)  # (R, K, 1)
+        return (carried * m).index_add(0, packed.row, weight.unsqueeze(2) * x.unsqueeze(1))
 
 
 class ItemTable(nn.Module):
@@ -245,35 +267,67 @@ class Encoder(nn.Module):
         return served.eval()
 
     def forward(
-        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor | None, state: Tensor
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode the next events of B users.
+        """Encode the next T events of B users.
 
         items, types (B, T) int64; gaps (B, T) seconds since the event before; values (B, T), NaN where absent;
-        lengths (B,) or None where all rows are full; state (B, S) -> query vectors after every event (B, T, D), of
-        length 1; state (B, S) after each row's last event. Rows are padded on the right.
+        state (B, S) -> query vectors after every event (B, T, D), of length 1; state (B, S) after the last.
         """
-        return self.encode(embedding(items, self.items()), types, gaps, values, lengths, state)
+        return self.encode(embedding(items, self.items()), types, gaps, values, state)
 
     def encode(
-        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor | None, state: Tensor
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`forward` for items that were already looked up in the item table: (B, T, D)."""
         x, gap = self._inputs(items, types, gaps, values)  # (B, T, D) each
         states: list[Tensor] = []
         y = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            at = i * 2 * self.hidden
-            h, c = state[:, at : at + self.hidden], state[:, at + self.hidden : at + 2 * self.hidden]
-            y, h, c = block(y, lengths, h, c)
+            h, c = self._lstm_state(state, i)
+            y, h, c = block(y, h, c)
             states += [h, c]
-        memory_state = state[:, len(self.blocks) * 2 * self.hidden :].view(-1, self.memory_count, self.dim)
-        memories, raw = self.memories(x, memory_state)  # (B, T, K, D)
-        states.append(self._last(raw, lengths).flatten(1))
-        long_term = self.long_term(self.dropout(memories.flatten(2)))
+        memories, raw = self.memories(x, self._memory_state(state))  # (B, T, K, D)
+        states.append(raw[:, -1].flatten(1))
+        return self._query(y, x, gap, memories), torch.cat(states, dim=1)
+
+    def last(
+        self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, packed: Packed, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the next events of R users, for what is known after the last of each.
+
+        items, types, gaps, values (N,), packed; state (R, S) -> query vectors (R, D), of length 1; state (R, S).
+        What no later event looks back at is computed of the last events alone.
+        """
+        x, gap = self._inputs(embedding(items, self.items()), types, gaps, values)  # (N, D) each
+        states: list[Tensor] = []
+        y = x
+        for i, block in enumerate(self.blocks):
+            h, c = self._lstm_state(state, i)
+            out, h, c = block.stepped(y, packed.counts, h, c)  # type: ignore[operator]
+            if i == len(self.blocks) - 1:
+                y, out = y[packed.last], h
+            y = block.added(y, out)  # type: ignore[operator]
+            states += [h, c]
+        raw = self.memories.last(x, packed, self._memory_state(state))  # (R, K, D)
+        states.append(raw.flatten(1))
+        query = self._query(y, x[packed.last], gap[packed.last], self.memories.norm(raw))
+        return query, torch.cat(states, dim=1)
+
+    def _lstm_state(self, state: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """h and c (B, H) of a block."""
+        at = block * 2 * self.hidden
+        return state[:, at : at + self.hidden], state[:, at + self.hidden : at + 2 * self.hidden]
+
+    def _memory_state(self, state: Tensor) -> Tensor:
+        return state[:, len(self.blocks) * 2 * self.hidden :].view(-1, self.memory_count, self.dim)  # (B, K, D)
+
+    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        """y, x, gap (..., D), memories (..., K, D) -> query vectors (..., D), of length 1."""
+        long_term = self.long_term(self.dropout(memories.flatten(-2)))
         short_term = self.short_term(self.dropout(x))
         query = y + self.joined(short_term, long_term, torch.cat([y, x, long_term, gap], dim=-1))
-        return normalize(self.out_norm(query), dim=-1), torch.cat(states, dim=1)
+        return normalize(self.out_norm(query), dim=-1)
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
         """Short- and long-term interest (B, T, D), of each dimension as much as the gate lets through: (B, T, D).
@@ -297,19 +351,12 @@ class Encoder(nn.Module):
             x = x + scaled.unsqueeze(-1) * self.value_weight
         return x, gap
 
-    def _last(self, raw: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, T, K, D) -> (B, K, D) at each row's last event."""
-        if lengths is None:
-            return raw[:, -1]
-        at = (lengths - 1).view(-1, 1, 1, 1).expand(-1, 1, raw.size(2), raw.size(3))
-        return raw.gather(1, at).squeeze(1)
-
 
 class ServingEncoder(nn.Module):
     """What TorchServe hosts: ragged batches in; query vectors, states and the best items out."""
 
-    def __init__(self, encoder: Encoder, chunk: int = 256, scored_cells: int = SCORED_CELLS) -> None:
-        """Takes up to `chunk` steps at a time, and keeps up to `scored_cells` numbers of the scoring in memory."""
+    def __init__(self, encoder: Encoder, chunk: int = EVENTS_AT_A_TIME, scored_cells: int = SCORED_CELLS) -> None:
+        """Takes about `chunk` events at a time, and keeps up to `scored_cells` numbers of the scoring in memory."""
         super().__init__()
         self.encoder = encoder
         self.chunk = chunk
@@ -374,32 +421,30 @@ class ServingEncoder(nn.Module):
         self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, lengths: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The query vector (B, D) and state (B, S) after each row's last event, in chunks, so memory stays bounded."""
-        starts = torch.cumsum(lengths, dim=0) - lengths  # (B,)
-        if items.size(0) == lengths.size(0):  # one event each
-            queries, state = self.encoder(
-                items.unsqueeze(1), types.unsqueeze(1), gaps.unsqueeze(1), values.unsqueeze(1), None, state
+        count = lengths.size(0)
+        every = torch.arange(count, device=state.device)
+        if items.size(0) == count:  # one event each
+            packed = Packed(torch.tensor([count]), every, torch.zeros_like(every), every)
+            return self.encoder.last(items, types, gaps, values, packed, state)
+        order = torch.argsort(lengths, descending=True, stable=True)  # (B,)
+        starts = (torch.cumsum(lengths, dim=0) - lengths)[order]  # (B,)
+        lengths, state = lengths[order], state[order]
+        query = torch.zeros(count, self.encoder.dim, device=state.device)
+        at, longest = 0, int(lengths[0].item())
+        while at < longest:
+            rows = int((lengths > at).sum().item())  # that have events left
+            end = min(at + max(self.chunk // rows, 1), longest)
+            step = torch.arange(at, end, device=items.device).unsqueeze(1)  # (T, 1)
+            inside = step < lengths[:rows]  # (T, R)
+            index = (starts[:rows] + step)[inside]  # (N,)
+            counts, taken = inside.sum(1), inside.sum(0)  # (T,), (R,)
+            row = every[:rows].expand(inside.size(0), rows)[inside]  # (N,)
+            lag = (lengths[:rows].clamp(max=end) - 1 - step)[inside]  # (N,)
+            last = (torch.cumsum(counts, dim=0) - counts)[taken - 1] + every[:rows]  # (R,)
+            packed = Packed(counts.cpu(), row, lag, last)
+            query[:rows], state[:rows] = self.encoder.last(
+                items[index], types[index], gaps[index], values[index], packed, state[:rows]
             )
-            return queries.squeeze(1), state
-        query = torch.zeros(lengths.size(0), self.encoder.dim, device=state.device)
-        state = state.clone()
-        longest = int(lengths.max().item())
-        for at in range(0, longest, self.chunk):
-            rows = torch.nonzero(lengths > at).squeeze(1)  # (R,) rows that have events left
-            left = (lengths[rows] - at).clamp(max=self.chunk)  # (R,)
-            width = int(left.max().item())
-            offset = torch.arange(width, device=items.device).unsqueeze(0)  # (1, W)
-            inside = offset < left.unsqueeze(1)  # (R, W)
-            index = torch.where(inside, starts[rows].unsqueeze(1) + at + offset, torch.zeros_like(offset))
-            full = bool(inside.all().item())
-            queries, states = self.encoder(
-                torch.where(inside, items[index], torch.zeros_like(index)),
-                types[index],
-                gaps[index],
-                values[index],
-                None if full else left,
-                state[rows],
-            )
-            last = (left - 1).view(-1, 1, 1).expand(-1, 1, queries.size(2))
-            query[rows] = queries.gather(1, last).squeeze(1)
-            state[rows] = states
-        return query, state
+            at = end
+        back = torch.argsort(order)
+        return query[back], state[back]

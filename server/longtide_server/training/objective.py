@@ -65,7 +65,7 @@ class Objective(nn.Module):
         low = self.dtype == torch.bfloat16
         with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
             query, state = self.encoder.encode(
-                embedding(batch.items, table), batch.types, batch.gaps, batch.values, None, state
+                embedding(batch.items, table), batch.types, batch.gaps, batch.values, state
             )
         there = batch.next_items > 0
         query, item = query.float()[there], batch.next_items[there]  # (N, D), (N,)
