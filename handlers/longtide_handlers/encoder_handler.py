@@ -18,8 +18,11 @@ TorchServe unpacks this file alone, so it imports nothing of Longtide.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,7 @@ class LongtideEncoderHandler:
         if use_gpu and hasattr(self.model, "score_in_half"):
             self.model.score_in_half()
         self.threads = torch.get_num_threads()  # what TorchServe's OMP_NUM_THREADS allows
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         # Profiling runs would make the first calls slow and their results differ in the last digit; on a GPU they end
         # the process (torch 2.11). The executor without them fuses operations on a GPU, and fails at it.
         torch._C._jit_set_profiling_executor(False)
@@ -67,21 +71,47 @@ class LongtideEncoderHandler:
     def answer(self, request: Mapping[str, bytes]) -> bytes:
         """One packed request to one packed answer."""
         lengths = np.frombuffer(request["lengths"], np.int32)
-        torch.set_num_threads(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1)
-        top_n = int(np.frombuffer(request["top_n"], np.int32)[0])
-        query, state, items, log_probability, log_z = self.model(
-            self._tensor(np.frombuffer(request["items"], np.int32)).long(),
-            self._tensor(np.frombuffer(request["types"], np.uint8)).long(),
-            self._tensor(np.frombuffer(request["gaps"], np.float32)),
-            self._tensor(np.frombuffer(request["values"], np.float32)),
-            self._tensor(lengths).long(),
-            self._tensor(np.frombuffer(request["states"], np.float32).reshape(len(lengths), -1)),
-            top_n,
-        )
+        rows = shares(lengths, self.threads if self.device.type == "cpu" else 1)
+        if len(rows) == 1:
+            # What one thread has alone may be a long history, whose events share some of the work.
+            torch.set_num_threads(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1)
+            parts = self._encoded(request, lengths, rows[0])
+        else:
+            found = self.pool.map(partial(self._encoded, request, lengths), rows)
+            parts = [torch.cat(part) for part in zip(*found, strict=True)]
+        query, state, items, log_probability, log_z = parts
         header = np.array([*query.shape, state.size(1), items.size(1)], np.int32)
         answer = (query.float(), state.float(), items.int(), log_probability.float(), log_z.float())
         return header.tobytes() + b"".join(part.cpu().numpy().tobytes() for part in answer)
 
+    @torch.inference_mode()
+    def _encoded(self, request: Mapping[str, bytes], lengths: np.ndarray[Any, Any], rows: slice) -> list[torch.Tensor]:
+        """What the model says of some rows."""
+        events = slice(int(lengths[: rows.start].sum()), int(lengths[: rows.stop].sum()))
+        found: tuple[torch.Tensor, ...] = self.model(
+            self._tensor(np.frombuffer(request["items"], np.int32)[events]).long(),
+            self._tensor(np.frombuffer(request["types"], np.uint8)[events]).long(),
+            self._tensor(np.frombuffer(request["gaps"], np.float32)[events]),
+            self._tensor(np.frombuffer(request["values"], np.float32)[events]),
+            self._tensor(lengths[rows]).long(),
+            self._tensor(np.frombuffer(request["states"], np.float32).reshape(len(lengths), -1)[rows]),
+            int(np.frombuffer(request["top_n"], np.int32)[0]),
+        )
+        return list(found)
+
     def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         # The model only reads; torch warns of arrays that it could write to although they are not to be written to.
         return torch.from_numpy(array.copy()).to(self.device)
+
+
+def shares(lengths: np.ndarray[Any, Any], threads: int) -> list[slice]:
+    """The rows of each thread, for rows of some lengths (B,): about as many events each, if they are worth a thread.
+
+    Threads that have rows of their own wait for each other once; those that share every operation, at each of them.
+    """
+    events = int(lengths.sum())
+    count = min(threads, len(lengths), max(1, 2 * events // PARALLEL_EVENTS))
+    ends = np.cumsum(lengths)
+    cuts = [int(np.searchsorted(ends, events * part / count, side="left")) + 1 for part in range(1, count)]
+    bounds = sorted({0, *(min(cut, len(lengths)) for cut in cuts), len(lengths)})
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]

@@ -15,7 +15,7 @@ import torch
 from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
-from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler
+from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares
 from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
@@ -130,6 +130,41 @@ def test_rows_of_unlike_lengths_are_answered_as_each_alone(weights):
         np.testing.assert_allclose(found.query, alone.query, atol=1e-5)
         np.testing.assert_allclose(found.state, alone.state, atol=1e-5)
         assert found.items.tolist() == alone.items.tolist()
+
+
+def test_rows_shared_between_threads_are_answered_as_by_one(weights):
+    batch = [steps(count, top_n=5) for count in (300, 2, 90, 700, 4, 250, 3, 5)]
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            answers.append(unpack(handler(weights).answer(pack(batch)), batch))
+    finally:
+        torch.set_num_threads(before)
+    for found, one in zip(*answers, strict=True):
+        np.testing.assert_allclose(found.query, one.query, atol=1e-5)
+        np.testing.assert_allclose(found.state, one.state, atol=1e-5)
+        assert found.items.tolist() == one.items.tolist()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "threads", "rows"),
+    [
+        ([1], 4, [1]),
+        ([1] * 64, 4, [64]),  # not worth a thread
+        ([64] * 64, 1, [64]),
+        ([64] * 64, 2, [32, 32]),
+        ([64] * 64, 3, [22, 21, 21]),
+        ([2_000, 1, 1], 2, [1, 2]),
+        ([1, 1, 2_000], 2, [3]),  # to go on alone takes no longer
+        ([600] * 3, 8, [1, 1, 1]),
+    ],
+)
+def test_threads_have_rows_of_about_as_many_events(lengths, threads, rows):
+    found = shares(np.array(lengths), threads)
+    assert [part.stop - part.start for part in found] == rows
+    assert [row for part in found for row in range(part.start, part.stop)] == list(range(len(lengths)))
 
 
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
