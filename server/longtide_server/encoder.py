@@ -158,6 +158,12 @@ class _Waiting:
     steps: Steps
     """What is left, with the state that has been reached."""
     result: asyncio.Future[Encoded]
+    patient: bool
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for little."""
+        return not self.patient and len(self.steps.items) <= FEW_EVENTS
 
     def next(self, most: int) -> Steps:
         """The next events, at most so many."""
@@ -196,11 +202,11 @@ class CoalescingEncoder:
         """How many users wait for the next call."""
         return len(self._waiting)
 
-    async def encode(self, steps: Steps, timeout_s: float) -> Encoded:
-        """Encode one user within `timeout_s`."""
+    async def encode(self, steps: Steps, timeout_s: float, *, patient: bool = False) -> Encoded:
+        """Encode one user within `timeout_s`; `patient`: others go first, since nobody looks at a screen and waits."""
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} users are waiting for the encoder")
-        waiting = _Waiting(steps, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(steps, asyncio.get_running_loop().create_future(), patient)
         self._waiting.append(waiting)
         self._start()
         try:
@@ -248,27 +254,28 @@ class CoalescingEncoder:
     def _take(self) -> list[_Waiting]:
         """The next batch, without the callers who gave up.
 
-        Everybody with few events is in it, and of those with many, oldest first, as many as do not take long: nobody
+        Everybody with few events is in it, and of the others, the patient last, as many as do not take long: nobody
         waits for another's long history, and in every batch there is room for one. Where several calls may be under
         way, each has its share.
         """
         waiting = [one for one in self._waiting if not one.result.done()]
         free, events = self._batches.calls - self._under_way, self._batches.events
         users = min(max(-(-len(waiting) // free), LEAST_SHARED), self._batches.users)
-        few = [one for one in waiting if len(one.steps.items) <= FEW_EVENTS]
-        many = [one for one in waiting if len(one.steps.items) > FEW_EVENTS]
-        batch = few[: users - bool(many)]
-        batch += many[: min(users - len(batch), max(1, events // FEW_EVENTS))]
+        urgent = [one for one in waiting if one.urgent]
+        others = sorted((one for one in waiting if not one.urgent), key=lambda one: one.patient)
+        batch = urgent[: users - bool(others)]
+        # Where nobody waits for them, fewer histories take more steps: they need their states sent less often.
+        room = events // (FEW_EVENTS if batch else 2 * FEW_EVENTS)
+        batch += others[: min(users - len(batch), max(1, room))]
         taken = set(map(id, batch))
         self._waiting = [one for one in waiting if id(one) not in taken]
         return batch
 
     def _most_steps(self, batch: Sequence[_Waiting]) -> int:
         """How many events of a history go into a call: few where somebody with few waits for the others."""
-        many = sum(len(one.steps.items) > FEW_EVENTS for one in batch)
-        if many < len(batch):
+        if batch[0].urgent:
             return FEW_EVENTS
-        return max(1, min(self._batches.events // many, self._batches.steps))
+        return max(1, min(self._batches.events // len(batch), self._batches.steps))
 
 
 def _part(steps: Steps, part: slice) -> Steps:

@@ -148,11 +148,14 @@ class Recommender:
         return Asker(self.states.remembered(owner), f"the event log could not be asked: {reason}")
 
     async def prepare(self, query: Query, timeout_s: float) -> None:
-        """Have a user's state encoded, so that `recommend` has no encoder to wait for, as far as that is possible."""
+        """Have a user's state encoded before it is needed, so that `recommend` need not wait for the encoder.
+
+        Whoever has somebody waiting goes first.
+        """
         begun = time.monotonic()
         asker = await self.asker(query.owner, timeout_s)
         left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
-        await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left)
+        await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left, patient=True)
 
     def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
         """What an answer depends on beside history and catalogue; none where that is too much to keep."""

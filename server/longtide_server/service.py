@@ -25,7 +25,7 @@ from longtide_server.status import Context, answered, remaining_s, status_of
 from longtide_server.streams import in_order
 
 BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
-MESSAGES_AT_ONCE = 2  # of a stream of rows: the next one's users are encoded while these are answered
+MESSAGES_AT_ONCE = 4  # of a stream of rows: the next ones' users are read and encoded while these are answered
 ROWS_AHEAD = 128  # of a message are encoded while one is answered
 ROW_PATIENCE = 6  # a row may take so many times as long as a call: nobody looks at a screen and waits
 

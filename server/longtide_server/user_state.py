@@ -298,16 +298,19 @@ class UserStates:
         if user is not None and self.steps_due(owner):
             await self.encoded(user, (), TOP_N_MARGIN + ITEMS_AHEAD + len(user.seen), self._step_timeout_s)
 
-    async def encoded(self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float) -> Encoded | None:
+    async def encoded(
+        self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float, *, patient: bool = False
+    ) -> Encoded | None:
         """The user after every event and the session's items; None when there are none.
 
-        Only events that the kept state has not seen are encoded, and the result without the session is kept.
+        Only events that the kept state has not seen are encoded, and the result without the session is kept. `patient`:
+        nobody looks at a screen and waits; who asks for the same user meanwhile waits along.
         EncoderUnavailable, DeadlineExceeded or Overloaded when the encoder cannot answer.
         """
         end_s = time.monotonic() + timeout_s
         # Again, when an event came late meanwhile and what was encoded is no longer what happened.
         while len(user.items) > user.encoded_count:
-            await self._advanced(user, top_n, end_s - time.monotonic())
+            await self._advanced(user, top_n, end_s - time.monotonic(), patient)
         if session:
             state, count = user.state(), len(user.items)
             state = self._zeros if state is None else state
@@ -315,10 +318,10 @@ class UserStates:
             return await self._encoder.encode(steps, end_s - time.monotonic())
         return user.encoded
 
-    async def _advanced(self, user: UserState, top_n: int, timeout_s: float) -> None:
+    async def _advanced(self, user: UserState, top_n: int, timeout_s: float, patient: bool) -> None:
         """Wait for the user's next steps; they go on, and are kept, when this caller's time is over."""
         if user.advancing is None or user.advancing.done():
-            user.advancing = asyncio.create_task(self._advance(user, top_n))
+            user.advancing = asyncio.create_task(self._advance(user, top_n, patient))
             user.advancing.add_done_callback(partial(_over, user))
         advancing = user.advancing  # whoever is woken first may begin the next one
         done, _ = await asyncio.wait((advancing,), timeout=max(timeout_s, 0.0))
@@ -326,14 +329,14 @@ class UserStates:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s")
         advancing.result()
 
-    async def _advance(self, user: UserState, top_n: int) -> None:
+    async def _advance(self, user: UserState, top_n: int, patient: bool) -> None:
         start, generation = user.encoded_count, user.generation
         end = min(len(user.items), start + MAX_STEP_EVENTS)
-        if end == len(user.items) and end - start > KEPT_FAR_EVENTS:
+        if end == len(user.items) and end - start > KEPT_FAR_EVENTS and not patient:
             end -= KEPT_NEAR_EVENTS  # so that a state is kept shortly before the end
         state = user.state()
         steps = steps_between(user, start, end, (), self._zeros if state is None else state, top_n)
-        encoded = await self._encoder.encode(steps, self._step_timeout_s)
+        encoded = await self._encoder.encode(steps, self._step_timeout_s, patient=patient)
         if user.generation == generation and end >= user.encoded_count:
             user.advance(encoded, end)
 

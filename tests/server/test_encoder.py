@@ -178,9 +178,9 @@ def held(world):
     return world.encoder
 
 
-def calling(encoder, *rows, timeout_s=30.0):
+def calling(encoder, *rows, timeout_s=30.0, patient=False):
     """Callers, each with a row of its own, who call at the same time."""
-    return [asyncio.ensure_future(encoder.encode(row, timeout_s)) for row in rows]
+    return [asyncio.ensure_future(encoder.encode(row, timeout_s, patient=patient)) for row in rows]
 
 
 async def outcomes(callers):
@@ -256,6 +256,28 @@ async def test_nobody_waits_for_long_histories_nor_they_for_ever(held, monkeypat
     assert held.rows[0] == [[4], [5], [1]]  # of a history one event, beside as many of the others as there is room for
     assert held.rows[1] == [[3], [1], [2]]
     assert [encoded.state.tolist() for encoded in results[:2]] == [[3, 1.75], [3, 3.5]]
+
+
+async def test_the_patient_take_many_steps_however_few_one_of_them_has(held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(events=8))
+    callers = calling(coalescing, steps(1), *(steps(*[item] * 5) for item in (2, 3)), patient=True)
+    held.answering_allowed.set()
+    results = await outcomes(callers)
+    assert held.rows == [[[1], [2, 2], [3, 3]], [[2, 2, 2], [3, 3, 3]]]
+    assert [encoded.state[0] for encoded in results] == [1, 5, 5]
+
+
+async def test_the_patient_let_others_go_first(held, monkeypatch):
+    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(users=2, events=8))
+    callers = calling(coalescing, steps(1), steps(2, 2), patient=True)
+    callers += calling(coalescing, steps(3, 3), steps(4))
+    held.answering_allowed.set()
+    await outcomes(callers)
+    assert held.rows[0] == [[4], [3]]
+    assert held.rows[1] == [[3], [1]]
+    assert held.rows[2] == [[2, 2]]
 
 
 async def test_a_history_that_nobody_waits_for_any_more_does_not_go_on(held):

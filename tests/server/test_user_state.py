@@ -17,8 +17,9 @@ from longtide_server.user_state import UserState, UserStates, steps_between
 SOON_S = 5.0
 
 
-async def encoded(world, user_id="ann", session=()):
-    return await world.states.encoded(await world.states.get(f"user:{user_id}"), session, 3, SOON_S)
+async def encoded(world, user_id="ann", session=(), patient=False):
+    user = await world.states.get(f"user:{user_id}")
+    return await world.states.encoded(user, session, 3, SOON_S, patient=patient)
 
 
 async def state(world, user_id="ann"):
@@ -217,6 +218,12 @@ async def test_a_state_near_the_end_is_kept_of_a_long_history_that_is_read_at_on
     await world.write(event("late", "e", 990.5))
     assert (await encoded(world)).state[0] == 1_001
     assert world.encoder.events == 17
+
+
+async def test_a_long_history_that_nobody_waits_for_takes_as_few_calls_as_it_can(world, event):
+    await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(1_000)])
+    await encoded(world, patient=True)
+    assert [len(row) for batch in world.encoder.rows for row in batch] == [256, 256, 256, 232]
 
 
 async def test_a_long_history_goes_on_where_it_was_when_the_encoder_is_back(world, event):
