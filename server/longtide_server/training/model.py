@@ -31,6 +31,8 @@ SHORTLIST = 4
 """Of how many times as many items as are wanted, found in half precision, the best are taken in full precision."""
 EVENTS_AT_A_TIME = 2_048
 """Of so many events a core's cache holds what is computed: more at a time take a third longer."""
+EVENTS_ON_GPU = 65_536
+"""With fewer at a time, a GPU would wait for the next ones; of so many, what is computed takes half a gigabyte."""
 MANY_FOR_ONE = 256
 """Items of the catalogue for each of those: with fewer, to compare them costs more than half precision saves."""
 
@@ -360,6 +362,7 @@ class ServingEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.chunk = chunk
+        self.chunk_on_gpu = EVENTS_ON_GPU
         self.scored_cells = scored_cells
         self.shortlist = SHORTLIST
         self.many_for_one = MANY_FOR_ONE
@@ -431,9 +434,10 @@ class ServingEncoder(nn.Module):
         lengths, state = lengths[order], state[order]
         query = torch.zeros(count, self.encoder.dim, device=state.device)
         at, longest = 0, int(lengths[0].item())
+        chunk = self.chunk_on_gpu if state.is_cuda else self.chunk
         while at < longest:
             rows = int((lengths > at).sum().item())  # that have events left
-            end = min(at + max(self.chunk // rows, 1), longest)
+            end = min(at + max(chunk // rows, 1), longest)
             step = torch.arange(at, end, device=items.device).unsqueeze(1)  # (T, 1)
             inside = step < lengths[:rows]  # (T, R)
             index = (starts[:rows] + step)[inside]  # (N,)
