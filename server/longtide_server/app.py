@@ -74,6 +74,7 @@ from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.serving import Serving
 from longtide_server.servings import Servings
+from longtide_server.signals_file import SUFFIX, Signals, read_signals, save_signals
 from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import (
     ENCODER,
@@ -487,6 +488,8 @@ class Opener:
         self._catalogs = catalogs
         self._encoders = encoders
         self._states = states
+        self._counting: list[Trending] = []
+        """Of the servings that are open."""
 
     async def open(self, folder: Path) -> Serving:
         """The serving of a folder's snapshot. SnapshotError when it is damaged, else as `serve`."""
@@ -502,24 +505,29 @@ class Opener:
             breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(breaker, config.encoder_timeout_s, batches)
             stack.push_async_callback(encoder.close)
-            path = self._states / f"{snapshot.snapshot_id}.arrow"
             saved = await asyncio.to_thread(_saved_states, config.data_dir / STATES, snapshot.snapshot_id)
             states = UserStates(
                 snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved, self._observer
             )
             live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
-            newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim)
+            signals = await asyncio.to_thread(read_signals, self._states, snapshot.snapshot_id)
+            newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim, signals.pulled)
             copies_of_items: ItemCopies = live
             if snapshot.content is not None:
                 arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts)
                 stack.push_async_callback(arrivals.close)
                 copies_of_items = Together(live, arrivals)
             pulls = Pulls(newcomers, states.remembered)
-            stack.push_async_callback(_save_states, path, snapshot.snapshot_id, states)
-            stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(path, snapshot.snapshot_id, states)))
+            # Whoever counts already has heard of every event until now; the file, of those before it was written.
+            counts = self._counting[-1].counts() if self._counting else signals.counts
+            trending = Trending(snapshot.catalog, wall_clock_s, before=counts)
+            self._counting.append(trending)
+            stack.callback(self._counting.remove, trending)
+            save = partial(_save, self._states, snapshot.snapshot_id, states, newcomers, trending)
+            stack.push_async_callback(save)
+            stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(save)))
             stepper = Stepper(states)
             stack.push_async_callback(stepper.close)
-            trending = Trending(snapshot.catalog, wall_clock_s)
             # In this order: a pull is by whom they were before, and who follows what was written must know of it.
             for copies in (pulls, states, stepper, trending):
                 self._writer.add(copies)
@@ -564,22 +572,29 @@ def _saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
     return [SavedStates(file, snapshot_id) for file in files]
 
 
-async def _save_states(path: Path, snapshot_id: str, states: UserStates) -> None:
-    """Save the states for the next run, and leave no more than a few snapshots' files."""
+async def _save(folder: Path, snapshot_id: str, states: UserStates, newcomers: Newcomers, trending: Trending) -> None:
+    """Save for the next run what is in memory alone, and leave no more than a few snapshots' files."""
+    signals = Signals(trending.counts(), newcomers.pulled())
     try:
-        await asyncio.to_thread(save_states, path, snapshot_id, states.rows())
-        files = sorted(path.parent.glob("*.arrow"), key=lambda file: file.stat().st_mtime)
-        for old in files[:-KEPT_STATE_FILES]:
-            old.unlink()
+        await asyncio.to_thread(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, states.rows())
+        await asyncio.to_thread(save_signals, folder, snapshot_id, signals)
+        await asyncio.to_thread(_keep_newest, folder, KEPT_STATE_FILES)
     except OSError as exc:
-        log.warning("states_not_saved", path=str(path), reason=str(exc))
+        log.warning("states_not_saved", folder=str(folder), reason=str(exc))
 
 
-async def _keep_saving(path: Path, snapshot_id: str, states: UserStates) -> None:
+def _keep_newest(folder: Path, count: int) -> None:
+    """Of each kind of file, leave the newest."""
+    for kind in (".arrow", SUFFIX):
+        for old in sorted(folder.glob(f"*{kind}"), key=lambda file: file.stat().st_mtime)[:-count]:
+            old.unlink()
+
+
+async def _keep_saving(save: Callable[[], Awaitable[None]]) -> None:
     """Save again and again, until it is cancelled."""
     while True:
         await asyncio.sleep(SAVE_STATES_EVERY_S)
-        await _save_states(path, snapshot_id, states)
+        await save()
 
 
 async def _watching(config: ServerConfig, stack: AsyncExitStack) -> Watching:

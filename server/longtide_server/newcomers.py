@@ -7,7 +7,9 @@ the mean of a direction with a prior (Mardia & El-Atat 1976). Embeddings of know
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +19,24 @@ MAX_NEWCOMERS = 20_000  # compared one by one at every answer: some milliseconds
 FIRST_ROOM = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What people have done to a new item."""
+
+    events: int
+    """How many turned to it, 1 or more."""
+    pull: bytes
+    """(D,) float32: the sum of their query vectors."""
+
+
 class Newcomers:
     """New items under numbers that follow those of a snapshot. The number of an item that has gone may be another's."""
 
-    def __init__(self, first: int, dim: int) -> None:
-        """first: the first number; dim: the width D of vectors."""
+    def __init__(self, first: int, dim: int, pulled: Mapping[str, Pulled] = MappingProxyType({})) -> None:
+        """first: the first number; dim: the width D of vectors; pulled: what was done before, by item id."""
         self.first = first
+        self._before = {item_id: one for item_id, one in pulled.items() if len(one.pull) == 4 * dim}
+        """Of items that have not been put yet."""
         self.revision = 0
         """Rises when an item comes, goes or is described anew."""
         self.events = np.zeros(FIRST_ROOM, np.int64)
@@ -76,6 +90,10 @@ class Newcomers:
             place = self._place[item_id] = self._new_place(item_id)
         elif np.array_equal(self._content[place], content):
             return True
+        before = self._before.pop(item_id, None)
+        if before is not None:
+            self._pull[place] = np.frombuffer(before.pull, np.float32)
+            self.events[place] = before.events
         self._content[place] = content
         self._settle(place)
         self.revision += 1
@@ -87,6 +105,7 @@ class Newcomers:
 
     def remove(self, item_id: str) -> None:
         """Let an item go, if it is there."""
+        self._before.pop(item_id, None)
         place = self._place.pop(item_id, None)
         if place is not None:
             self._vectors[place] = self._pull[place] = self._content[place] = 0.0
@@ -101,6 +120,12 @@ class Newcomers:
             self._pull[place] += query
             self.events[place] += 1
             self._settle(place)
+
+    def pulled(self) -> dict[str, Pulled]:
+        """What people have done to new items, by item id, for another run to go on with."""
+        touched = {item_id: place for item_id, place in self._place.items() if self.events[place]}
+        done = {item_id: Pulled(int(self.events[at]), self._pull[at].tobytes()) for item_id, at in touched.items()}
+        return self._before | done
 
     def _settle(self, place: int) -> None:
         vector = PRIOR_EVENTS * self._content[place] + self._pull[place]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from operator import itemgetter
 
 import numpy as np
@@ -19,13 +20,27 @@ from longtide_server.events import EventType
 
 LARGEST_EXPONENT = 500.0  # of two: far from what a float cannot hold
 MAX_BEYOND = 20_000  # new items that are counted, those to which most turn
+MAX_HANDED_ON = 20_000  # items, again those to which most turn: what is beyond them trends nowhere
+LEAST_HANDED_ON = 1e-6  # of an event
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many events count for each item at a moment."""
+
+    at_s: float = 0.0
+    """Seconds since 1970."""
+    of: dict[str, float] = field(default_factory=dict)
+    """By item id, each above 0."""
 
 
 class Trending:
     """Counts the events that are written, by the items of one catalogue, and beyond it by new items."""
 
-    def __init__(self, catalog: Catalog, clock: Callable[[], float], half_life_s: float = 86_400.0) -> None:
-        """clock: seconds since 1970. half_life_s: above 0."""
+    def __init__(
+        self, catalog: Catalog, clock: Callable[[], float], half_life_s: float = 86_400.0, before: Counts | None = None
+    ) -> None:
+        """clock: seconds since 1970. half_life_s: above 0. before: what another one had counted."""
         self._catalog = catalog
         self._clock = clock
         self._half_life_s = half_life_s
@@ -34,6 +49,8 @@ class Trending:
         """(I + 1,) as counted at `_since_s`: what happens later counts for more than 1, what was before for less."""
         self._beyond: dict[str, float] = {}
         """The same by the ids of items that the catalogue does not have."""
+        if before is not None:
+            self._go_on(before)
 
     def apply(self, written: Written) -> None:
         """Count what is new."""
@@ -69,6 +86,25 @@ class Trending:
         """The same of items that the catalogue does not have, by id."""
         total = self._total()
         return {item_id: said / total for item_id, said in self._most(count)}
+
+    def counts(self) -> Counts:
+        """What has been counted, as it counts now, for another one to go on with."""
+        now_s = self._clock()
+        left = 0.5 ** ((now_s - self._since_s) / self._half_life_s)
+        best = best_of(self._count, MAX_HANDED_ON)
+        found = zip(best.items.tolist(), best.probability.tolist(), strict=True)
+        known = ((self._catalog.item_id(number), count) for number, count in found)
+        counted = {item_id: count * left for item_id, count in (*known, *self._beyond.items())}
+        return Counts(now_s, {item_id: count for item_id, count in counted.items() if count >= LEAST_HANDED_ON})
+
+    def _go_on(self, before: Counts) -> None:
+        left = 0.5 ** (max(self._since_s - before.at_s, 0.0) / self._half_life_s)
+        for item_id, count in before.of.items():
+            number = self._catalog.number(item_id)
+            if number:
+                self._count[number] = count * left
+            else:
+                self._beyond[item_id] = count * left
 
     def _most(self, count: int) -> list[tuple[str, float]]:
         return heapq.nlargest(count, self._beyond.items(), key=itemgetter(1))

@@ -203,6 +203,50 @@ async def test_what_trends_and_what_is_like_an_item_are_asked_of_a_running_serve
         assert sorted(alike) == list("bcdefgh")  # its tag is theirs
 
 
+async def trending_now(client, count):
+    """What trends, first to last."""
+    others = {"encoder": 0, "neighbors": 0, "transitions": 0, "popularity": 0}
+    found = await client.recommend("somebody new", count, source_weights=others | {"trending": 1})
+    return [item.item_id for item in found if item.sources[0].source == Source.TRENDING]
+
+
+async def test_what_trends_does_so_after_a_restart_and_under_another_snapshot(config, copied):
+    settings = config(snapshot_dir=copied("a", "b"))
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.write_events([Event(f"u{n}", "item-7", "view") for n in range(3)])
+        await client.write_events([Event("u9", "item-5", "view")])
+        assert await trending_now(client, 2) == ["item-7", "item-5"]
+    async with running(settings) as address, AsyncClient(address) as client:
+        assert await trending_now(client, 2) == ["item-7", "item-5"]
+        await client.write_events([Event(f"v{n}", "item-5", "view") for n in range(5)])
+        await client.activate_snapshot("b")
+        assert await trending_now(client, 2) == ["item-5", "item-7"]
+        await client.write_events([Event(f"w{n}", "item-7", "view") for n in range(9)])
+        assert await trending_now(client, 2) == ["item-7", "item-5"]
+
+
+async def test_new_items_stay_where_people_pulled_them_after_a_restart(config, described_snapshots):
+    """An item of the late kind, chosen by early people, suits ann the better, who is one of them."""
+    settings = config(snapshot_dir=described_snapshots, explore_share=0.0)
+
+    async def suits_ann(client):
+        await within_two_seconds(client, "new")  # so that it is placed
+        return next(item.score for item in await client.rank("ann", ["new", *"abcdefgh"]) if item.item_id == "new")
+
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
+        await client.upsert_items([Item("new", tags=["late"])])
+        before = await suits_ann(client)
+        for n in range(30):
+            await client.write_events([Event(f"early-{n}", letter, "view") for letter in "abcdef"])
+            await client.recommend(f"early-{n}")
+            await client.write_events([Event(f"early-{n}", "new", "view")])
+        pulled = await suits_ann(client)
+        assert pulled > 1.5 * before
+    async with running(settings) as address, AsyncClient(address) as client:
+        assert await suits_ann(client) == pytest.approx(pulled, rel=1e-3)
+
+
 async def test_a_share_of_the_places_is_for_items_that_were_just_written(config, described_snapshots):
     settings = config(snapshot_dir=described_snapshots, explore_share=1.0)
     async with running(settings) as address, AsyncClient(address) as client:

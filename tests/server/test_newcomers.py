@@ -33,6 +33,42 @@ def test_people_pull_it_towards_what_they_wanted(new):
     assert new.events[0] == PRIOR_EVENTS + 1_000
 
 
+def test_another_run_goes_on_where_people_pulled_it(new):
+    for item_id in "xyz":
+        new.put(item_id, EAST)
+    for _ in range(int(PRIOR_EVENTS)):
+        new.please("x", NORTH)
+    new.please("y", NORTH)
+    after = Newcomers(first=9, dim=2, pulled=new.pulled())
+    assert after.pulled() == new.pulled()  # also while they have not been put yet
+    after.put("x", EAST)
+    assert after.vectors[0].tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    assert after.events[0] == PRIOR_EVENTS
+    assert set(after.pulled()) == {"x", "y"}
+
+
+def test_what_was_done_to_an_item_that_has_gone_does_not_come_back(new):
+    new.put("x", EAST)
+    new.please("x", NORTH)
+    after = Newcomers(first=6, dim=2, pulled=new.pulled())
+    after.put("x", EAST)
+    after.remove("x")
+    after.put("x", EAST)
+    assert after.vectors[0].tolist() == [1, 0]
+    gone = Newcomers(first=6, dim=2, pulled=new.pulled())
+    gone.remove("x")
+    gone.put("x", EAST)
+    assert gone.vectors[0].tolist() == [1, 0]
+
+
+def test_what_was_done_in_another_space_is_left_out(new):
+    new.put("x", EAST)
+    new.please("x", NORTH)
+    after = Newcomers(first=6, dim=3, pulled=new.pulled())
+    after.put("x", np.array([1, 0, 0], np.float32))
+    assert after.vectors[0].tolist() == [1, 0, 0]
+
+
 def test_what_people_did_stays_when_it_is_described_anew(new):
     new.put("x", EAST)
     for _ in range(int(PRIOR_EVENTS)):

@@ -115,3 +115,37 @@ def test_of_too_many_new_items_those_stay_to_which_most_turn(trending, happened,
     found = trending.beyond(100)
     assert len(found) <= 4
     assert next(iter(found)) == "much"
+
+
+def test_another_one_goes_on_with_what_was_counted(trending, happened, clock):
+    happened("a", 990.0, times=4)
+    happened("b", 1_000.0)
+    happened("new", 1_000.0, times=2)
+    clock.now_s = 1_010.0
+    counts = trending.counts()
+    assert (counts.at_s, counts.of) == (1_010.0, pytest.approx({"a": 1.0, "b": 0.5, "new": 1.0}))
+    clock.now_s = 1_020.0
+    after = Trending(Catalog(("b", "new"), (ItemInfo(),) * 2), clock, half_life_s=10.0, before=counts)
+    assert after.counts().of == pytest.approx({"a": 0.5, "b": 0.25, "new": 0.5})
+    assert shares(after) == pytest.approx({1: 1 / 5, 2: 2 / 5})
+    assert after.beyond(10) == pytest.approx({"a": 2 / 5})
+
+
+def test_what_counts_next_to_nothing_is_not_handed_on(trending, happened, clock):
+    happened("a", 1_000.0)
+    clock.now_s = 1_300.0
+    assert trending.counts().of == {}
+
+
+def test_a_clock_that_was_set_back_makes_nothing_count_for_more(trending, happened, clock):
+    happened("a", 1_000.0)
+    counts = trending.counts()
+    clock.now_s = 500.0
+    assert Trending(CATALOG, clock, half_life_s=10.0, before=counts).counts().of == {"a": 1.0}
+
+
+def test_those_to_which_most_turn_are_handed_on(trending, happened, monkeypatch):
+    monkeypatch.setattr(longtide_server.trending, "MAX_HANDED_ON", 1)
+    happened("a", 1_000.0)
+    happened("b", 1_000.0, times=2)
+    assert trending.counts().of == {"b": 2.0}
