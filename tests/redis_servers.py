@@ -25,17 +25,21 @@ def free_port():
 
 
 @contextmanager
-def redis_server(folder, *options, port=None):
-    """A server that keeps what it acknowledges in `folder`; yields its port and its process."""
+def redis_server(folder, *options, port=None, tls=()):
+    """A server that keeps what it acknowledges in `folder`; yields its port and its process.
+
+    tls: what redis-cli must be told, where the port is one of TLS.
+    """
     needed()
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     durable = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *durable, *options]
+    ports = ("--port", "0", "--tls-port", str(port)) if tls else ("--port", str(port))
+    command = ["redis-server", *ports, "--bind", "127.0.0.1", "--dir", str(folder), *durable, *options]
     with (folder / "redis.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_for(lambda: cli(port, "ping") == "PONG")
+        wait_for(lambda: cli(port, *tls, "ping") in ("PONG", "NOAUTH Authentication required."))
         yield port, process
     finally:
         process.kill()

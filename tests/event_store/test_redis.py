@@ -7,6 +7,7 @@ import signal
 import pytest
 import redis.exceptions
 import structlog
+import trustme
 from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
 from longtide_server.errors import Conflict, InvalidInput, Overloaded, Unavailable
@@ -343,6 +344,51 @@ async def test_safe_settings_are_not_warned_of(redis_port):
     with structlog.testing.capture_logs() as logs:
         await (await open_store(f"redis://127.0.0.1:{redis_port}")).close()
     assert logs == []
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A Redis with TLS and a password: its HOST:PORT, and the file of the authority that vouches for it."""
+    folder = tmp_path_factory.mktemp("guarded")
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    made.private_key_pem.write_to_path(folder / "key.pem")
+    made.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    files = {"ca-cert-file": "ca.pem", "cert-file": "cert.pem", "key-file": "key.pem"}
+    options = [part for name, file in files.items() for part in (f"--tls-{name}", str(folder / file))]
+    trusting = ("--tls", "--cacert", str(folder / "ca.pem"))
+    with redis_server(folder, *options, "--tls-auth-clients", "no", "--requirepass", "sesame", tls=trusting) as (
+        port,
+        _,
+    ):
+        yield f"127.0.0.1:{port}", folder / "ca.pem"
+
+
+async def test_a_redis_with_tls_and_a_password_is_a_store(guarded, event):
+    address, authority = guarded
+    store = await open_store(f"rediss://:sesame@{address}/0?ssl_ca_certs={authority}")
+    assert (await store.write([event("e1")])).new == 1
+    assert await ids(store) == ["e1"]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("rediss://:sesame@{address}", "CERTIFICATE_VERIFY_FAILED"),
+        ("rediss://:simsim@{address}?ssl_ca_certs={authority}", "invalid username-password pair"),
+        ("rediss://{address}?ssl_ca_certs={authority}", "already authenticated"),
+        ("redis://:sesame@{address}", "the event store cannot"),
+    ],
+    ids=["an authority it does not know", "another password", "no password", "no TLS"],
+)
+async def test_a_guarded_redis_lets_nobody_else_in(guarded, url, why):
+    address, authority = guarded
+    with pytest.raises(Unavailable, match=why) as caught:
+        await open_store(url.format(address=address, authority=authority))
+    assert "sesame" not in str(caught.value)
+    assert "simsim" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://host/x", "postgres://host/db", "events.db", ""])
