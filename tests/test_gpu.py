@@ -64,6 +64,16 @@ def test_the_gpu_says_what_the_cpu_says(weights, rows, longest):
     assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
 
 
+def test_on_the_gpu_a_large_call_goes_on_from_piece_to_piece(weights, tmp_path):
+    in_pieces = ServingEncoder(Encoder(CONFIG).eval())
+    in_pieces.load_state_dict(torch.jit.load(str(weights)).state_dict())
+    in_pieces.chunk_on_gpu = 100
+    torch.jit.script(in_pieces).save(str(tmp_path / "encoder.pt"))
+    steps = batch(30, 40)
+    found = unpack(handler(tmp_path / "encoder.pt", 0).answer(pack(steps)), steps)
+    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
+
+
 def test_the_local_encoder_takes_the_gpu(weights):
     local = LocalEncoder(weights)
     assert local.batches == ON_GPU

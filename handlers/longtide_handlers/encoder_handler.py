@@ -18,10 +18,10 @@ TorchServe unpacks this file alone, so it imports nothing of Longtide.
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class LongtideEncoderHandler:
             self.model.score_in_half()
         self.threads = torch.get_num_threads()  # what TorchServe's OMP_NUM_THREADS allows
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        if not use_gpu and hasattr(self.model, "scored_cells"):  # each thread scores rows of its own
+            self.model.scored_cells = max(1, self.model.scored_cells // self.threads)
         # Profiling runs would make the first calls slow and their results differ in the last digit; on a GPU they end
         # the process (torch 2.11). The executor without them fuses operations on a GPU, and fails at it.
         torch._C._jit_set_profiling_executor(False)
@@ -74,20 +76,30 @@ class LongtideEncoderHandler:
         rows = shares(lengths, self.threads if self.device.type == "cpu" else 1)
         if len(rows) == 1:
             # What one thread has alone may be a long history, whose events share some of the work.
-            torch.set_num_threads(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1)
-            parts = self._encoded(request, lengths, rows[0])
+            with using(self.threads if int(lengths.sum()) >= PARALLEL_EVENTS else 1):
+                parts = self._encoded(request, lengths, rows[0])
         else:
-            found = self.pool.map(partial(self._encoded, request, lengths), rows)
-            parts = [torch.cat(part) for part in zip(*found, strict=True)]
+            found = list(self.pool.map(partial(self._encoded, request, lengths), rows))
+            back = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
+            parts = [torch.cat(part)[back] for part in zip(*found, strict=True)]
         query, state, items, log_probability, log_z = parts
         header = np.array([*query.shape, state.size(1), items.size(1)], np.int32)
         answer = (query.float(), state.float(), items.int(), log_probability.float(), log_z.float())
         return header.tobytes() + b"".join(part.cpu().numpy().tobytes() for part in answer)
 
+    def close(self) -> None:
+        """Let go of the threads."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     @torch.inference_mode()
-    def _encoded(self, request: Mapping[str, bytes], lengths: np.ndarray[Any, Any], rows: slice) -> list[torch.Tensor]:
-        """What the model says of some rows."""
-        events = slice(int(lengths[: rows.start].sum()), int(lengths[: rows.stop].sum()))
+    def _encoded(
+        self, request: Mapping[str, bytes], lengths: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
+    ) -> list[torch.Tensor]:
+        """What the model says of some rows, ascending."""
+        events: slice | np.ndarray[Any, Any] = slice(None)
+        if len(rows) < len(lengths):
+            begins = np.cumsum(lengths) - lengths
+            events = np.concatenate([np.arange(begins[row], begins[row] + lengths[row]) for row in rows])
         found: tuple[torch.Tensor, ...] = self.model(
             self._tensor(np.frombuffer(request["items"], np.int32)[events]).long(),
             self._tensor(np.frombuffer(request["types"], np.uint8)[events]).long(),
@@ -104,14 +116,28 @@ class LongtideEncoderHandler:
         return torch.from_numpy(array.copy()).to(self.device)
 
 
-def shares(lengths: np.ndarray[Any, Any], threads: int) -> list[slice]:
+def shares(lengths: np.ndarray[Any, Any], threads: int) -> list[np.ndarray[Any, Any]]:
     """The rows of each thread, for rows of some lengths (B,): about as many events each, if they are worth a thread.
 
     Threads that have rows of their own wait for each other once; those that share every operation, at each of them.
+    The longest row goes first, always to the thread with the least (LPT, Graham 1969).
     """
-    events = int(lengths.sum())
-    count = min(threads, len(lengths), max(1, 2 * events // PARALLEL_EVENTS))
-    ends = np.cumsum(lengths)
-    cuts = [int(np.searchsorted(ends, events * part / count, side="left")) + 1 for part in range(1, count)]
-    bounds = sorted({0, *(min(cut, len(lengths)) for cut in cuts), len(lengths)})
-    return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
+    count = min(threads, len(lengths), max(1, 2 * int(lengths.sum()) // PARALLEL_EVENTS))
+    if count == 1:
+        return [np.arange(len(lengths))]
+    owner, events = np.empty(len(lengths), np.int64), np.zeros(count, np.int64)
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        owner[row] = events.argmin()
+        events[owner[row]] += lengths[row]
+    return [np.flatnonzero(owner == thread) for thread in range(count)]
+
+
+@contextmanager
+def using(threads: int) -> Iterator[None]:
+    """So many threads for an operation of torch, and then as many as before: the number is everybody's default."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ process. CoalescingEncoder stands before either: what arrives while a call runs 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +151,7 @@ class LocalEncoder:
     async def close(self) -> None:
         """See Encoder."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._handler.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -158,12 +159,12 @@ class _Waiting:
     steps: Steps
     """What is left, with the state that has been reached."""
     result: asyncio.Future[Encoded]
-    patient: bool
+    patient: Callable[[], bool]
 
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for little."""
-        return not self.patient and len(self.steps.items) <= FEW_EVENTS
+        return len(self.steps.items) <= FEW_EVENTS and not self.patient()
 
     def next(self, most: int) -> Steps:
         """The next events, at most so many."""
@@ -202,8 +203,8 @@ class CoalescingEncoder:
         """How many users wait for the next call."""
         return len(self._waiting)
 
-    async def encode(self, steps: Steps, timeout_s: float, *, patient: bool = False) -> Encoded:
-        """Encode one user within `timeout_s`; `patient`: others go first, since nobody looks at a screen and waits."""
+    async def encode(self, steps: Steps, timeout_s: float, patient: Callable[[], bool] = lambda: False) -> Encoded:
+        """Encode one user within `timeout_s`; as long as it is `patient`, others go first."""
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} users are waiting for the encoder")
         waiting = _Waiting(steps, asyncio.get_running_loop().create_future(), patient)
@@ -262,11 +263,14 @@ class CoalescingEncoder:
         free, events = self._batches.calls - self._under_way, self._batches.events
         users = min(max(-(-len(waiting) // free), LEAST_SHARED), self._batches.users)
         urgent = [one for one in waiting if one.urgent]
-        others = sorted((one for one in waiting if not one.urgent), key=lambda one: one.patient)
+        others = sorted((one for one in waiting if not one.urgent), key=lambda one: one.patient())
         batch = urgent[: users - bool(others)]
-        # Where nobody waits for them, fewer histories take more steps: they need their states sent less often.
-        room = events // (FEW_EVENTS if batch else 2 * FEW_EVENTS)
-        batch += others[: min(users - len(batch), max(1, room))]
+        most, room = _fewest_steps(bool(batch)), events
+        for one in others:
+            if len(batch) == users or room <= 0:
+                break
+            batch.append(one)
+            room -= min(len(one.steps.items), most)
         taken = set(map(id, batch))
         self._waiting = [one for one in waiting if id(one) not in taken]
         return batch
@@ -275,7 +279,12 @@ class CoalescingEncoder:
         """How many events of a history go into a call: few where somebody with few waits for the others."""
         if batch[0].urgent:
             return FEW_EVENTS
-        return max(1, min(self._batches.events // len(batch), self._batches.steps))
+        return min(self._batches.steps, max(_fewest_steps(False), self._batches.events // len(batch)))
+
+
+def _fewest_steps(urgent: bool) -> int:
+    """Of each long history in a call, for its state to be worth sending: more where nobody waits for the others."""
+    return FEW_EVENTS if urgent else 2 * FEW_EVENTS
 
 
 def _part(steps: Steps, part: slice) -> Steps:

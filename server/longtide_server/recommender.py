@@ -148,14 +148,11 @@ class Recommender:
         return Asker(self.states.remembered(owner), f"the event log could not be asked: {reason}")
 
     async def prepare(self, query: Query, timeout_s: float) -> None:
-        """Have a user's state encoded before it is needed, so that `recommend` need not wait for the encoder.
-
-        Whoever has somebody waiting goes first.
-        """
+        """Have a user's state encoded, so that `recommend` has no encoder to wait for, as far as that is possible."""
         begun = time.monotonic()
         asker = await self.asker(query.owner, timeout_s)
         left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
-        await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left, patient=True)
+        await self.states.encoded(asker.user, (), _wanted(query, asker.user, 0), left, patient=query.patient)
 
     def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
         """What an answer depends on beside history and catalogue; none where that is too much to keep."""
@@ -355,7 +352,8 @@ class Recommender:
         trending: Mapping[str, float] = {}
         encoded, reason, neighbors = None, asker.stale_reason, NO_NEIGHBORS
         if fusion.encoder or fusion.neighbors:
-            encoded, reason = await self._encoded(asker, session, wanted, self._patience.for_encoder_s(timeout_s))
+            left = self._patience.for_encoder_s(timeout_s)
+            encoded, reason = await self._encoded(asker, session, wanted, left, query.patient)
         profile, content = self._profile(user, session, fusion), None
         if profile is not None and fusion.content:  # sought while neighbours are
             content = asyncio.get_running_loop().run_in_executor(self._searchers, profile.nearest, wanted)
@@ -389,7 +387,7 @@ class Recommender:
         return self._content.profile(user.recent(CONTENT_ITEMS, session), CONTENT_DECAY)
 
     async def _encoded(
-        self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float
+        self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float, patient: bool = False
     ) -> tuple[Encoded | None, str]:
         """The user's encoding, or the last known one; and why it may be old."""
         if asker.stale_reason:
@@ -399,7 +397,8 @@ class Recommender:
         begun_s = time.perf_counter()
         try:
             with self._patience.waiting():
-                return await self.states.encoded(asker.user, session, top_n, timeout_s), asker.stale_reason
+                found = await self.states.encoded(asker.user, session, top_n, timeout_s, patient=patient)
+                return found, asker.stale_reason
         except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
             self._observer.degraded("encoder")
             log.warning("recommend_degraded", reason=str(exc))

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from longtide_server.streams import in_order
 BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
 MESSAGES_AT_ONCE = 4  # of a stream of rows: the next ones' users are read and encoded while these are answered
 ROWS_AHEAD = 128  # of a message are encoded while one is answered
+ROWS_ENCODING = 1_024  # of all streams: fewer than may wait for the encoder, which has other callers too
 ROW_PATIENCE = 6  # a row may take so many times as long as a call: nobody looks at a screen and waits
 
 
@@ -131,6 +133,10 @@ async def _acknowledged(
     return response
 
 
+def _row_query(row: recommendation_pb2.RecommendRequest) -> Query:
+    return replace(requests.read_query(row, None), patient=True)
+
+
 async def _nothing() -> None:
     """Catch up with nobody."""
 
@@ -155,6 +161,7 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         self._current = current
         self._clock = clock
         self._default_timeout_s = default_timeout_s
+        self._encoding = asyncio.Semaphore(ROWS_ENCODING)
 
     async def Recommend(
         self,
@@ -213,18 +220,19 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         self, serving: Serving, row: recommendation_pb2.RecommendRequest, timeout_s: float
     ) -> recommendation_pb2.RecommendResult | None:
         """Have a row's user encoded. Where the encoding is of this row alone, its result."""
-        if row.session_item_ids:
-            return await self._row(serving, row, timeout_s)
-        with suppress(LongtideError):  # the row's own turn finds out, and says so
-            await serving.recommender.prepare(requests.read_query(row, None), timeout_s)
-        return None
+        async with self._encoding:
+            if row.session_item_ids:
+                return await self._row(serving, row, timeout_s)
+            with suppress(LongtideError):  # the row's own turn finds out, and says so
+                await serving.recommender.prepare(_row_query(row), timeout_s)
+            return None
 
     async def _row(
         self, serving: Serving, request: recommendation_pb2.RecommendRequest, timeout_s: float
     ) -> recommendation_pb2.RecommendResult:
         result = recommendation_pb2.RecommendResult(user_id=request.user_id, session_id=request.session_id)
         try:
-            query: Query = requests.read_query(request, None)
+            query = _row_query(request)
             result.response.CopyFrom(await serving.responses.recommend(query, timeout_s))
         except LongtideError as exc:
             _, number = status_of(exc)

@@ -61,7 +61,8 @@ class Serving:
             nonlocal warmed
             for owner in waiting:
                 user = await self.states.get(owner)
-                await self.states.encoded(user, (), TOP_N_MARGIN + LIMIT_WARMED + len(user.seen), timeout_s)
+                wanted = TOP_N_MARGIN + LIMIT_WARMED + len(user.seen)
+                await self.states.encoded(user, (), wanted, timeout_s, patient=True)
                 warmed += 1
 
         try:

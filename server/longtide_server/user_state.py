@@ -74,6 +74,8 @@ class UserState:
     """Numbers of events and the states (S,) after them, at most KEPT_STATES, for going on from when one comes late."""
     advancing: asyncio.Task[None] | None = None
     """The encoding that is under way, shared by everybody who waits for it."""
+    patient: bool = False
+    """Whether none of them looks at a screen."""
     generation: int = 0
     """Rises when the order of past events changes, so that an encoding under way is not kept."""
 
@@ -304,7 +306,7 @@ class UserStates:
         """The user after every event and the session's items; None when there are none.
 
         Only events that the kept state has not seen are encoded, and the result without the session is kept. `patient`:
-        nobody looks at a screen and waits; who asks for the same user meanwhile waits along.
+        nobody looks at a screen and waits, so all others go first.
         EncoderUnavailable, DeadlineExceeded or Overloaded when the encoder cannot answer.
         """
         end_s = time.monotonic() + timeout_s
@@ -315,28 +317,30 @@ class UserStates:
             state, count = user.state(), len(user.items)
             state = self._zeros if state is None else state
             steps = steps_between(user, count, count, session, state, top_n)
-            return await self._encoder.encode(steps, end_s - time.monotonic())
+            return await self._encoder.encode(steps, end_s - time.monotonic(), lambda: patient)
         return user.encoded
 
     async def _advanced(self, user: UserState, top_n: int, timeout_s: float, patient: bool) -> None:
         """Wait for the user's next steps; they go on, and are kept, when this caller's time is over."""
         if user.advancing is None or user.advancing.done():
-            user.advancing = asyncio.create_task(self._advance(user, top_n, patient))
+            user.patient = patient
+            user.advancing = asyncio.create_task(self._advance(user, top_n))
             user.advancing.add_done_callback(partial(_over, user))
+        user.patient &= patient
         advancing = user.advancing  # whoever is woken first may begin the next one
         done, _ = await asyncio.wait((advancing,), timeout=max(timeout_s, 0.0))
         if not done:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s")
         advancing.result()
 
-    async def _advance(self, user: UserState, top_n: int, patient: bool) -> None:
+    async def _advance(self, user: UserState, top_n: int) -> None:
         start, generation = user.encoded_count, user.generation
         end = min(len(user.items), start + MAX_STEP_EVENTS)
-        if end == len(user.items) and end - start > KEPT_FAR_EVENTS and not patient:
+        if end == len(user.items) and end - start > KEPT_FAR_EVENTS and not user.patient:
             end -= KEPT_NEAR_EVENTS  # so that a state is kept shortly before the end
         state = user.state()
         steps = steps_between(user, start, end, (), self._zeros if state is None else state, top_n)
-        encoded = await self._encoder.encode(steps, self._step_timeout_s, patient=patient)
+        encoded = await self._encoder.encode(steps, self._step_timeout_s, lambda: user.patient)
         if user.generation == generation and end >= user.encoded_count:
             user.advance(encoded, end)
 

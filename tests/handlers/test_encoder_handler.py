@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
-from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares
+from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares, using
 from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
@@ -134,14 +136,10 @@ def test_rows_of_unlike_lengths_are_answered_as_each_alone(weights):
 
 def test_rows_shared_between_threads_are_answered_as_by_one(weights):
     batch = [steps(count, top_n=5) for count in (300, 2, 90, 700, 4, 250, 3, 5)]
-    before = torch.get_num_threads()
     answers = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 3):
+        with using(threads):
             answers.append(unpack(handler(weights).answer(pack(batch)), batch))
-    finally:
-        torch.set_num_threads(before)
     for found, one in zip(*answers, strict=True):
         np.testing.assert_allclose(found.query, one.query, atol=1e-5)
         np.testing.assert_allclose(found.state, one.state, atol=1e-5)
@@ -151,20 +149,50 @@ def test_rows_shared_between_threads_are_answered_as_by_one(weights):
 @pytest.mark.parametrize(
     ("lengths", "threads", "rows"),
     [
-        ([1], 4, [1]),
-        ([1] * 64, 4, [64]),  # not worth a thread
-        ([64] * 64, 1, [64]),
-        ([64] * 64, 2, [32, 32]),
-        ([64] * 64, 3, [22, 21, 21]),
-        ([2_000, 1, 1], 2, [1, 2]),
-        ([1, 1, 2_000], 2, [3]),  # to go on alone takes no longer
-        ([600] * 3, 8, [1, 1, 1]),
+        ([1], 4, [[0]]),
+        ([1] * 8, 4, [[0, 1, 2, 3, 4, 5, 6, 7]]),  # not worth a thread
+        ([300] * 4, 1, [[0, 1, 2, 3]]),
+        ([300] * 4, 2, [[0, 2], [1, 3]]),
+        ([500, 600], 2, [[1], [0]]),
+        ([200, 256, 256, 256], 2, [[1, 3], [0, 2]]),
+        ([1, 1, 2_000], 2, [[2], [0, 1]]),
+        ([600] * 3, 8, [[0], [1], [2]]),
     ],
 )
 def test_threads_have_rows_of_about_as_many_events(lengths, threads, rows):
-    found = shares(np.array(lengths), threads)
-    assert [part.stop - part.start for part in found] == rows
-    assert [row for part in found for row in range(part.start, part.stop)] == list(range(len(lengths)))
+    assert [part.tolist() for part in shares(np.array(lengths), threads)] == rows
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=64), st.integers(1, 16))
+def test_every_row_has_one_thread_and_none_has_far_more_than_its_share(lengths, threads):
+    parts = shares(np.array(lengths), threads)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
+    assert len(parts) <= threads
+    assert max(sum(lengths[row] for row in part) for part in parts) <= sum(lengths) / len(parts) + max(lengths)
+
+
+def test_large_calls_are_shared_between_threads_that_have_one_core_each(weights, monkeypatch):
+    used = []
+    encoded = LongtideEncoderHandler._encoded
+
+    def noting(self, request, lengths, rows):
+        used.append((torch.get_num_threads(), len(rows)))
+        return encoded(self, request, lengths, rows)
+
+    monkeypatch.setattr(LongtideEncoderHandler, "_encoded", noting)
+    with using(2):
+        made = handler(weights)
+        made.answer(pack([steps(300)] * 4))
+        assert torch.get_num_threads() == 2  # as before, for all others
+        made.close()
+    assert used == [(1, 2), (1, 2)]
+
+
+def test_threads_share_the_memory_of_the_scores(weights):
+    with using(1):
+        alone = handler(weights).model.scored_cells
+    with using(4):
+        assert handler(weights).model.scored_cells == alone // 4
 
 
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
@@ -173,15 +201,23 @@ def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
 
 
 @pytest.mark.parametrize(("events", "threads"), [(1, 1), (PARALLEL_EVENTS - 1, 1), (PARALLEL_EVENTS, 2)])
-def test_only_large_calls_use_threads(weights, events, threads):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        made = handler(weights)
-        made.answer(pack([steps(events)]))
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+def test_only_long_histories_share_operations_between_threads(weights, monkeypatch, events, threads):
+    used = []
+    monkeypatch.setattr(LongtideEncoderHandler, "_tensor", noting_threads(used, LongtideEncoderHandler._tensor))
+    with using(2):
+        handler(weights).answer(pack([steps(events)]))
+        assert torch.get_num_threads() == 2
+    assert set(used) == {threads}
+
+
+def noting_threads(used, method):
+    """A method that notes how many threads torch may use."""
+
+    def noting(self, *arguments):
+        used.append(torch.get_num_threads())
+        return method(self, *arguments)
+
+    return noting
 
 
 def test_it_is_ready_only_once_initialised(weights):

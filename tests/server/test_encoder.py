@@ -180,7 +180,7 @@ def held(world):
 
 def calling(encoder, *rows, timeout_s=30.0, patient=False):
     """Callers, each with a row of its own, who call at the same time."""
-    return [asyncio.ensure_future(encoder.encode(row, timeout_s, patient=patient)) for row in rows]
+    return [asyncio.ensure_future(encoder.encode(row, timeout_s, lambda: patient)) for row in rows]
 
 
 async def outcomes(callers):
@@ -278,6 +278,36 @@ async def test_the_patient_let_others_go_first(held, monkeypatch):
     assert held.rows[0] == [[4], [3]]
     assert held.rows[1] == [[3], [1]]
     assert held.rows[2] == [[2, 2]]
+
+
+async def test_who_is_patient_no_more_goes_first(held):
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(users=2))
+    patient = True
+    running = calling(coalescing, steps(1), patient=True)
+    await held.call_begun.acquire()
+    callers = calling(coalescing, steps(2), steps(4), patient=True)
+    callers.append(asyncio.ensure_future(coalescing.encode(steps(3), SOON_S, lambda: patient)))
+    await asyncio.sleep(0)
+    patient = False
+    held.answering_allowed.set()
+    await outcomes([*running, *callers])
+    assert held.rows == [[[1]], [[3], [2]], [[4]]]
+
+
+async def test_many_with_few_events_go_out_together_however_patient(held):
+    callers = calling(CoalescingEncoder(held, SOON_S, Batches()), *(steps(1 + n % 9) for n in range(250)), patient=True)
+    held.answering_allowed.set()
+    await outcomes(callers)
+    assert [len(call) for call in held.calls] == [250]
+
+
+async def test_long_histories_that_nobody_waits_for_take_more_steps_of_fewer_at_a_time(held):
+    coalescing = CoalescingEncoder(held, SOON_S, Batches(events=256))
+    callers = calling(coalescing, *(steps(*[1] * 64) for _ in range(8)), patient=True)
+    await held.call_begun.acquire()
+    assert [len(row) for row in held.rows[0]] == [64] * 4
+    held.answering_allowed.set()
+    await outcomes(callers)
 
 
 async def test_a_history_that_nobody_waits_for_any_more_does_not_go_on(held):

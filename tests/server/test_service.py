@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from longtide_server import service as service_module
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
@@ -476,6 +477,51 @@ async def test_results_come_in_the_order_of_the_requests(stubs, world):
         assert best == [{"ann": "b", "bob": "a", "nobody": "a"}[user] for user in users]
     await stream.done_writing()
     assert await stream.read() is grpc.aio.EOF
+
+
+@pytest.fixture
+def asked(world):
+    """Whether each of those who had the encoder asked were patient; filled as they come."""
+    asked, encode = [], world.coalescing.encode
+
+    async def noting(steps, timeout_s, patient=lambda: False):
+        asked.append(patient())
+        return await encode(steps, timeout_s, patient)
+
+    world.coalescing.encode = noting
+    return asked
+
+
+async def test_rows_are_patient_and_calls_are_not(stubs, world, asked):
+    for user in ("ann", "bob", "cid"):
+        await world.did(user, "abc")
+    stream = stubs.recommendations.StreamRecommend(timeout=SOON_S)
+    await stream.write(rows(recommend("ann"), recommend("bob", session_item_ids=["d"])))
+    assert len((await stream.read()).results) == 2
+    assert asked == [True] * 3  # what bob did, and his session after it
+    await stubs.recommendations.Recommend(recommend("cid"))
+    await stubs.recommendations.Recommend(recommend("ann", session_item_ids=["d"]))
+    assert asked[3:] == [False] * 2
+
+
+async def test_only_so_many_rows_of_all_streams_wait_for_the_encoder(world, asked, monkeypatch):
+    monkeypatch.setattr(service_module, "ROWS_ENCODING", 3)
+    users = [f"user-{n}" for n in range(10)]
+    for user in users:
+        await world.did(user, "ab")
+    world.encoder.answering_allowed.clear()
+    async with serving(world) as stubs:
+        streams = [stubs.recommendations.StreamRecommend(timeout=SOON_S) for _ in range(2)]
+        for stream, some in zip(streams, (users[:5], users[5:]), strict=True):
+            await stream.write(rows(*map(recommend, some)))
+        await world.encoder.call_begun.acquire()
+        await asyncio.sleep(0.05)
+        assert len(asked) == 3
+        world.encoder.answering_allowed.set()
+        for stream in streams:
+            results = (await stream.read()).results
+            assert [result.response.degraded_reason for result in results] == [""] * 5
+    assert len(asked) == 10
 
 
 @pytest.mark.parametrize(("fields", "field"), BAD_QUERIES.values(), ids=BAD_QUERIES)

@@ -226,6 +226,30 @@ async def test_a_long_history_that_nobody_waits_for_takes_as_few_calls_as_it_can
     assert [len(row) for batch in world.encoder.rows for row in batch] == [256, 256, 256, 232]
 
 
+async def test_who_waits_for_a_user_of_a_batch_does_not_wait_behind_the_batch(world, event):
+    await world.store.write(
+        [event(f"{user}{n}", "a", float(n), user_id=user) for user in ("ann", "bob") for n in range(3)]
+    )
+    asked = {}
+    encode = world.coalescing.encode
+
+    async def noting(steps, timeout_s, patient=lambda: False):
+        asked[len(asked)] = patient
+        return await encode(steps, timeout_s, patient)
+
+    world.coalescing.encode = noting
+    world.encoder.answering_allowed.clear()
+    batch = [asyncio.ensure_future(encoded(world, user, patient=True)) for user in ("ann", "bob")]
+    await world.encoder.call_begun.acquire()
+    await asyncio.sleep(0.01)
+    assert [patient() for patient in asked.values()] == [True, True]
+    waiting = asyncio.ensure_future(encoded(world, "bob"))
+    await asyncio.sleep(0.01)
+    assert [patient() for patient in asked.values()] == [True, False]
+    world.encoder.answering_allowed.set()
+    await asyncio.gather(waiting, *batch)
+
+
 async def test_a_long_history_goes_on_where_it_was_when_the_encoder_is_back(world, event):
     await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(1_000)])
     world.encoder.answering_allowed.clear()

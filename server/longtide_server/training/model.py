@@ -30,9 +30,9 @@ SCORED_CELLS = 64_000_000
 SHORTLIST = 4
 """Of how many times as many items as are wanted, found in half precision, the best are taken in full precision."""
 EVENTS_AT_A_TIME = 2_048
-"""Of so many events a core's cache holds what is computed: more at a time take a third longer."""
+"""Of so many events a core's cache holds what is computed: more at a time take a tenth longer, or more."""
 EVENTS_ON_GPU = 65_536
-"""With fewer at a time, a GPU would wait for the next ones; of so many, what is computed takes half a gigabyte."""
+"""With fewer at a time, a GPU would wait for the next ones; of 256 dimensions, so many take about a gigabyte."""
 MANY_FOR_ONE = 256
 """Items of the catalogue for each of those: with fewer, to compare them costs more than half precision saves."""
 
