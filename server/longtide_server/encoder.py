@@ -70,7 +70,7 @@ class Batches:
     users: int = 256
     """Users in a call at most."""
     events: int = 4_096
-    """Events of long histories in a call: on one core some tenths of a second, which is what others may wait for it."""
+    """Events of long histories in a call: on one core a sixth of a second, which is what others may wait for it."""
     steps: int = 256
     """Events of one history in a call at most, for they are taken one after the other."""
     calls: int = 1
