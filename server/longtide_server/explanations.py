@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,18 +23,19 @@ def links(snapshot: Snapshot, recent: NDArray[np.int64], number: int) -> tuple[L
     return tuple(Link(snapshot.catalog.item_id(path.item), path.relation, path.entity) for path in paths)
 
 
-def voters(snapshot: Snapshot, neighbors: Neighbors, number: int) -> tuple[Voter, ...]:
-    """The people behind the moments after which an item came, each once, at their most similar moment."""
+def voters(snapshot: Snapshot, neighbors: Neighbors, numbers: Sequence[int]) -> list[tuple[Voter, ...]]:
+    """Of each item, the people behind the moments after which it came, each once, at their most similar moment."""
     positions = snapshot.neighbors.positions
-    voting = np.flatnonzero(positions.next_item[neighbors.position] == number)
-    users = positions.user[neighbors.position[voting]].tolist()
-    found: dict[int, Voter] = {}
-    for user, similarity in zip(users, neighbors.similarity[voting].tolist(), strict=True):
-        if user not in found:
-            found[user] = Voter(snapshot.user_ids[user], similarity)
-            if len(found) == NEIGHBORS_SHOWN:
-                break
-    return tuple(found.values())
+    users = positions.user[neighbors.position]
+    places: dict[int, dict[int, int]] = {number: {} for number in numbers}  # by item and user
+    for place, number in enumerate(positions.next_item[neighbors.position].tolist()):  # the most similar first
+        of_item = places.get(number)
+        if of_item is not None and len(of_item) < NEIGHBORS_SHOWN:
+            of_item.setdefault(int(users[place]), place)
+    return [
+        tuple(Voter(snapshot.user_ids[user], float(neighbors.similarity[place])) for user, place in of_item.items())
+        for of_item in (places[number] for number in numbers)
+    ]
 
 
 def people(snapshot: Snapshot, neighbors: Neighbors, limit: int) -> tuple[SimilarUser, ...]:

@@ -22,6 +22,7 @@ TIE_WEIGHT = 1e-4
 """Popularity's least weight: it decides between items of which no weighted source knows anything."""
 SILENT = (Source.NEIGHBORS, Source.TRANSITIONS)
 """Of items without events."""
+SOURCE_NAMES = tuple(source.name.lower() for source in Source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Fusion:
     @property
     def weights(self) -> NDArray[np.float64]:
         """(len(Source),) in the order of Source."""
-        return np.array([getattr(self, source.name.lower(), 0.0) for source in Source])  # exploration votes for nothing
+        return np.array([getattr(self, name, 0.0) for name in SOURCE_NAMES])  # exploration votes for nothing
 
     def weighted(self, weights: Sequence[tuple[Source, float]]) -> Fusion:
         """The same with other weights for some sources."""

@@ -55,6 +55,7 @@ from longtide_server.trending import Trending
 from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
 
 SEARCHERS = os.cpu_count() or 1
+SOURCES = tuple(Source)  # by column: to make one of a number takes far longer
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 MAX_MOMENTS_SEARCHED = 20_000
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
@@ -481,14 +482,14 @@ class Recommender:
         return Candidates(items, probability)
 
     def _recommendations(self, ranked: Ranked, evidence: Evidence) -> tuple[Recommendation, ...]:
-        by_strength = np.argsort(-ranked.contribution, axis=1, kind="stable").tolist()
+        numbers, by_strength = ranked.items.tolist(), np.argsort(-ranked.contribution, axis=1, kind="stable").tolist()
+        behind = voters(self.snapshot, evidence.neighbors, numbers)
         found = []
-        for row, (number, score) in enumerate(zip(ranked.items.tolist(), ranked.score.tolist(), strict=True)):
+        for row, (number, score) in enumerate(zip(numbers, ranked.score.tolist(), strict=True)):
             probability, brought = ranked.probability[row].tolist(), ranked.brought[row].tolist()
-            sources = tuple((Source(column + 1), probability[column]) for column in by_strength[row] if brought[column])
-            behind = voters(self.snapshot, evidence.neighbors, number)
+            sources = tuple((SOURCES[column], probability[column]) for column in by_strength[row] if brought[column])
             linked = links(self.snapshot, evidence.recent, number) if probability[Source.RELATIONS - 1] > 0 else ()
-            found.append(Recommendation(*self._name(number), score, sources, behind, linked))
+            found.append(Recommendation(*self._name(number), score, sources, behind[row], linked))
         return tuple(found)
 
 
