@@ -532,6 +532,8 @@ class Opener:
             for copies in (pulls, states, stepper, trending):
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
+            self._writer.tell(stepper.expect)
+            stack.callback(self._writer.tell_no_more, stepper.expect)
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from longtide_server.event_store import Deleted, Histories, Merged, Written
@@ -30,6 +30,7 @@ class HistoryWriter:
     def __init__(self, store: Histories) -> None:
         self._store = store
         self._copies: list[Copies] = []
+        self._told: list[Callable[[Sequence[Event]], None]] = []
         self._under_way = UnderWay()
 
     def add(self, copies: Copies) -> None:
@@ -39,6 +40,14 @@ class HistoryWriter:
     def remove(self, copies: Copies) -> None:
         """These copies are no longer used."""
         self._copies.remove(copies)
+
+    def tell(self, expect: Callable[[Sequence[Event]], None]) -> None:
+        """From now on, say which events are about to be written; they may turn out not to be."""
+        self._told.append(expect)
+
+    def tell_no_more(self, expect: Callable[[Sequence[Event]], None]) -> None:
+        """Say it no longer."""
+        self._told.remove(expect)
 
     async def write(self, events: Sequence[Event]) -> Written:
         """Make events durable, then let them be felt. See Histories."""
@@ -63,6 +72,8 @@ class HistoryWriter:
         await self._under_way.close()
 
     async def _write(self, events: Sequence[Event]) -> Written:
+        for expect in self._told:
+            expect(events)
         written = await self._store.write(events)
         for copies in self._copies:
             copies.apply(written)

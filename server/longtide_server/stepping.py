@@ -1,5 +1,7 @@
 """Takes the steps of new events ahead of demand, so that whoever asks next finds the user's state fresh.
 
+A step begins while the event is being made durable, and is felt only if it was.
+
 Only of users whose state is at hand: whoever has not asked yet costs nothing until they do. One batch is under way at a
 time, and the users written about meanwhile are the next one, so a busy server takes several events of a user at once.
 """
@@ -8,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.event_store import Written
+from longtide_server.events import Event
 from longtide_server.user_state import UserStates
 
 AT_ONCE = 256
 MAX_DUE = 16 * AT_ONCE  # the rest waits until it is asked for
 PAUSE_S = 1.0  # after a failure
+MAX_EXPECTED_EVENTS = 8  # more are an import, or a stream
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +36,16 @@ class Stepper:
         """Owners, in the order in which they were written about."""
         self._running: asyncio.Task[None] | None = None
         self._paused_until_s = 0.0
+
+    def expect(self, events: Sequence[Event]) -> None:
+        """Begin the steps of events that are being written, if they are few: to make them durable takes as long."""
+        if len(events) > MAX_EXPECTED_EVENTS or time.monotonic() < self._paused_until_s:
+            return
+        by_owner: dict[str, list[Event]] = {}
+        for event in events:
+            by_owner.setdefault(event.owner, []).append(event)
+        for owner, some in by_owner.items():
+            self._states.expect(owner, some)
 
     def apply(self, written: Written) -> None:
         """Have the written events' users follow soon; the states must know of the events already."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
-from longtide_server.event_store import Histories, History, Known, Version, Written
+from longtide_server.event_store import Appended, Histories, History, Known, Version, Written
 from longtide_server.events import Event, EventType
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.snapshot import Snapshot
@@ -42,10 +42,22 @@ KEPT_NEAR_EVENTS = 16
 KEPT_FAR_EVENTS = 128
 MAX_STEPS_AHEAD = 32  # more are a history that has just been loaded, which nobody may ever ask for
 ITEMS_AHEAD = 10
+MAX_EXPECTED = 32  # users who wait for the encoder: if more do, several events of a user are better taken at once
 MANY_LATE_EVENTS = 64
 FEW_EVENTS = 32  # to put each in its place is faster than to sort all
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
 VIEW = int(EventType.VIEW)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What comes of events that are being written, should they be."""
+
+    before: Version
+    """Of the history that they follow."""
+    events: Sequence[Event]
+    encoding: asyncio.Task[Encoded]
+    """The user after them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +88,8 @@ class UserState:
     """The encoding that is under way, shared by everybody who waits for it."""
     patient: bool = False
     """Whether none of them looks at a screen."""
+    expected: Expected | None = None
+    """Of the last events that were expected; they may have been written since, or not."""
     generation: int = 0
     """Rises when the order of past events changes, so that an encoding under way is not kept."""
 
@@ -284,8 +298,36 @@ class UserStates:
             user = self._users.get(owner)
             if user is not None and user.version == appended.before and not user.many_late(appended.events):
                 self._extend(user, appended.events, appended.after)
+                self._take_expected(user, appended)
             elif user is not None or owner in self._reading:
                 self._outdated.add(owner)
+
+    def expect(self, owner: str, events: Sequence[Event]) -> None:
+        """Take the steps of events that are being written, of a user whose state is fresh, while that goes on.
+
+        Nothing is felt of them before `apply`, and nothing at all if they are not written.
+        """
+        user = self._users.get(self._merged.get(owner, owner))
+        if user is None or user.owner in self._outdated or self._encoder.waiting >= MAX_EXPECTED:
+            return
+        if user.advancing is not None or user.encoded_count < len(user.items):
+            return
+        if user.expected is not None and not user.expected.encoding.done():
+            return
+        numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
+        times = [*user.times[-1:], *(event.time_s for event in events)]
+        if not all(numbers) or any(earlier > later for earlier, later in itertools.pairwise(times)):
+            return
+        ahead = UserState(user.owner)  # the last event, which says how long ago it was, and those that are expected
+        ahead.times, ahead.items = user.times[-1:], user.items[-1:]
+        ahead.types, ahead.values = user.types[-1:], user.values[-1:]
+        ahead.append(events, numbers)
+        state, start = user.state(), len(user.items[-1:])
+        state = self._zeros if state is None else state
+        steps = steps_between(ahead, start, len(ahead.items), (), state, self._top_n_ahead(user))
+        encoding = asyncio.create_task(self._encoder.encode(steps, self._step_timeout_s))
+        encoding.add_done_callback(_heard)
+        user.expected = Expected(user.version, tuple(events), encoding)
 
     def steps_due(self, owner: str) -> bool:
         """Whether a user has a state that is a few events behind what happened."""
@@ -298,7 +340,7 @@ class UserStates:
         """Bring the state of such a user up to what happened, before anybody asks. Fails as `encoded` does."""
         user = self._users.get(owner)
         if user is not None and self.steps_due(owner):
-            await self.encoded(user, (), TOP_N_MARGIN + ITEMS_AHEAD + len(user.seen), self._step_timeout_s)
+            await self.encoded(user, (), self._top_n_ahead(user), self._step_timeout_s)
 
     async def encoded(
         self, user: UserState, session: Sequence[int], top_n: int, timeout_s: float, *, patient: bool = False
@@ -319,6 +361,27 @@ class UserStates:
             steps = steps_between(user, count, count, session, state, top_n)
             return await self._encoder.encode(steps, end_s - time.monotonic(), lambda: patient)
         return user.encoded
+
+    @staticmethod
+    def _top_n_ahead(user: UserState) -> int:
+        return TOP_N_MARGIN + ITEMS_AHEAD + len(user.seen)
+
+    def _take_expected(self, user: UserState, appended: Appended) -> None:
+        """Where what was written is what was expected, its steps are those that are under way."""
+        expected, user.expected = user.expected, None
+        if expected is None or user.advancing is not None:
+            return
+        if (expected.before, expected.events) != (appended.before, tuple(appended.events)):
+            return
+        user.patient = False
+        user.advancing = asyncio.create_task(self._take(user, expected.encoding, len(user.items), user.generation))
+        user.advancing.add_done_callback(partial(_over, user))
+
+    @staticmethod
+    async def _take(user: UserState, encoding: asyncio.Task[Encoded], count: int, generation: int) -> None:
+        encoded = await encoding
+        if user.generation == generation and count >= user.encoded_count:
+            user.advance(encoded, count)
 
     async def _advanced(self, user: UserState, top_n: int, timeout_s: float, patient: bool) -> None:
         """Wait for the user's next steps; they go on, and are kept, when this caller's time is over."""

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from longtide_server import stepping
-from longtide_server.errors import EncoderUnavailable
+from longtide_server.errors import EncoderUnavailable, Unavailable
 from longtide_server.stepping import Stepper
 
 SOON_S = 5.0
@@ -144,3 +144,117 @@ async def test_closing_stops_it(world, stepper):
     await world.encoder.call_begun.acquire()
     async with asyncio.timeout(SOON_S):
         await stepper.close()
+
+
+@pytest.fixture
+async def foresight(world, stepper, monkeypatch):
+    """A stepper that is told what is being written, while writing takes until `durable` is set."""
+    world.writer.tell(stepper.expect)
+    durable, write = asyncio.Event(), world.store.write
+
+    async def slow(events):
+        await durable.wait()
+        return await write(events)
+
+    monkeypatch.setattr(world.store, "write", slow)
+    durable.set()
+    yield durable
+    durable.set()
+
+
+async def begun(world, calls):
+    """So many calls to the encoder."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            if len(world.encoder.calls) >= calls:
+                return
+            await asyncio.sleep(0.001)
+
+
+async def test_the_step_is_taken_while_the_event_is_made_durable_and_felt_only_then(world, foresight):
+    await world.did("ann", "abc")
+    before = await asked(world, "ann")
+    foresight.clear()
+    writing = asyncio.create_task(world.did("ann", "e"))
+    await begun(world, 2)
+    await asyncio.sleep(0.01)
+    assert await asked(world, "ann") is before
+    foresight.set()
+    await writing
+    assert (await asked(world, "ann")).state.tolist() == [4, 1 / 8 + 2 / 4 + 3 / 2 + 5]
+    assert world.encoder.rows == [[[1, 2, 3]], [[5]]]
+
+
+async def test_the_first_event_of_somebody_who_has_asked_is_expected(world, foresight):
+    await world.states.get("user:ann")
+    await world.did("ann", "b")
+    assert (await asked(world, "ann")).state.tolist() == [1, 2]
+    assert world.encoder.rows == [[[2]]]
+
+
+async def test_what_was_not_written_is_not_felt(world, foresight):
+    await world.did("ann", "ab")
+    before = await asked(world, "ann")
+    world.store.failure = Unavailable("the disk is full")
+    with pytest.raises(Unavailable):
+        await world.did("ann", "e")
+    await begun(world, 2)
+    world.store.failure = None
+    assert await asked(world, "ann") is before
+    await world.did("ann", "c")
+    assert (await asked(world, "ann")).state.tolist() == [3, 1 / 4 + 2 / 2 + 3]
+
+
+async def test_an_event_that_was_known_already_is_not_felt_twice(world, foresight, event):
+    await world.write(event("e1", "a"), event("e2", "b"))
+    before = await asked(world, "ann")
+    await world.write(event("e2", "b"))
+    await begun(world, 2)
+    await asyncio.sleep(0.01)
+    assert (await asked(world, "ann")).state.tolist() == before.state.tolist() == [2, 2.5]
+
+
+async def test_of_two_writes_at_once_the_second_follows_the_first(world, foresight, event):
+    await world.write(event("e1", "a", 1.0))
+    await asked(world, "ann")
+    foresight.clear()
+    writing = [asyncio.create_task(world.write(event(f"e{n}", "abc"[n - 1], float(n)))) for n in (2, 3)]
+    await begun(world, 2)
+    foresight.set()
+    await asyncio.gather(*writing)
+    await caught_up(world, "ann")
+    assert (await asked(world, "ann")).state.tolist() == [3, 1 / 4 + 2 / 2 + 3]
+
+
+@pytest.mark.parametrize(
+    ("item_id", "time_s"), [("b", -5.0), ("unheard of", 9.0)], ids=["a late one", "an unknown item"]
+)
+async def test_what_does_not_simply_follow_is_not_expected(world, foresight, event, item_id, time_s):
+    await world.write(event("e1", "a", 1.0))
+    await asked(world, "ann")
+    foresight.clear()
+    writing = asyncio.create_task(world.write(event("e2", item_id, time_s)))
+    await asyncio.sleep(0.01)
+    assert len(world.encoder.calls) == 1
+    foresight.set()
+    await writing
+
+
+async def test_an_encoder_that_fails_meanwhile_is_asked_again(world, foresight):
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    world.encoder.failure = EncoderUnavailable("it is down")
+    await world.did("ann", "b")
+    await asyncio.sleep(0.01)
+    world.encoder.failure = None
+    assert (await asked(world, "ann")).state.tolist() == [2, 2.5]
+
+
+async def test_gaps_and_values_of_what_is_expected_are_those_of_what_was_written(world, foresight, event):
+    first, second = event("e1", "a", 10.0), event("e2", "b", 17.0, value=4.5)
+    await world.write(first)
+    await asked(world, "ann")
+    await world.write(second)
+    await asked(world, "ann")
+    [[steps]] = world.encoder.calls[1:]
+    assert (steps.gaps.tolist(), steps.values.tolist(), steps.types.tolist()) == ([7.0], [4.5], [second.type])
