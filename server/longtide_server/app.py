@@ -74,7 +74,7 @@ from longtide_server.retention import keep_expiring
 from longtide_server.service import EventService, RecommendationService, wall_clock_s
 from longtide_server.serving import Serving
 from longtide_server.servings import Servings
-from longtide_server.signals_file import SUFFIX, Signals, read_signals, save_signals
+from longtide_server.signals_file import SUFFIX, read_signals, save_signals
 from longtide_server.similar_items import SimilarItems, spaces_of
 from longtide_server.snapshot import (
     ENCODER,
@@ -532,8 +532,8 @@ class Opener:
             for copies in (pulls, states, stepper, trending):
                 self._writer.add(copies)
                 stack.callback(self._writer.remove, copies)
-            self._writer.tell(stepper.expect)
-            stack.callback(self._writer.tell_no_more, stepper.expect)
+            self._writer.tell(stepper)
+            stack.callback(self._writer.tell_no_more, stepper)
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
@@ -576,13 +576,16 @@ def _saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
 
 async def _save(folder: Path, snapshot_id: str, states: UserStates, newcomers: Newcomers, trending: Trending) -> None:
     """Save for the next run what is in memory alone, and leave no more than a few snapshots' files."""
-    signals = Signals(trending.counts(), newcomers.pulled())
-    try:
-        await asyncio.to_thread(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, states.rows())
-        await asyncio.to_thread(save_signals, folder, snapshot_id, signals)
-        await asyncio.to_thread(_keep_newest, folder, KEPT_STATE_FILES)
-    except OSError as exc:
-        log.warning("states_not_saved", folder=str(folder), reason=str(exc))
+    counts, pulled = trending.counts(), newcomers.pulled()
+    for save in (
+        partial(save_signals, folder, snapshot_id, counts, pulled),
+        partial(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, states.rows()),
+        partial(_keep_newest, folder, KEPT_STATE_FILES),
+    ):
+        try:
+            await asyncio.to_thread(save)
+        except OSError as exc:
+            log.warning("states_not_saved", folder=str(folder), reason=str(exc))
 
 
 def _keep_newest(folder: Path, count: int) -> None:

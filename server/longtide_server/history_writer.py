@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from longtide_server.event_store import Deleted, Histories, Merged, Written
@@ -24,13 +24,25 @@ class Copies(Protocol):
         ...
 
 
+class Foresight(Protocol):
+    """Who makes use of the time that writing takes."""
+
+    def expect(self, events: Sequence[Event]) -> None:
+        """These events are about to be written; they may turn out not to be."""
+        ...
+
+    def settle(self, events: Sequence[Event]) -> None:
+        """It is over, and what was written has been felt."""
+        ...
+
+
 class HistoryWriter:
     """The one way to a log's histories for whoever changes them. A change goes on when its caller gives up."""
 
     def __init__(self, store: Histories) -> None:
         self._store = store
         self._copies: list[Copies] = []
-        self._told: list[Callable[[Sequence[Event]], None]] = []
+        self._told: list[Foresight] = []
         self._under_way = UnderWay()
 
     def add(self, copies: Copies) -> None:
@@ -41,13 +53,13 @@ class HistoryWriter:
         """These copies are no longer used."""
         self._copies.remove(copies)
 
-    def tell(self, expect: Callable[[Sequence[Event]], None]) -> None:
-        """From now on, say which events are about to be written; they may turn out not to be."""
-        self._told.append(expect)
+    def tell(self, foresight: Foresight) -> None:
+        """From now on, say which events are about to be written."""
+        self._told.append(foresight)
 
-    def tell_no_more(self, expect: Callable[[Sequence[Event]], None]) -> None:
+    def tell_no_more(self, foresight: Foresight) -> None:
         """Say it no longer."""
-        self._told.remove(expect)
+        self._told.remove(foresight)
 
     async def write(self, events: Sequence[Event]) -> Written:
         """Make events durable, then let them be felt. See Histories."""
@@ -72,12 +84,17 @@ class HistoryWriter:
         await self._under_way.close()
 
     async def _write(self, events: Sequence[Event]) -> Written:
-        for expect in self._told:
-            expect(events)
-        written = await self._store.write(events)
-        for copies in self._copies:
-            copies.apply(written)
-        return written
+        told = list(self._told)
+        for one in told:
+            one.expect(events)
+        try:
+            written = await self._store.write(events)
+            for copies in self._copies:
+                copies.apply(written)
+            return written
+        finally:
+            for one in told:
+                one.settle(events)
 
     async def _rewritten(self, change: Awaitable[R], *names: str) -> R:
         try:

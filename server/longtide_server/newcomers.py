@@ -7,8 +7,10 @@ the mean of a direction with a prior (Mardia & El-Atat 1976). Embeddings of know
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from types import MappingProxyType
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 PRIOR_EVENTS = 5.0
 MAX_NEWCOMERS = 20_000  # compared one by one at every answer: some milliseconds
 FIRST_ROOM = 64
+LEAST_HANDED_ON = 3  # events
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,13 @@ class Newcomers:
             self.events[place] += 1
             self._settle(place)
 
-    def pulled(self) -> dict[str, Pulled]:
-        """What people have done to new items, by item id, for another run to go on with."""
-        touched = {item_id: place for item_id, place in self._place.items() if self.events[place]}
-        done = {item_id: Pulled(int(self.events[at]), self._pull[at].tobytes()) for item_id, at in touched.items()}
-        return self._before | done
+    def pulled(self) -> Callable[[], dict[str, Pulled]]:
+        """What people have done to new items until now, by item id, for another run to go on with.
+
+        It takes a while to put together, and may be anywhere. One or two events are left out: the sum would say too
+        much of a person.
+        """
+        return partial(_pulled, dict(self._before), dict(self._place), self.events.copy(), self._pull.copy())
 
     def _settle(self, place: int) -> None:
         vector = PRIOR_EVENTS * self._content[place] + self._pull[place]
@@ -148,3 +153,11 @@ class Newcomers:
                 np.pad(one, wider) for one in (self._content, self._pull, self._vectors)
             )
             self.events = np.pad(self.events, wider[0])
+
+
+def _pulled(
+    before: Mapping[str, Pulled], place: Mapping[str, int], events: NDArray[np.int64], pull: NDArray[np.float32]
+) -> dict[str, Pulled]:
+    touched = {item_id: at for item_id, at in place.items() if events[at] >= LEAST_HANDED_ON}
+    done = {item_id: Pulled(int(events[at]), pull[at].tobytes()) for item_id, at in touched.items()}
+    return dict(islice({**done, **before}.items(), MAX_NEWCOMERS))

@@ -6,6 +6,8 @@ may be missing, old or damaged: what is lost with it comes back with the next ev
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from longtide_server.newcomers import Pulled
 from longtide_server.trending import Counts
 
 SUFFIX = ".signals"
+_SAVING = threading.Lock()  # a server that ends must not meet a save that is under way
 
 log = structlog.get_logger(__name__)
 
@@ -30,21 +33,31 @@ class Signals:
     """New items under one snapshot, whose encoder has made the vectors."""
 
 
-def save_signals(folder: Path, snapshot_id: str, signals: Signals) -> None:
+def save_signals(folder: Path, snapshot_id: str, counts: Counts, pulled: Callable[[], dict[str, Pulled]]) -> None:
     """Replace a snapshot's file. OSError when it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{snapshot_id}{SUFFIX}"
     draft = path.with_suffix(".partial-signals")
-    draft.write_bytes(msgspec.msgpack.encode(signals))
-    draft.replace(path)
+    content = msgspec.msgpack.encode(Signals(counts, pulled()))
+    with _SAVING:
+        draft.write_bytes(content)
+        draft.replace(path)
 
 
 def read_signals(folder: Path, snapshot_id: str) -> Signals:
     """The latest counts, whatever the snapshot was, and what was pulled under this one."""
-    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=_written_s, reverse=True)
     counts = next((found.counts for file in files if (found := _read(file)) is not None), Counts())
     own = _read(folder / f"{snapshot_id}{SUFFIX}")
     return Signals(counts, {} if own is None else own.pulled)
+
+
+def _written_s(path: Path) -> float:
+    """When a file was written; long ago, where it is there no more."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _read(path: Path) -> Signals | None:

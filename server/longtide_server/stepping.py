@@ -41,11 +41,14 @@ class Stepper:
         """Begin the steps of events that are being written, if they are few: to make them durable takes as long."""
         if len(events) > MAX_EXPECTED_EVENTS or time.monotonic() < self._paused_until_s:
             return
-        by_owner: dict[str, list[Event]] = {}
-        for event in events:
-            by_owner.setdefault(event.owner, []).append(event)
-        for owner, some in by_owner.items():
+        for owner, some in _by_owner(events).items():
             self._states.expect(owner, some)
+
+    def settle(self, events: Sequence[Event]) -> None:
+        """What was expected of them and has not come to be is forgotten."""
+        if len(events) <= MAX_EXPECTED_EVENTS:
+            for owner, some in _by_owner(events).items():
+                self._states.settle(owner, some)
 
     def apply(self, written: Written) -> None:
         """Have the written events' users follow soon; the states must know of the events already."""
@@ -83,3 +86,10 @@ class Stepper:
             finally:
                 for step in steps:
                     step.cancel()
+
+
+def _by_owner(events: Sequence[Event]) -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = {}
+    for event in events:
+        found.setdefault(event.owner, []).append(event)
+    return found

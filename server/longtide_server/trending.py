@@ -20,7 +20,7 @@ from longtide_server.events import EventType
 
 LARGEST_EXPONENT = 500.0  # of two: far from what a float cannot hold
 MAX_BEYOND = 20_000  # new items that are counted, those to which most turn
-MAX_HANDED_ON = 20_000  # items, again those to which most turn: what is beyond them trends nowhere
+MAX_HANDED_ON = 20_000  # items, again those to which most turn, and all others as one number
 LEAST_HANDED_ON = 1e-6  # of an event
 
 
@@ -32,6 +32,8 @@ class Counts:
     """Seconds since 1970."""
     of: dict[str, float] = field(default_factory=dict)
     """By item id, each above 0."""
+    rest: float = 0.0
+    """Of all other items together."""
 
 
 class Trending:
@@ -49,6 +51,8 @@ class Trending:
         """(I + 1,) as counted at `_since_s`: what happens later counts for more than 1, what was before for less."""
         self._beyond: dict[str, float] = {}
         """The same by the ids of items that the catalogue does not have."""
+        self._rest = 0.0
+        """The same of items of which only that is known."""
         if before is not None:
             self._go_on(before)
 
@@ -58,6 +62,7 @@ class Trending:
         if now_s - self._since_s > LARGEST_EXPONENT * self._half_life_s:
             left = 0.5 ** min((now_s - self._since_s) / self._half_life_s, 1_000.0)
             self._count *= left
+            self._rest *= left
             self._beyond = {item_id: count * left for item_id, count in self._beyond.items()}
             self._since_s = now_s
         for appended in written.appended.values():
@@ -95,10 +100,12 @@ class Trending:
         found = zip(best.items.tolist(), best.probability.tolist(), strict=True)
         known = ((self._catalog.item_id(number), count) for number, count in found)
         counted = {item_id: count * left for item_id, count in (*known, *self._beyond.items())}
-        return Counts(now_s, {item_id: count for item_id, count in counted.items() if count >= LEAST_HANDED_ON})
+        handed_on = {item_id: count for item_id, count in counted.items() if count >= LEAST_HANDED_ON}
+        return Counts(now_s, handed_on, max(left * self._total() - sum(handed_on.values()), 0.0))
 
     def _go_on(self, before: Counts) -> None:
         left = 0.5 ** (max(self._since_s - before.at_s, 0.0) / self._half_life_s)
+        self._rest = before.rest * left
         for item_id, count in before.of.items():
             number = self._catalog.number(item_id)
             if number:
@@ -110,4 +117,4 @@ class Trending:
         return heapq.nlargest(count, self._beyond.items(), key=itemgetter(1))
 
     def _total(self) -> float:
-        return float(self._count.sum()) + sum(self._beyond.values())
+        return float(self._count.sum()) + sum(self._beyond.values()) + self._rest

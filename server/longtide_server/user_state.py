@@ -42,7 +42,7 @@ KEPT_NEAR_EVENTS = 16
 KEPT_FAR_EVENTS = 128
 MAX_STEPS_AHEAD = 32  # more are a history that has just been loaded, which nobody may ever ask for
 ITEMS_AHEAD = 10
-MAX_EXPECTED = 32  # users who wait for the encoder: if more do, several events of a user are better taken at once
+MAX_EXPECTED = 32  # users at a time: where more write, several events of a user are better taken at once
 MANY_LATE_EVENTS = 64
 FEW_EVENTS = 32  # to put each in its place is faster than to sort all
 MANY_EVENTS = 5_000  # to add them takes some milliseconds
@@ -89,7 +89,7 @@ class UserState:
     patient: bool = False
     """Whether none of them looks at a screen."""
     expected: Expected | None = None
-    """Of the last events that were expected; they may have been written since, or not."""
+    """Of the events that are being written, where they are expected."""
     generation: int = 0
     """Rises when the order of past events changes, so that an encoding under way is not kept."""
 
@@ -212,6 +212,8 @@ class UserStates:
         self._capacity = capacity
         self._observer = observer
         self._users: OrderedDict[str, UserState] = OrderedDict()
+        self._expecting = 0
+        """Encodings of events that are being written."""
         self._reading: dict[str, asyncio.Task[UserState | None]] = {}
         """Of a log that only this server writes to: the readings that all who ask for an owner share."""
         self._outdated: set[str] = set()
@@ -308,11 +310,9 @@ class UserStates:
         Nothing is felt of them before `apply`, and nothing at all if they are not written.
         """
         user = self._users.get(self._merged.get(owner, owner))
-        if user is None or user.owner in self._outdated or self._encoder.waiting >= MAX_EXPECTED:
+        if user is None or user.owner in self._outdated or self._expecting >= MAX_EXPECTED:
             return
-        if user.advancing is not None or user.encoded_count < len(user.items):
-            return
-        if user.expected is not None and not user.expected.encoding.done():
+        if user.advancing is not None or user.expected is not None or user.encoded_count < len(user.items):
             return
         numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
         times = [*user.times[-1:], *(event.time_s for event in events)]
@@ -326,8 +326,15 @@ class UserStates:
         state = self._zeros if state is None else state
         steps = steps_between(ahead, start, len(ahead.items), (), state, self._top_n_ahead(user))
         encoding = asyncio.create_task(self._encoder.encode(steps, self._step_timeout_s))
-        encoding.add_done_callback(_heard)
+        self._expecting += 1
+        encoding.add_done_callback(self._end_expecting)
         user.expected = Expected(user.version, tuple(events), encoding)
+
+    def settle(self, owner: str, events: Sequence[Event]) -> None:
+        """Forget what was expected of these events: they have been written, or will not be."""
+        user = self._users.get(self._merged.get(owner, owner))
+        if user is not None and user.expected is not None and user.expected.events == tuple(events):
+            user.expected = None
 
     def steps_due(self, owner: str) -> bool:
         """Whether a user has a state that is a few events behind what happened."""
@@ -365,6 +372,10 @@ class UserStates:
     @staticmethod
     def _top_n_ahead(user: UserState) -> int:
         return TOP_N_MARGIN + ITEMS_AHEAD + len(user.seen)
+
+    def _end_expecting(self, encoding: asyncio.Task[Encoded]) -> None:
+        self._expecting -= 1
+        _heard(encoding)
 
     def _take_expected(self, user: UserState, appended: Appended) -> None:
         """Where what was written is what was expected, its steps are those that are under way."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longtide_server import newcomers
-from longtide_server.newcomers import PRIOR_EVENTS, Newcomers
+from longtide_server.newcomers import PRIOR_EVENTS, Newcomers, Pulled
 
 EAST, NORTH = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
 
@@ -38,24 +38,27 @@ def test_another_run_goes_on_where_people_pulled_it(new):
         new.put(item_id, EAST)
     for _ in range(int(PRIOR_EVENTS)):
         new.please("x", NORTH)
-    new.please("y", NORTH)
-    after = Newcomers(first=9, dim=2, pulled=new.pulled())
-    assert after.pulled() == new.pulled()  # also while they have not been put yet
+    for _ in range(3):
+        new.please("y", NORTH)
+    new.please("z", NORTH)  # one person's wish is nobody's business
+    after = Newcomers(first=9, dim=2, pulled=new.pulled()())
+    assert after.pulled()() == new.pulled()()  # also while they have not been put yet
     after.put("x", EAST)
     assert after.vectors[0].tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
     assert after.events[0] == PRIOR_EVENTS
-    assert set(after.pulled()) == {"x", "y"}
+    assert set(after.pulled()()) == {"x", "y"}
 
 
 def test_what_was_done_to_an_item_that_has_gone_does_not_come_back(new):
     new.put("x", EAST)
-    new.please("x", NORTH)
-    after = Newcomers(first=6, dim=2, pulled=new.pulled())
+    for _ in range(3):
+        new.please("x", NORTH)
+    after = Newcomers(first=6, dim=2, pulled=new.pulled()())
     after.put("x", EAST)
     after.remove("x")
     after.put("x", EAST)
     assert after.vectors[0].tolist() == [1, 0]
-    gone = Newcomers(first=6, dim=2, pulled=new.pulled())
+    gone = Newcomers(first=6, dim=2, pulled=new.pulled()())
     gone.remove("x")
     gone.put("x", EAST)
     assert gone.vectors[0].tolist() == [1, 0]
@@ -63,10 +66,23 @@ def test_what_was_done_to_an_item_that_has_gone_does_not_come_back(new):
 
 def test_what_was_done_in_another_space_is_left_out(new):
     new.put("x", EAST)
-    new.please("x", NORTH)
-    after = Newcomers(first=6, dim=3, pulled=new.pulled())
+    for _ in range(3):
+        new.please("x", NORTH)
+    after = Newcomers(first=6, dim=3, pulled=new.pulled()())
     after.put("x", np.array([1, 0, 0], np.float32))
     assert after.vectors[0].tolist() == [1, 0, 0]
+
+
+def test_no_more_is_handed_on_than_there_is_room_for(new, monkeypatch):
+    monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 3)
+    before = {f"gone-{n}": Pulled(3, np.zeros(2, np.float32).tobytes()) for n in range(3)}
+    after = Newcomers(first=6, dim=2, pulled=before)
+    after.put("x", EAST)
+    for _ in range(3):
+        after.please("x", NORTH)
+    found = after.pulled()()
+    assert len(found) == 3
+    assert "x" in found
 
 
 def test_what_people_did_stays_when_it_is_described_anew(new):

@@ -8,7 +8,7 @@ from longtide_server.newcomers import Pulled
 from longtide_server.signals_file import SUFFIX, Signals, read_signals, save_signals
 from longtide_server.trending import Counts
 
-SIGNALS = Signals(Counts(1_000.0, {"a": 2.5, "b": 0.125}), {"new": Pulled(3, b"\0\0\x80\x3f")})
+SIGNALS = Signals(Counts(1_000.0, {"a": 2.5, "b": 0.125}, 7.0), {"new": Pulled(3, b"\0\0\x80\x3f")})
 
 
 @pytest.fixture
@@ -16,19 +16,23 @@ def folder(tmp_path):
     return tmp_path / "states"
 
 
+def saved(folder, snapshot_id, signals):
+    save_signals(folder, snapshot_id, signals.counts, lambda: signals.pulled)
+
+
 def test_what_is_saved_is_read(folder):
-    save_signals(folder, "s1", SIGNALS)
+    saved(folder, "s1", SIGNALS)
     assert read_signals(folder, "s1") == SIGNALS
     later = Signals(Counts(2_000.0, {"c": 1.0}), {})
-    save_signals(folder, "s1", later)
+    saved(folder, "s1", later)
     assert read_signals(folder, "s1") == later
 
 
 def test_counts_are_those_of_the_latest_and_pulls_those_of_the_snapshot(folder):
-    save_signals(folder, "s1", SIGNALS)
+    saved(folder, "s1", SIGNALS)
     os.utime(folder / f"s1{SUFFIX}", (0, 0))
     later = Signals(Counts(2_000.0, {"c": 1.0}), {"newer": Pulled(1, b"1234")})
-    save_signals(folder, "s2", later)
+    saved(folder, "s2", later)
     assert read_signals(folder, "s1") == Signals(later.counts, SIGNALS.pulled)
     assert read_signals(folder, "s3") == Signals(later.counts, {})
 
@@ -36,7 +40,7 @@ def test_counts_are_those_of_the_latest_and_pulls_those_of_the_snapshot(folder):
 @pytest.mark.parametrize("damage", [b"", b"no such file", b"\xc0", None])
 def test_a_missing_or_damaged_file_is_no_file(folder, damage):
     assert read_signals(folder, "s1") == Signals()
-    save_signals(folder, "s0", SIGNALS)
+    saved(folder, "s0", SIGNALS)
     os.utime(folder / f"s0{SUFFIX}", (0, 0))
     if damage is not None:
         (folder / f"s1{SUFFIX}").write_bytes(damage)
@@ -44,7 +48,7 @@ def test_a_missing_or_damaged_file_is_no_file(folder, damage):
 
 
 def test_a_file_that_was_cut_off_is_no_file(folder):
-    save_signals(folder, "s1", SIGNALS)
+    saved(folder, "s1", SIGNALS)
     path = folder / f"s1{SUFFIX}"
     path.write_bytes(path.read_bytes()[:-3])
     assert read_signals(folder, "s1") == Signals()

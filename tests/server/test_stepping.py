@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from longtide_server import stepping
+from longtide_server import stepping, user_state
 from longtide_server.errors import EncoderUnavailable, Unavailable
 from longtide_server.stepping import Stepper
 
@@ -149,7 +149,7 @@ async def test_closing_stops_it(world, stepper):
 @pytest.fixture
 async def foresight(world, stepper, monkeypatch):
     """A stepper that is told what is being written, while writing takes until `durable` is set."""
-    world.writer.tell(stepper.expect)
+    world.writer.tell(stepper)
     durable, write = asyncio.Event(), world.store.write
 
     async def slow(events):
@@ -200,6 +200,7 @@ async def test_what_was_not_written_is_not_felt(world, foresight):
         await world.did("ann", "e")
     await begun(world, 2)
     world.store.failure = None
+    assert (await world.states.get("user:ann")).expected is None  # it takes as much memory as the user
     assert await asked(world, "ann") is before
     await world.did("ann", "c")
     assert (await asked(world, "ann")).state.tolist() == [3, 1 / 4 + 2 / 2 + 3]
@@ -224,6 +225,25 @@ async def test_of_two_writes_at_once_the_second_follows_the_first(world, foresig
     await asyncio.gather(*writing)
     await caught_up(world, "ann")
     assert (await asked(world, "ann")).state.tolist() == [3, 1 / 4 + 2 / 2 + 3]
+
+
+@pytest.mark.parametrize(("most_users", "most_events"), [(3, 8), (32, 0)])
+async def test_only_so_much_is_expected(world, foresight, event, monkeypatch, most_users, most_events):
+    monkeypatch.setattr(user_state, "MAX_EXPECTED", most_users)
+    monkeypatch.setattr(stepping, "MAX_EXPECTED_EVENTS", most_events)
+    users = [f"user-{n}" for n in range(6)]
+    for user in users:
+        await world.write(event(f"{user}-1", "a", 1.0, user))
+        await asked(world, user)
+    foresight.clear()
+    writing = [asyncio.create_task(world.write(event(f"{user}-2", "b", 2.0, user))) for user in users]
+    await asyncio.sleep(0.02)
+    expected = [(await world.states.get(f"user:{user}")).expected for user in users]
+    assert sum(one is not None for one in expected) == (most_users if most_events else 0)
+    foresight.set()
+    await asyncio.gather(*writing)
+    for user in users:
+        assert (await asked(world, user)).state.tolist() == [2, 2.5]
 
 
 @pytest.mark.parametrize(

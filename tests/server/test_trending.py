@@ -144,8 +144,13 @@ def test_a_clock_that_was_set_back_makes_nothing_count_for_more(trending, happen
     assert Trending(CATALOG, clock, half_life_s=10.0, before=counts).counts().of == {"a": 1.0}
 
 
-def test_those_to_which_most_turn_are_handed_on(trending, happened, monkeypatch):
+def test_those_to_which_most_turn_are_handed_on(trending, happened, clock, monkeypatch):
     monkeypatch.setattr(longtide_server.trending, "MAX_HANDED_ON", 1)
     happened("a", 1_000.0)
     happened("b", 1_000.0, times=2)
-    assert trending.counts().of == {"b": 2.0}
+    counts = trending.counts()
+    assert (counts.of, counts.rest) == ({"b": 2.0}, 1.0)
+    after = Trending(CATALOG, clock, half_life_s=10.0, before=counts)
+    assert shares(after) == pytest.approx({2: 2 / 3})  # of all that happened
+    clock.now_s = 1_010.0
+    assert after.counts().rest == pytest.approx(0.5)
