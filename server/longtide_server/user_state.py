@@ -17,7 +17,7 @@ import math
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -389,7 +389,8 @@ class UserStates:
         user.advancing.add_done_callback(partial(_over, user))
 
     @staticmethod
-    async def _take(user: UserState, encoding: asyncio.Task[Encoded], count: int, generation: int) -> None:
+    async def _take(user: UserState, encoding: Awaitable[Encoded], count: int, generation: int) -> None:
+        """Keep what comes of an encoding of the first `count` events, if these are still what happened."""
         encoded = await encoding
         if user.generation == generation and count >= user.encoded_count:
             user.advance(encoded, count)
@@ -414,9 +415,8 @@ class UserStates:
             end -= KEPT_NEAR_EVENTS  # so that a state is kept shortly before the end
         state = user.state()
         steps = steps_between(user, start, end, (), self._zeros if state is None else state, top_n)
-        encoded = await self._encoder.encode(steps, self._step_timeout_s, lambda: user.patient)
-        if user.generation == generation and end >= user.encoded_count:
-            user.advance(encoded, end)
+        encoding = self._encoder.encode(steps, self._step_timeout_s, lambda: user.patient)
+        await self._take(user, encoding, end, generation)
 
     async def _read(self, owner: str) -> UserState | None:
         """Bring an entry up to what the log says; none when the owner is only another name.

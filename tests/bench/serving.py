@@ -397,17 +397,22 @@ def long_history(world: World) -> Iterator[Figure]:
 def batch_scoring(world: World) -> Iterator[Figure]:
     """`StreamRecommend` for everybody, nothing encoded before, beside the encoder alone in this process."""
     alone = max(module_users_per_s(world, batch) for batch in (16, 64, 256))
-    cold, warm = [], []
+    cold, warm, spent = [], [], dict[str, list[float]]()
     for turn in range(ROUNDS):
-        with served(world, f"batch-{turn}", states=False) as (address, _):
+        with served(world, f"batch-{turn}", states=False) as (address, server):
             for found in (cold, warm):
-                begun = time.perf_counter()
+                begun, before = time.perf_counter(), cpu_seconds(server)
                 asyncio.run(ask_everybody(address, world))
                 found.append(len(world.users) / (time.perf_counter() - begun))
+                if found is cold:
+                    for who, seconds in cpu_seconds(server).items():
+                        spent.setdefault(who, []).append(1e3 * (seconds - before[who]) / len(world.users))
     per_s = statistics.median(cold)
     note = f"{per_s:,.0f} against {alone:,.0f} users/s: whole histories and the best hundred items, its best batch size"
     yield at_least("StreamRecommend against the TorchScript module alone", round(per_s / alone, 2), 0.7, "ratio", note)
     yield plain("StreamRecommend, asked a second time", round(statistics.median(warm)), "users/s", "answers are kept")
+    for who, milliseconds in spent.items():
+        yield plain(f"a user in StreamRecommend, {who}", round(statistics.median(milliseconds), 2), "ms of a core", "")
 
 
 def module_users_per_s(world: World, batch: int) -> float:

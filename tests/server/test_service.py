@@ -504,6 +504,12 @@ async def test_rows_are_patient_and_calls_are_not(stubs, world, asked):
     assert asked[3:] == [False] * 2
 
 
+async def test_who_is_encoded_for_a_new_snapshot_is_patient(world, asked):
+    await world.did("ann", "abc")
+    assert await world.serving.warm(["user:ann"], SOON_S, 2) == 1
+    assert asked == [True]
+
+
 async def test_only_so_many_rows_of_all_streams_wait_for_the_encoder(world, asked, monkeypatch):
     monkeypatch.setattr(service_module, "ROWS_ENCODING", 3)
     users = [f"user-{n}" for n in range(10)]

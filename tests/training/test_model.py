@@ -104,6 +104,16 @@ def test_rows_of_any_lengths_are_what_whole_sequences_say_of_their_last_events(c
         assert_close(after[row], alone_state[0], atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
+def test_what_only_the_last_events_answer_needs_is_computed_of_nothing_else():
+    model, computed = encoder(PLAIN), {}
+    parts = {"first": model.blocks[0].feed_forward, "last": model.blocks[-1].feed_forward, "gate": model.gate}
+    for name, part in parts.items():
+        part.register_forward_hook(lambda part, inputs, output, name=name: computed.update({name: len(inputs[0])}))
+    ServingEncoder(model).encode(*joined(events(20), events(7), events(1)), model.initial_state(3))
+    assert computed == {"first": 28, "last": 3, "gate": 3}  # no padding either
+
+
 @both
 @torch.inference_mode()
 def test_a_row_of_a_batch_is_that_row_alone(config):

@@ -139,6 +139,7 @@ class Block(nn.Module):
         """
         if x.size(0) == h.size(0):
             # A single step, as most are that are served: oneDNN would lay out the weights anew, which takes longer.
+            # (An LSTM makes its weights by name, so nobody can tell their types.)
             by = self.lstm
             h, c = torch.lstm_cell(
                 self.norm(x), [h, c], by.weight_ih_l0, by.weight_hh_l0, by.bias_ih_l0, by.bias_hh_l0  # type: ignore[arg-type]
@@ -304,7 +305,7 @@ class Encoder(nn.Module):
         x, gap = self._inputs(embedding(items, self.items()), types, gaps, values)  # (N, D) each
         states: list[Tensor] = []
         y = x
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks):  # a ModuleList does not say of what
             h, c = self._lstm_state(state, i)
             out, h, c = block.stepped(y, packed.counts, h, c)  # type: ignore[operator]
             if i == len(self.blocks) - 1:
