@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from longtide_server.errors import FieldViolation
 
@@ -44,9 +44,10 @@ def user_of(owner: str) -> str:
     return owner.removeprefix(USER_PREFIX) if owner.startswith(USER_PREFIX) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A user, or an anonymous session, acted on an item at a time."""
+
+    # A tuple: histories are read by the thousand events, and a frozen dataclass takes three times as long to make.
 
     event_id: str
     """Identifies the event among those of its owner."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import itertools
 import math
 import time
 from array import array
@@ -112,16 +111,18 @@ class UserState:
 
     def append(self, events: Sequence[Event], numbers: Sequence[int]) -> None:
         """Put many events at the end, where they belong: by time, none before the last one that is there."""
-        known = [(event, number) for event, number in zip(events, numbers, strict=True) if number]
-        self.unknown.update(event.item_id for event, number in zip(events, numbers, strict=True) if not number)
-        self.times.extend(event.time_s for event, _ in known)
-        self.items.extend(number for _, number in known)
-        self.types.extend(event.type for event, _ in known)
-        self.values.extend(math.nan if event.value is None else event.value for event, _ in known)
-        if len(known) > FEW_EVENTS:
-            self.seen = array("i", sorted({*self.seen, *(number for _, number in known)}))
+        if 0 in numbers:
+            self.unknown.update(event.item_id for event, number in zip(events, numbers, strict=True) if not number)
+            events = [event for event, number in zip(events, numbers, strict=True) if number]
+            numbers = [number for number in numbers if number]
+        self.times.fromlist([event.time_s for event in events])
+        self.items.fromlist([*numbers])
+        self.types.fromlist([event.type for event in events])
+        self.values.fromlist([math.nan if event.value is None else event.value for event in events])
+        if len(numbers) > FEW_EVENTS:
+            self.seen = array("i", sorted({*self.seen, *numbers}))
         else:
-            for _, number in known:
+            for number in numbers:
                 self._see(number)
 
     def _see(self, number: int) -> None:
@@ -164,17 +165,21 @@ def steps_between(
     user: UserState, start: int, end: int, session: Sequence[int], state: NDArray[np.float32], top_n: int
 ) -> Steps:
     """The events from `start` to before `end`, then the items of the session as views without a gap."""
-    times = np.array(user.times[max(start - 1, 0) : end], np.float64)
+    times = np.array(user.times[max(start - 1, 0) : end])
     gaps = np.diff(times, prepend=times[:1])[(1 if start else 0) :]
-    quiet = [0.0] * len(session)
+    count = len(session)
     return Steps(
-        items=np.array([*user.items[start:end], *session], np.int32),
-        types=np.array([*user.types[start:end], *([VIEW] * len(session))], np.uint8),
-        gaps=np.array([*gaps, *quiet], np.float32),
-        values=np.array([*user.values[start:end], *([float("nan")] * len(session))], np.float32),
+        items=np.array(user.items[start:end] + array("i", session), np.int32),
+        types=np.array(user.types[start:end] + array("B", [VIEW] * count), np.uint8),
+        gaps=np.concatenate([gaps, np.zeros(count)], dtype=np.float32),
+        values=np.array(user.values[start:end] + array("d", [math.nan] * count), np.float32),
         state=state,
         top_n=min(top_n, MAX_TOP_N),
     )
+
+
+def _ascending(times: list[float]) -> bool:
+    return times == sorted(times)
 
 
 def _heard(task: asyncio.Task[Any]) -> None:
@@ -315,8 +320,8 @@ class UserStates:
         if user.advancing is not None or user.expected is not None or user.encoded_count < len(user.items):
             return
         numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
-        times = [*user.times[-1:], *(event.time_s for event in events)]
-        if not all(numbers) or any(earlier > later for earlier, later in itertools.pairwise(times)):
+        times = [*user.times[-1:], *[event.time_s for event in events]]
+        if not all(numbers) or not _ascending(times):
             return
         ahead = UserState(user.owner)  # the last event, which says how long ago it was, and those that are expected
         ahead.times, ahead.items = user.times[-1:], user.items[-1:]
@@ -524,8 +529,8 @@ class UserStates:
 
     def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:
         numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
-        times = [*user.times[-1:], *(event.time_s for event in events)]
-        if all(earlier <= later for earlier, later in itertools.pairwise(times)):
+        times = [*user.times[-1:], *[event.time_s for event in events]]
+        if _ascending(times):
             user.append(events, numbers)
         else:
             for event, number in zip(events, numbers, strict=True):

@@ -1,7 +1,6 @@
 """The rules that make an event valid, one by one."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -13,7 +12,7 @@ GOOD = Event("e1", "ann", "a", EventType.VIEW, NOW_S)
 
 def complaint(**changes):
     """The field and the reason that a good event, so changed, is refused for."""
-    wrong = violation(replace(GOOD, **changes), NOW_S)
+    wrong = violation(GOOD._replace(**changes), NOW_S)
     return wrong and (wrong.field, wrong.reason)
 
 

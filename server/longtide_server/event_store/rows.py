@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from longtide_server.events import Event, user_of
 
 Row = tuple[str, str, int, str, float, float | None, str, str]
@@ -24,5 +26,14 @@ def to_row(event: Event) -> Row:
 
 def from_row(owner: str, row: Row) -> Event:
     """The event of an owner."""
-    event_id, item_id, kind, custom_type, time_s, value, session_id, token = row
-    return Event(event_id, user_of(owner), item_id, kind, time_s, value, custom_type, session_id, token)
+    [event] = from_rows(owner, (row,))
+    return event
+
+
+def from_rows(owner: str, rows: Iterable[Row]) -> list[Event]:
+    """The events of an owner, in the order of the rows."""
+    user_id = user_of(owner)
+    return [
+        Event(event_id, user_id, item_id, kind, time_s, value, custom_type, session_id, token)
+        for event_id, item_id, kind, custom_type, time_s, value, session_id, token in rows
+    ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from longtide_server.attribution import Shown
 from longtide_server.errors import Conflict, InvalidInput
 from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
-from longtide_server.event_store.rows import COLUMNS, from_row, to_row
+from longtide_server.event_store.rows import COLUMNS, from_row, from_rows, to_row
 from longtide_server.events import Event
 
 FORMAT = 2
@@ -152,7 +152,7 @@ def read_history(connection: sqlite3.Connection, key: str, known: Known | None) 
     rows = connection.execute(
         f"SELECT {FIELDS} FROM events WHERE owner = ? AND position > ? ORDER BY position", (owner.number, after)
     )
-    events = [from_row(owner.owner, row) for row in rows]
+    events = from_rows(owner.owner, rows)
     if whole:
         events.sort(key=lambda event: event.time_s)
     return History(owner.owner, owner.version, events, whole)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -148,7 +148,7 @@ def _piece(table: Table, times: TimeFormat | None) -> Piece:
             session_id=texts["session_id"][place],
             attribution_token=texts["attribution_token"][place],
         )
-        event = event if event.event_id else replace(event, event_id=_derived_id(event))
+        event = event if event.event_id else event._replace(event_id=_derived_id(event))
         fault = violation(event, now_s)
         if fault is None:
             events.append(event)
