@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,20 @@ from numpy.typing import NDArray
 
 PATH = " > "
 """Between a category and the one below it."""
+KEPT = {
+    "title": pa.string(),
+    "categories": pa.list_(pa.string()),
+    "tags": pa.list_(pa.string()),
+    "brand": pa.string(),
+    "price": pa.float64(),
+    "domain": pa.string(),
+}
+"""What a snapshot keeps of its items, as columns of Parquet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemInfo:
-    """What is known of an item. Catalogue files hold title and categories: no answer shows the rest."""
+    """What is known of an item. A snapshot's catalogue holds what answers show and filters ask: no longer texts."""
 
     title: str = ""
     categories: tuple[str, ...] = ()
@@ -28,7 +38,9 @@ class ItemInfo:
     price: float | None = None
     domain: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
-    """Names of facts with what they say in words; of the knowledge graph, relations with what they lead to."""
+    """Names of attributes with what they say in words."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """Of the knowledge graph: relations with what they lead to."""
 
 
 class Catalog:
@@ -60,20 +72,19 @@ class Catalog:
 
 
 def write_catalog(catalog: Catalog, path: Path) -> None:
-    """Write a catalogue as Parquet: item_id, title, categories, in the order of the numbers; no descriptions."""
-    table = pa.table(
-        {
-            "item_id": pa.array(catalog.item_ids, pa.string()),
-            "title": pa.array([info.title for info in catalog.infos], pa.string()),
-            "categories": pa.array([list(info.categories) for info in catalog.infos], pa.list_(pa.string())),
-        }
-    )
-    pq.write_table(table, path)
+    """Write a catalogue as Parquet: item_id and the columns of KEPT, in the order of the numbers."""
+    columns = {name: pa.array([getattr(info, name) for info in catalog.infos], kind) for name, kind in KEPT.items()}
+    pq.write_table(pa.table({"item_id": pa.array(catalog.item_ids, pa.string()), **columns}), path)
 
 
 def read_catalog(path: Path) -> Catalog:
     """Read what `write_catalog` wrote."""
     table = pq.read_table(path)
-    titles, categories = table["title"].to_pylist(), table["categories"].to_pylist()
-    infos = tuple(ItemInfo(title, tuple(names)) for title, names in zip(titles, categories, strict=True))
-    return Catalog(tuple(table["item_id"].to_pylist()), infos)
+    # An older release kept fewer columns.
+    kept: dict[str, list[Any]] = {name: table[name].to_pylist() for name in KEPT if name in table.column_names}
+    infos = []
+    for row in zip(*kept.values(), strict=True):
+        said = dict(zip(kept, row, strict=True))
+        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        infos.append(ItemInfo(**said | lists))
+    return Catalog(tuple(table["item_id"].to_pylist()), tuple(infos))

@@ -49,7 +49,7 @@ def labels_of(info: ItemInfo, price_edges: NDArray[np.float64]) -> tuple[str, ..
     found += [f"tag:{tag}" for tag in info.tags]
     found += [f"brand:{info.brand}"] if info.brand else []
     found += [f"domain:{info.domain}"] if info.domain else []
-    found += [f"{name}={value}" for name, value in info.attributes]
+    found += [f"{name}={value}" for name, value in (*info.attributes, *info.facts)]
     if info.price is not None and len(price_edges):
         found.append(f"price:{bisect.bisect_right(price_edges.tolist(), info.price)}")
     return tuple(dict.fromkeys(found))

@@ -57,6 +57,8 @@ class Item:
     domain: str = ""
     update_time_s: float = 0.0
     """When it was written last, by the server's clock."""
+    unwritten: frozenset[str] = frozenset()
+    """The contract's names of the fields that nobody has written yet: what a snapshot says of them holds."""
 
     def recommendable(self, now_s: float) -> bool:
         """Whether it may be recommended at a moment."""

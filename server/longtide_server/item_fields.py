@@ -36,6 +36,16 @@ def changed(known: Item | None, sent: Item, fields: Fields | None) -> Item:
     """
     if fields is None:
         return sent
-    before = Item(sent.item_id) if known is None else known
-    taken = {FIELDS[name]: getattr(sent, FIELDS[name]) for name in fields}
-    return replace(before, update_time_s=sent.update_time_s, **taken)
+    before = Item(sent.item_id, unwritten=frozenset(FIELDS)) if known is None else known
+    return replace(
+        _with_fields(before, sent, fields), update_time_s=sent.update_time_s, unwritten=before.unwritten - fields
+    )
+
+
+def laid_over(item: Item, below: Item) -> Item:
+    """The item, and what another source says of it where nobody has written a field."""
+    return _with_fields(item, below, item.unwritten)
+
+
+def _with_fields(item: Item, other: Item, fields: Fields) -> Item:
+    return replace(item, **{FIELDS[name]: getattr(other, FIELDS[name]) for name in fields})

@@ -1,8 +1,8 @@
 """What the server knows of items now, under the numbers of one snapshot: what was stored, laid over the snapshot's own.
 
-An item of the snapshot that was never stored has its title and its categories from the snapshot, and may be
-recommended. Items that the snapshot does not know are kept too, in rows after its own: they have no
-number in recommending, since nothing tells whom they suit. A part that gives them vectors would raise `numbered` and
+An item of the snapshot that was never stored is what the snapshot says, and may be recommended; of one that was stored
+in part, the snapshot says the rest. Items that the snapshot does not know are kept too, in rows after its own: they have
+no number in recommending, since nothing tells whom they suit. A part that gives them vectors would raise `numbered` and
 take their rows as numbers.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from longtide_server.catalog import PATH, Catalog
 from longtide_server.item import Item
 from longtide_server.item_columns import Facts, ItemColumns, facts_of
+from longtide_server.item_fields import laid_over
 from longtide_server.item_filter import ItemFilter, size
 
 KEPT_MASKS = 64
@@ -41,7 +42,7 @@ class LiveCatalog:
         self._free_rows: list[int] = []
         self._columns = ItemColumns(len(catalog) + 1)
         for number in range(1, len(catalog) + 1):
-            self._columns.put(number, None, self._snapshot_facts(number))
+            self._columns.put(number, None, facts_of(self._snapshot_item(number)))
         self._masks: OrderedDict[ItemFilter, NDArray[np.bool_]] = OrderedDict()
         self._masks_of = 0
         """The revision that the masks are of."""
@@ -64,8 +65,9 @@ class LiveCatalog:
     def apply(self, items: Sequence[Item], deleted: Sequence[str]) -> None:
         """Take up what was stored: the items as they are now, and the ids of those that are not there any more."""
         for item in items:
-            facts = facts_of(item)
-            self._put(self.row(item.item_id) or self._new_row(item.item_id), facts)
+            row = self.row(item.item_id) or self._new_row(item.item_id)
+            known = row <= len(self._catalog) and item.unwritten
+            self._put(row, facts_of(laid_over(item, self._snapshot_item(row)) if known else item))
         for item_id in deleted:
             row = self.row(item_id)
             if row:
@@ -159,12 +161,19 @@ class LiveCatalog:
         """What a row says; None when it does not exist."""
         if row in self._stored:
             return self._stored[row]
-        return self._snapshot_facts(row) if row <= len(self._catalog) else None
+        return facts_of(self._snapshot_item(row)) if row <= len(self._catalog) else None
 
-    def _snapshot_facts(self, number: int) -> Facts:
+    def _snapshot_item(self, number: int) -> Item:
         info = self._catalog.info(number)
-        categories = tuple(tuple(path.split(PATH)) for path in info.categories)
-        return facts_of(Item(self._catalog.item_id(number), title=info.title, categories=categories))
+        return Item(
+            self._catalog.item_id(number),
+            title=info.title,
+            categories=tuple(tuple(path.split(PATH)) for path in info.categories),
+            tags=info.tags,
+            brand=info.brand,
+            price=info.price,
+            domain=info.domain,
+        )
 
     def _new_row(self, item_id: str) -> int:
         row = self._free_rows.pop() if self._free_rows else self._columns.rows

@@ -9,6 +9,7 @@ from tests.items import facts
 from longtide_server.catalog_store import Revision
 from longtide_server.events import Event, EventType
 from longtide_server.item import Item
+from longtide_server.item_fields import FIELDS
 from longtide_server.stores import open_stores
 
 FULL = Item(
@@ -147,7 +148,16 @@ async def test_a_change_of_some_fields_leaves_the_others(store):
 
 async def test_of_a_new_item_the_other_fields_stay_empty(store):
     await put(store, Item("i1", title="not named", price=3.0), fields=only("price"))
-    assert facts(await store.get("i1")) == facts(Item("i1", price=3.0, update_time_s=NOW_S))
+    unwritten = frozenset(FIELDS) - {"price"}
+    assert facts(await store.get("i1")) == facts(Item("i1", price=3.0, update_time_s=NOW_S, unwritten=unwritten))
+
+
+async def test_it_is_known_which_fields_were_never_written(store):
+    await put(store, Item("i1", price=3.0), fields=only("price"))
+    await put(store, Item("i1"), fields=only("tags", "price"))
+    assert (await store.get("i1")).unwritten == frozenset(FIELDS) - {"price", "tags"}
+    await put(store, Item("i1"))
+    assert (await store.get("i1")).unwritten == frozenset()
 
 
 async def test_a_change_of_no_field_is_noted_as_written(store):
@@ -368,7 +378,8 @@ async def test_writing_it_again_revives_a_deleted_item_without_its_past(store):
     await put(store, FULL)
     await store.delete(["i1"])
     await put(store, Item("i1", price=1.0, title="not named"), fields=only("price"))
-    assert facts(await store.get("i1")) == facts(Item("i1", price=1.0, update_time_s=NOW_S))
+    unwritten = frozenset(FIELDS) - {"price"}
+    assert facts(await store.get("i1")) == facts(Item("i1", price=1.0, update_time_s=NOW_S, unwritten=unwritten))
     assert await all_pages(store, 9) == [["i1"]]
     found = await store.changes(Revision(), 9)
     assert ([item.item_id for item in found.items], list(found.deleted)) == (["i1"], [])

@@ -1,5 +1,8 @@
 """Item ids, their numbers, and what a person reads of them."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from longtide_server.catalog import Catalog, ItemInfo, read_catalog, write_catalog
 
 CATALOG = Catalog(("a", "ß", "🌊"), (ItemInfo("Alpha", ("x", "y")), ItemInfo(), ItemInfo("Wave")))
@@ -30,6 +33,18 @@ def test_a_written_catalogue_is_read_again(tmp_path):
     assert again.item_ids == CATALOG.item_ids
     assert again.infos == CATALOG.infos
     assert again.number("🌊") == 3
+
+
+def test_what_filters_ask_is_stored(tmp_path):
+    full = ItemInfo("Alpha", ("x > y",), tags=("first",), brand="Greek", price=0.0, domain="letters")
+    write_catalog(Catalog(("a", "b"), (full, ItemInfo(price=2.5))), tmp_path / "catalog.parquet")
+    assert read_catalog(tmp_path / "catalog.parquet").infos == (full, ItemInfo(price=2.5))
+
+
+def test_the_catalogue_of_an_older_release_is_read(tmp_path):
+    older = {"item_id": ["a"], "title": ["Alpha"], "categories": [["x"]]}
+    pq.write_table(pa.table(older), tmp_path / "catalog.parquet")
+    assert read_catalog(tmp_path / "catalog.parquet").infos == (ItemInfo("Alpha", ("x",)),)
 
 
 def test_descriptions_are_not_stored(tmp_path):

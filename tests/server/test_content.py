@@ -40,9 +40,10 @@ def test_a_category_brings_all_above_it_and_none_comes_twice():
     )
 
 
-def test_tags_brand_domain_and_facts_are_labels_of_their_own_kind():
-    info = ItemInfo(tags=("red",), brand="red", domain="red", attributes=(("colour", "red"),))
-    assert labels_of(info, NO_EDGES) == ("tag:red", "brand:red", "domain:red", "colour=red")
+def test_tags_brand_domain_attributes_and_facts_are_labels_of_their_own_kind():
+    words = {"attributes": (("colour", "red"),), "facts": (("maker", "red"),)}
+    info = ItemInfo(tags=("red",), brand="red", domain="red", **words)
+    assert labels_of(info, NO_EDGES) == ("tag:red", "brand:red", "domain:red", "colour=red", "maker=red")
 
 
 @pytest.mark.parametrize(("price", "band"), [(0.0, 0), (9.99, 0), (10.0, 1), (19.0, 1), (20.0, 2), (1e9, 2)])

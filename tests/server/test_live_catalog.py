@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.item import Item
+from longtide_server.item_fields import changed
 from longtide_server.item_filter import (
     AllOf,
     AnyOf,
@@ -73,6 +74,30 @@ def test_a_written_item_replaces_what_the_snapshot_says(live):
     assert passing(live, InCategory(("B", "C"))) == "a"
     assert passing(live, NEW) == "a"
     assert live.title(1) == "New title"
+
+
+def test_filters_ask_what_the_snapshot_knows():
+    info = ItemInfo("Title a", ("A > B",), tags=("new",), brand="Acme", price=3.0, domain="books")
+    live = LiveCatalog(Catalog(("a", "b"), (info, ItemInfo())))
+    for wanted in (NEW, HasBrand(frozenset(["Acme"])), HasPrice(Span(3, 3)), InDomain(frozenset(["books"]))):
+        assert passing(live, wanted) == "a"
+    assert passing(live, InCategory(("A", "B"))) == "a"
+
+
+def test_of_an_item_written_in_part_the_snapshot_says_the_rest(live):
+    part = changed(None, Item("a", available=False, tags=("new",)), frozenset(["availability", "tags"]))
+    live.apply([part], [])
+    assert passing(live, IsAvailable(False)) == passing(live, NEW) == passing(live, InCategory(("A",))) == "a"
+    live.apply([changed(part, Item("a"), frozenset(["availability", "categories"]))], [])
+    assert passing(live, IsAvailable(True)) == "abcde"
+    assert passing(live, InCategory(("A",))) == ""  # which somebody has emptied
+    assert passing(live, NEW) == "a"
+
+
+def test_an_item_written_whole_says_all_there_is(live):
+    part = changed(None, Item("a", available=False), frozenset(["availability"]))
+    live.apply([changed(part, Item("a"), None)], [])
+    assert passing(live, InCategory(("A",))) == ""
 
 
 def test_the_snapshots_title_stands_in_for_one_that_was_not_written(live):

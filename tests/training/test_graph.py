@@ -63,9 +63,9 @@ def test_facts_join_what_is_known_of_the_items_that_are_known():
     infos = {"1": ItemInfo("Alien"), "2": ItemInfo("Up")}
     facts = {"1": (("director", "Scott"),), "of the log": (("a", "b"),), "of neither": (("a", "b"),)}
     assert with_facts(infos, facts, ["1", "of the log"]) == {
-        "1": ItemInfo("Alien", attributes=(("director", "Scott"),)),
+        "1": ItemInfo("Alien", facts=(("director", "Scott"),)),
         "2": ItemInfo("Up"),
-        "of the log": ItemInfo(attributes=(("a", "b"),)),
+        "of the log": ItemInfo(facts=(("a", "b"),)),
     }
 
 
@@ -91,7 +91,7 @@ def walks(*users):
 def facts(*rows):
     """facts("a=x b=y", ...): the facts of items 1, 2 ..."""
     pairs = [[tuple(fact.split("=")) for fact in row.split()] for row in rows]
-    return [ItemInfo(attributes=tuple(row)) for row in pairs]
+    return [ItemInfo(facts=tuple(row)) for row in pairs]
 
 
 def test_what_people_follow_has_weight_and_what_they_do_not_has_none():
@@ -120,8 +120,13 @@ def test_an_entity_of_one_item_links_nothing_and_one_of_very_many_neither(monkey
     assert link(facts("a=x", "a=x", "a=x"), walks([1, 2, 3])) is None
 
 
+def test_attributes_link_nothing_however_alike_their_words_are():
+    infos = [ItemInfo(attributes=(("size", "M"),)), ItemInfo(attributes=(("audience", "M"),))]
+    assert link(infos, walks([1, 2])) is None
+
+
 def test_a_name_that_cannot_be_packed_is_left_out():
-    infos = [ItemInfo(attributes=(("a", "torn\0name"), ("a", "whole")))] * 2
+    infos = [ItemInfo(facts=(("a", "torn\0name"), ("a", "whole")))] * 2
     arrays = link(infos, walks([1, 2]))
     assert names_of(arrays.entity_names) == ("whole",)
     assert len(arrays.entity) == len(arrays.relation) == len(arrays.members) == 2

@@ -183,7 +183,7 @@ def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
 
 
 def test_what_items_share_is_published_and_measured_as_a_source(tmp_path):
-    infos = {letter: ItemInfo(attributes=(("half", "first" if letter < "d" else "last"),)) for letter in "abcdef"}
+    infos = {letter: ItemInfo(facts=(("half", "first" if letter < "d" else "last"),)) for letter in "abcdef"}
     snapshot = published(WALKS, tmp_path, infos=infos)
     assert snapshot.relations.votes(np.array([snapshot.catalog.number("a")]), 1.0).items.tolist() == [2, 3]  # b and c
     assert 0 < snapshot.manifest.metrics["relations"]["hr@10"] <= 1

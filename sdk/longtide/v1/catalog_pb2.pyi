@@ -227,8 +227,8 @@ class UpsertItemsRequest(google.protobuf.message.Message):
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
-        """The fields of Item to change, for example `price,availability`; of an item that is new, the others stay empty.
-        Without it, or as `*`, every field is replaced. `item_id` and `update_time` cannot be named.
+        """The fields of Item to change, for example `price,availability`; of an item that is new, the others stay empty, and
+        what a snapshot knows of them goes on to count. Without it, or as `*`, every field is replaced. `item_id` and `update_time` cannot be named.
         """
 
     def __init__(

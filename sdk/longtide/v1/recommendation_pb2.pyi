@@ -158,8 +158,8 @@ class RecommendRequest(google.protobuf.message.Message):
 
     @property
     def filter(self) -> longtide.v1.catalog_pb2.ItemFilter:
-        """Only items that pass may appear; absent for all. It reads the items as written with CatalogService; of an item of
-        the snapshot that was never written, its categories are known, each as a CategoryPath of one name.
+        """Only items that pass may appear; absent for all. It reads the items as written with CatalogService; what was never
+        written of an item is as the snapshot was trained with it: categories, tags, brand, price and domain.
         """
 
     @property

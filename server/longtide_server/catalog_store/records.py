@@ -40,6 +40,7 @@ class _Record(msgspec.Struct, omit_defaults=True, gc=False):
     """Little-endian 32-bit floats."""
     attributes: dict[str, AttributeValue] = msgspec.field(name="n", default_factory=dict)
     domain: str = msgspec.field(name="o", default="")
+    unwritten: tuple[str, ...] = msgspec.field(name="w", default=())
 
 
 def to_record(item: Item) -> bytes:
@@ -62,6 +63,7 @@ def to_record(item: Item) -> bytes:
             image_vector=_packed(item.image_vector),
             attributes=dict(item.attributes),
             domain=item.domain,
+            unwritten=tuple(sorted(item.unwritten)),
         )
     )
 
@@ -93,6 +95,7 @@ def from_record(item_id: str, record: bytes) -> Item:
         attributes=found.attributes,
         domain=found.domain,
         update_time_s=found.update_time_s,
+        unwritten=frozenset(found.unwritten),
     )
 
 

@@ -50,7 +50,7 @@ def with_facts(infos: Mapping[str, ItemInfo], facts: Facts, item_ids: Collection
     for item_id in dict.fromkeys((*infos, *item_ids)):
         if item_id in facts:
             info = infos.get(item_id, ItemInfo())
-            found[item_id] = replace(info, attributes=(*info.attributes, *facts[item_id]))
+            found[item_id] = replace(info, facts=facts[item_id])
     return found
 
 

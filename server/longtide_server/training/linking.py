@@ -24,7 +24,7 @@ def link(infos: Sequence[ItemInfo], sequences: Sequences) -> RelationArrays | No
     facts = [
         (item, relation, entity)
         for item, info in enumerate(infos, 1)
-        for relation, entity in info.attributes
+        for relation, entity in info.facts
         if SEPARATOR not in relation + entity
     ]
     entities: dict[str, set[int]] = {}
