@@ -31,10 +31,12 @@ class ContentSource:
         self.mean_sum = float(np.exp(np.log(odds.sum(axis=1)).mean())) if len(known) else 1.0
         """Of exp((cosine - 1) / temperature) over all items, the geometric mean of what it is for an item."""
 
-    def profile(self, recent: NDArray[np.int64], decay: float) -> Profile | None:
-        """Of the last items, in time order; a weight is `decay` times the next one's. None where none is known."""
-        weight = decay ** np.arange(len(recent) - 1, -1, -1, dtype=np.float32)
-        vectors = self.vectors[recent]
+    def profile(self, vectors: NDArray[np.float32], decay: float) -> Profile | None:
+        """Of the last items' content vectors (R, D), in time order; a weight is `decay` times the next one's.
+
+        Zeros are of an item of which nothing is known; none where that is all.
+        """
+        weight = decay ** np.arange(len(vectors) - 1, -1, -1, dtype=np.float32)
         known = vectors.any(axis=1)
         if not known.any():
             return None

@@ -1,9 +1,9 @@
 """What the server knows of items now, under the numbers of one snapshot: what was stored, laid over the snapshot's own.
 
 An item of the snapshot that was never stored is what the snapshot says, and may be recommended; of one that was stored
-in part, the snapshot says the rest. Items that the snapshot does not know are kept too, in rows after its own: they have
-no number in recommending, since nothing tells whom they suit. A part that gives them vectors would raise `numbered` and
-take their rows as numbers.
+in part, the snapshot says the rest. Items that the snapshot does not know are kept too, in rows after its own: they
+have no number in recommending, since nothing tells whom they suit. A part that gives them vectors would raise
+`numbered` and take their rows as numbers.
 """
 
 from __future__ import annotations

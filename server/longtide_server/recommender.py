@@ -63,6 +63,7 @@ CONTENT_DECAY = 0.7
 WELL_KNOWN_EVENTS = 50  # people have turned to a new item: no need to find out about it
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
 MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 15 kB
+NO_ITEMS = np.zeros(0, np.int64)
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,8 @@ class Evidence:
     """The user's last items by content, where that is asked for and known."""
     recent: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The user's last items, in time order."""
+    cold: bool = False
+    """Whether nothing is known of the user that the encoder could read."""
     trending: Mapping[str, float] = field(default_factory=dict)
     """New items to which many turn at present, where that is asked for."""
     degraded_reason: str = ""
@@ -256,7 +259,7 @@ class Recommender:
         """What the sources say, of the items that may be recommended."""
         blocked = np.array([*asker.user.seen, *session, *self._numbers(query.exclude_item_ids)], np.int64)
         allowed = self._allowed(query)
-        if query.interests is not None and not (asker.user.items or asker.user.unknown or session):
+        if query.interests is not None and evidence.cold:
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
             allowed[blocked] = False
@@ -283,9 +286,18 @@ class Recommender:
             return known
         excluded = itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids)
         allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded)
-        suitable = self._new.most_suitable(allowed, user, evidence.encoded, evidence.profile, query.limit)
+        liked = NO_ITEMS
+        if query.interests is not None and evidence.cold:
+            liked = np.intersect1d(allowed, self._new.that_may_appear(query.interests, (), ()))
+        of_these = liked if len(liked) else allowed
+        suitable = self._new.most_suitable(of_these, user, evidence.encoded, evidence.profile, query.limit)
         trending = self._new.numbers(evidence.trending)
-        return self._joined(known, np.union1d(suitable, np.intersect1d(allowed, trending)), evidence)
+        found = self._joined(known, np.union1d(suitable, np.intersect1d(allowed, trending)), evidence)
+        if len(liked):  # each as popular as the average item of interest
+            share = evidence.votes[Source.INTERESTS].probability
+            average = share.mean() if len(share) else 1.0 / len(liked)
+            found.probability[np.isin(found.items, liked), Source.INTERESTS - 1] = average
+        return found
 
     def _joined(self, known: Candidates, new_numbers: NDArray[np.int64], evidence: Evidence) -> Candidates:
         """Candidates of the snapshot, and after them new items (C,)."""
@@ -347,7 +359,9 @@ class Recommender:
         return gather_allowed(votes, allowed)
 
     async def _evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:
-        user, manifest, fusion = asker.user, self.snapshot.manifest, self._fusion(query)
+        user, manifest = asker.user, self.snapshot.manifest
+        cold = not (user.items or session)
+        fusion = self._fusion(query, cold)
         wanted = _wanted(query, user, len(session))
         votes: dict[Source, Scored] = {}
         trending: Mapping[str, float] = {}
@@ -355,7 +369,7 @@ class Recommender:
         if fusion.encoder or fusion.neighbors:
             left = self._patience.for_encoder_s(timeout_s)
             encoded, reason = await self._encoded(asker, session, wanted, left, query.patient)
-        profile, content = self._profile(user, session, fusion), None
+        profile, content = self._profile(user, query.session_item_ids, fusion), None
         if profile is not None and fusion.content:  # sought while neighbours are
             content = asyncio.get_running_loop().run_in_executor(self._searchers, profile.nearest, wanted)
         if encoded is not None:
@@ -379,13 +393,27 @@ class Recommender:
             trending = self._trending.beyond(query.limit + len(user.unknown))
         if self.snapshot.relations is not None:  # also where it has no say: it explains what others bring
             votes[Source.RELATIONS] = self.snapshot.relations.votes(recent, manifest.transitions.decay)
-        return Evidence(votes, neighbors, encoded, profile, recent, trending, reason)
+        return Evidence(votes, neighbors, encoded, profile, recent, cold, trending, reason)
 
-    def _profile(self, user: UserState, session: list[int], fusion: Fusion) -> Profile | None:
+    def _profile(self, user: UserState, session: Sequence[str], fusion: Fusion) -> Profile | None:
         """What the user turned to last, by content; none where nobody asks for it, or nothing is known."""
         if self._content is None or not (fusion.content or self.snapshot.manifest.new_item_count or len(self._new)):
             return None
-        return self._content.profile(user.recent(CONTENT_ITEMS, session), CONTENT_DECAY)
+        last = [*zip(user.times[-CONTENT_ITEMS:], user.items[-CONTENT_ITEMS:], strict=True)]
+        for item_id, time_s in itertools.islice(reversed(user.unknown.items()), CONTENT_ITEMS):
+            last += ((time_s, number) for number in self._new.numbers((item_id,)).tolist())
+        numbers = [number for _, number in sorted(last, key=lambda one: one[0])]
+        for item_id in session[-CONTENT_ITEMS:]:
+            numbers += self._numbers((item_id,)) or self._new.numbers((item_id,)).tolist()
+        return self._content.profile(self._contents(np.array(numbers[-CONTENT_ITEMS:], np.int64)), CONTENT_DECAY)
+
+    def _contents(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(R, D) the content vectors of items (R,), new ones among them; zeros where nothing is known."""
+        assert self._content is not None
+        new = numbers >= self._new.first
+        found = self._content.vectors[np.where(new, 0, numbers)]
+        found[new] = self._new.content(numbers[new])
+        return found
 
     async def _encoded(
         self, asker: Asker, session: Sequence[int], top_n: int, timeout_s: float, patient: bool = False
@@ -455,12 +483,16 @@ class Recommender:
     def _numbers(self, item_ids: Iterable[str]) -> list[int]:
         return self.snapshot.catalog.numbers(item_ids).tolist() if item_ids else []
 
-    def _fusion(self, query: Query) -> Fusion:
-        return self.snapshot.manifest.fusion.weighted(query.source_weights)
+    def _fusion(self, query: Query, cold: bool = False) -> Fusion:
+        """The weights of a request. Of whom the encoder knows nothing, content has its say, if it knows something."""
+        fusion = self.snapshot.manifest.fusion
+        if cold:
+            fusion = replace(fusion, content=max(fusion.content, fusion.encoder))
+        return fusion.weighted(query.source_weights)
 
     def _rank(self, candidates: Candidates, evidence: Evidence, query: Query, limit: int) -> Ranked:
         learned, item_count = self.snapshot.manifest.item_count, len(self.snapshot.catalog)
-        fusion, asked = self._fusion(query), evidence.asked
+        fusion, asked = self._fusion(query, evidence.cold), evidence.asked
         speaker = None  # who speaks for sources that count events, of items without any
         if fusion.encoder and evidence.profile is not None:
             speaker = Source.CONTENT

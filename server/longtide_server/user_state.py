@@ -76,8 +76,8 @@ class UserState:
     """NaN where absent."""
     seen: array[int] = field(default_factory=lambda: array("i"))
     """The items, each once, ascending."""
-    unknown: set[str] = field(default_factory=set)
-    """Items of events that the snapshot does not know."""
+    unknown: dict[str, float] = field(default_factory=dict)
+    """Items of events that the snapshot does not know, with when they were last; those that arrived last come last."""
     encoded: Encoded | None = None
     """The user after the first `encoded_count` events; none before the first, and after a late event."""
     encoded_count: int = 0
@@ -95,7 +95,7 @@ class UserState:
     def add(self, event: Event, number: int) -> None:
         """Put an event where its time belongs: after all others of the same time."""
         if not number:
-            self.unknown.add(event.item_id)
+            self._note_unknown(event)
             return
         at = bisect.bisect_right(self.times, event.time_s)
         self.times.insert(at, event.time_s)
@@ -112,7 +112,9 @@ class UserState:
     def append(self, events: Sequence[Event], numbers: Sequence[int]) -> None:
         """Put many events at the end, where they belong: by time, none before the last one that is there."""
         if 0 in numbers:
-            self.unknown.update(event.item_id for event, number in zip(events, numbers, strict=True) if not number)
+            for event, number in zip(events, numbers, strict=True):
+                if not number:
+                    self._note_unknown(event)
             events = [event for event, number in zip(events, numbers, strict=True) if number]
             numbers = [number for number in numbers if number]
         self.times.fromlist([event.time_s for event in events])
@@ -124,6 +126,9 @@ class UserState:
         else:
             for number in numbers:
                 self._see(number)
+
+    def _note_unknown(self, event: Event) -> None:
+        self.unknown[event.item_id] = max(self.unknown.pop(event.item_id, event.time_s), event.time_s)
 
     def _see(self, number: int) -> None:
         place = bisect.bisect_left(self.seen, number)

@@ -17,7 +17,7 @@ EVERY_ITEM = np.arange(5)
 
 
 def profile(*items, decay=0.5):
-    return source().profile(np.array(items, np.int64), decay)
+    return source().profile(source().vectors[np.array(items, np.int64)], decay)
 
 
 def test_the_last_item_counts_most_and_unknown_ones_nothing():
@@ -58,12 +58,13 @@ def test_of_an_item_that_nobody_knew_it_says_something_too():
 
 def test_no_probability_is_above_1():
     alone = ContentSource(np.array([[0, 0], [1, 0]], np.float32), 0.01)
-    told = alone.profile(np.array([1]), 0.5)
+    told = alone.profile(alone.vectors[[1]], 0.5)
     assert told.of_items(np.array([0, 1])).max() <= 1.0
 
 
 def test_nothing_is_known_of_any_item():
-    assert ContentSource(np.zeros((3, 2), np.float32), 0.1).profile(np.array([1, 2]), 0.5) is None
+    nothing = np.zeros((3, 2), np.float32)
+    assert ContentSource(nothing, 0.1).profile(nothing[[1, 2]], 0.5) is None
 
 
 def test_the_nearest_come_with_what_is_said_of_them():

@@ -11,6 +11,8 @@ from longtide_server.answers import Query
 from longtide_server.candidates import Source
 from longtide_server.item import Item
 from longtide_server.item_filter import HasTag, InCategory
+from longtide_server.new_items import NewItems
+from longtide_server.newcomers import Newcomers
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
 
@@ -89,6 +91,68 @@ async def test_content_speaks_for_items_without_events(described):
 async def test_content_knows_a_session_without_the_encoder(described):
     asked = {"session_item_ids": ["a"], "source_weights": only(Source.CONTENT)}
     assert (await recommended(described, "new", limit=1, **asked)) == ["e"]
+
+
+# Whoever is known by new items alone
+
+
+@pytest.fixture
+def fresh(described):
+    """What is recommended where x, which is the same thing as a, and y, which d is like, are new."""
+    newcomers = Newcomers(len(described.snapshot.catalog) + 1, 2)
+    newcomers.put("x", np.array([1, 0], np.float32))
+    newcomers.put("y", np.array([0, 1], np.float32))
+    described.live.apply([Item("x", tags=("jazz",)), Item("y")], [])
+    temperature = described.snapshot.manifest.encoder.temperature
+    new = NewItems(newcomers, described.live, temperature, lambda: described.clock.now_s)
+    recommender = Recommender(described.snapshot, described.states, live=described.live, new=new)
+
+    async def answer(user_id="new", limit=1, **query):
+        found = await recommender.recommend(Query(user_id, limit, **query), SOON_S)
+        return [(item.item_id, item.sources[0][0]) for item in found.recommendations]
+
+    return answer
+
+
+async def test_a_new_item_says_what_its_first_users_like(described, fresh):
+    assert await fresh() == [("a", Source.POPULARITY)]
+    await described.did("bea", "y")
+    assert await fresh("bea") == [("d", Source.CONTENT)]
+    assert await fresh(session_item_ids=["y"]) == [("d", Source.CONTENT)]
+
+
+async def test_content_stays_off_where_the_request_wants_it(described, fresh):
+    await described.did("bea", "y")
+    asked = {"source_weights": ((Source.CONTENT, 0.0),), "include_item_ids": list("abcde")}
+    assert await fresh("bea", **asked) == [("a", Source.POPULARITY)]
+
+
+async def test_new_and_known_items_count_in_the_order_of_their_times(described, fresh):
+    asked = {"source_weights": only(Source.CONTENT), "include_item_ids": ["d", "e"]}
+    await described.did("bea", "ay")
+    await described.did("cid", "ya")
+    assert [item_id for item_id, _ in await fresh("bea", **asked)] == ["d"]
+    assert [item_id for item_id, _ in await fresh("cid", **asked)] == ["e"]
+
+
+async def test_interests_count_until_the_encoder_knows_something(described, fresh):
+    described.live.apply([Item("c", tags=("jazz",))], [])
+    asked = {"interests": HasTag(frozenset(["jazz"])), "exclude_item_ids": ["x"]}
+    await described.did("bea", "?")
+    assert await fresh("bea", **asked) == [("c", Source.INTERESTS)]
+    await described.did("bea", "d")
+    assert (await fresh("bea", **asked))[0][1] is not Source.INTERESTS
+
+
+async def test_new_items_are_of_interest_too(described, fresh):
+    jazz = HasTag(frozenset(["jazz"]))
+    assert await fresh(interests=jazz) == [("x", Source.INTERESTS)]
+    described.live.apply([Item("c", tags=("jazz",))], [])
+    both = await fresh(interests=jazz, limit=2)
+    assert sorted(item_id for item_id, _ in both) == ["c", "x"]
+
+
+# Trends and interests
 
 
 async def test_what_trends_comes_first_where_it_is_asked_for(world):
