@@ -1,11 +1,13 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from longtide_server.catalog import ItemInfo
 from longtide_server.errors import LogError
-from longtide_server.training.items import ItemInfo, read_items
+from longtide_server.training import items
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the repository")
@@ -23,38 +25,42 @@ def write(tmp_path):
     return write
 
 
+def read_infos(path: Path, columns: dict[str, str] | None = None):
+    return items.read_items(path, columns or {}).infos
+
+
 def complaint(path: Path, columns: dict[str, str] | None = None) -> str:
     with pytest.raises(LogError) as caught:
-        read_items(path, columns or {})
+        read_infos(path, columns or {})
     return str(caught.value).removeprefix(f"{path}: ")
 
 
 def test_items_have_a_title_and_categories(write):
     path = write('item_id,title,genres\n1,"Heat, The",Action|Crime\n2,Up,\n')
-    assert read_items(path) == {"1": ItemInfo("Heat, The", ("Action", "Crime")), "2": ItemInfo("Up", ())}
+    assert read_infos(path) == {"1": ItemInfo("Heat, The", ("Action", "Crime")), "2": ItemInfo("Up", ())}
 
 
 def test_only_the_id_is_needed(write):
-    assert list(read_items(write("item_id\nb\na\n"))) == ["b", "a"]
+    assert list(read_infos(write("item_id\nb\na\n"))) == ["b", "a"]
 
 
 def test_a_title_may_hold_line_breaks(write):
-    assert read_items(write('item_id,title\n1,"two\nlines"\n'))["1"].title == "two\nlines"
+    assert read_infos(write('item_id,title\n1,"two\nlines"\n'))["1"].title == "two\nlines"
 
 
 def test_columns_name_what_the_file_calls_otherwise(write):
     path = write("movieId,name\n1,Up\n")
-    assert read_items(path, {"item_id": "movieId", "title": "name"}) == {"1": ItemInfo("Up")}
+    assert read_infos(path, {"item_id": "movieId", "title": "name"}) == {"1": ItemInfo("Up")}
 
 
 def test_categories_come_before_genres_and_none_twice(write):
     path = write("item_id,genres,categories\n1, b |c||,a|b\n2,,\n")
-    assert read_items(path) == {"1": ItemInfo(categories=("a", "b", "c")), "2": ItemInfo()}
+    assert read_infos(path) == {"1": ItemInfo(categories=("a", "b", "c")), "2": ItemInfo()}
 
 
 def test_a_description_is_any_longer_text_by_any_name(write):
     path = write("item_id,title,keywords\n1,Up, balloons house \n2,Heat,\n")
-    assert read_items(path, {"description": "keywords"}) == {
+    assert read_infos(path, {"description": "keywords"}) == {
         "1": ItemInfo("Up", description="balloons house"),
         "2": ItemInfo("Heat"),
     }
@@ -64,29 +70,60 @@ def test_json_and_parquet_may_list_categories(write, tmp_path):
     lines = (
         '{"item_id": 1, "title": null, "categories": ["a", "b"]}\n{"item_id": 2, "title": 1984, "categories": "c"}\n'
     )
-    assert read_items(write(lines, "items.jsonl")) == {
+    assert read_infos(write(lines, "items.jsonl")) == {
         "1": ItemInfo("", ("a", "b")),
         "2": ItemInfo("1984", ("c",)),
     }
     pq.write_table(pa.table({"item_id": [1, 2], "categories": [["a", "b"], None]}), tmp_path / "items.parquet")
-    assert read_items(tmp_path / "items.parquet") == {"1": ItemInfo("", ("a", "b")), "2": ItemInfo()}
+    assert read_infos(tmp_path / "items.parquet") == {"1": ItemInfo("", ("a", "b")), "2": ItemInfo()}
 
 
 def test_tags_brand_price_and_domain_are_read_where_there_are_any(write):
     path = write("item_id,tags,brand,price,domain\n1,vegan| new |vegan,Lumo,12.50,shop\n2,,,,\n")
-    assert read_items(path) == {
+    assert read_infos(path) == {
         "1": ItemInfo(tags=("vegan", "new"), brand="Lumo", price=12.5, domain="shop"),
         "2": ItemInfo(),
     }
-    assert read_items(write('{"item_id": 1, "tags": ["a", "b"], "price": 0}\n', "items.jsonl")) == {
+    assert read_infos(write('{"item_id": 1, "tags": ["a", "b"], "price": 0}\n', "items.jsonl")) == {
         "1": ItemInfo(tags=("a", "b"), price=0.0)
     }
+
+
+def test_what_an_export_of_the_catalogue_says_is_read(write, tmp_path):
+    line = {
+        "item_id": "1",
+        "categories": [["Beauty", "Skin care"], ["Gifts"]],
+        "tags": ["x, y", "z"],
+        "attributes": {"colour": "green", "grams": 50, "refill": True},
+        "available": False,
+        "publish_time": "2026-01-31T12:00:00Z",
+    }
+    said = ItemInfo(categories=("Beauty > Skin care", "Gifts"), tags=("x, y", "z"), attributes=(("colour", "green"),))
+    assert read_infos(write(json.dumps(line), "items.jsonl")) == {"1": said}
+    columns = {name: [json.dumps(value) if isinstance(value, dict) else value] for name, value in line.items()}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    assert read_infos(tmp_path / "items.parquet") == {"1": said}
+
+
+def test_vectors_come_along(write):
+    lines = ['{"item_id": 1, "image_vector": [3, 4], "text_vector": [2.0]}', '{"item_id": 2}', '{"item_id": 3}']
+    found = items.read_items(write("\n".join(lines), "items.jsonl")).vectors
+    assert found.image_of(["2", "1"]).tolist() == [[0, 0], [0, 0], pytest.approx([0.6, 0.8])]
+    assert found.text is None  # of one in three alone: a language model knows more
+    found = items.read_items(write("\n".join(lines[:2]), "items.jsonl")).vectors
+    assert found.text_of(["1", "2"]).tolist() == [[0], [1], [0]]
+
+
+@pytest.mark.parametrize("vector", ["[1]", "[1, NaN]", "[1, 2, 3]"])
+def test_a_vector_that_does_not_go_with_the_first_is_an_error(write, vector):
+    path = write(f'item_id,text_vector\n1,"[1, 2]"\n2,"{vector}"\n')
+    assert complaint(path) == "row 3, column text_vector: is not of 2 finite numbers, as the first one is"
 
 
 @pytest.mark.parametrize(
     ("price", "what"),
     [
-        ("cheap", "'cheap' is not a number"),
+        ("cheap", "'cheap' is no number"),
         ("-1", "'-1' is not a price: finite, 0 or more"),
         ("inf", "'inf' is not a price: finite, 0 or more"),
         ("nan", "'nan' is not a price: finite, 0 or more"),
@@ -121,6 +158,6 @@ def test_a_missing_id_column_says_what_there_is_and_how_to_name_it(write):
 
 @needs_data
 def test_movielens_items_are_read():
-    items = read_items(DATA / "movielens-latest-small" / "movies.csv.gz", {"item_id": "movieId"})
-    assert len(items) == 9_125
-    assert items["2"] == ItemInfo("Jumanji (1995)", ("Adventure", "Children", "Fantasy"))
+    found = read_infos(DATA / "movielens-latest-small" / "movies.csv.gz", {"item_id": "movieId"})
+    assert len(found) == 9_125
+    assert found["2"] == ItemInfo("Jumanji (1995)", ("Adventure", "Children", "Fantasy"))

@@ -1,12 +1,13 @@
 """What training reads of the items of a store."""
 
 import numpy as np
+import pytest
 
 from longtide_server.catalog import ItemInfo
 from longtide_server.item import Item
 from longtide_server.stores import open_stores
 from longtide_server.training import stored
-from longtide_server.training.stored import read_item_infos
+from longtide_server.training.stored import read_catalogue
 
 
 async def test_what_people_and_language_models_read_is_read_page_by_page(tmp_path, monkeypatch):
@@ -21,12 +22,13 @@ async def test_what_people_and_language_models_read_is_read_page_by_page(tmp_pat
         brand="Lumo",
         price=12.5,
         available=False,
-        text_vector=np.ones(3, np.float32),
+        image_vector=np.array([3, 4], np.float32),
     )
     await stores.items.upsert([full, *(Item(item_id, title=item_id.upper()) for item_id in "bcde")], None, 0.0)
     await stores.items.delete(["d"])
     counts = []
-    infos = await read_item_infos(stores.items, counts.append)
+    found = await read_catalogue(stores.items, counts.append)
+    infos = found.infos
     await stores.events.close()
     assert infos["a"] == ItemInfo(
         "Clay mask", ("Beauty > Masks", "Gifts"), "For the face.", ("vegan", "new"), "Lumo", 12.5
@@ -38,9 +40,10 @@ async def test_what_people_and_language_models_read_is_read_page_by_page(tmp_pat
         ("e", "E"),
     ]
     assert counts == [2, 4]
+    assert found.vectors.image_of(["b", "a"]).tolist() == [[0, 0], [0, 0], pytest.approx([0.6, 0.8])]
 
 
 async def test_of_no_items_nothing_is_known(tmp_path):
     stores = await open_stores(f"sqlite:///{tmp_path / 'events.db'}")
-    assert await read_item_infos(stores.items, lambda _: None) == {}
+    assert (await read_catalogue(stores.items, lambda _: None)).infos == {}
     await stores.events.close()

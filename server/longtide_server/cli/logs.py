@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,8 @@ from longtide_server import errors
 from longtide_server.cli.base import messages
 
 if TYPE_CHECKING:  # numpy and pyarrow are imported by the commands that need them
-    from longtide_server.catalog import ItemInfo
     from longtide_server.training.dataset import Sequences
-    from longtide_server.training.known_items import GivenVectors
+    from longtide_server.training.known_items import Described, GivenVectors
     from longtide_server.training.log import Log
     from longtide_server.training.settings import Settings
 
@@ -26,19 +26,20 @@ def read_log_file(
     item_columns: Mapping[str, str],
     skip_bad_rows: bool,
     store: str = "",
-) -> tuple[Sequences, Mapping[str, ItemInfo], bool]:
-    """Sequences, item infos, and whether the log's times are times."""
+) -> tuple[Sequences, Described, bool]:
+    """Sequences, what is said of items, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.graph import read_graph, with_facts
     from longtide_server.training.items import read_items
+    from longtide_server.training.known_items import NOTHING_DESCRIBED
     from longtide_server.training.log import read_log, times_are_real
 
     if (log is None) == (not store):
         raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
     if log is None:
-        found, infos = asyncio.run(_stored(store, with_items=items is None))
+        found, described = asyncio.run(_stored(store, with_items=items is None))
     else:
-        infos = {}
+        described = NOTHING_DESCRIBED
         found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
         if skipped.count:
             messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
@@ -47,16 +48,17 @@ def read_log_file(
     if found.repeated_rows:
         messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
     if items:
-        infos = read_items(items, item_columns)
+        described = read_items(items, item_columns)
     if kg:
-        infos = with_facts(infos, read_graph(kg), found.item_ids)
-    return to_sequences(found), infos, times_are_real(found)
+        described = replace(described, infos=with_facts(described.infos, read_graph(kg), found.item_ids))
+    return to_sequences(found), described, times_are_real(found)
 
 
-async def _stored(url: str, *, with_items: bool) -> tuple[Log, Mapping[str, ItemInfo]]:
+async def _stored(url: str, *, with_items: bool) -> tuple[Log, Described]:
     """The events of a store as a log, and what its catalogue says of the items."""
     from longtide_server.stores import open_stores
-    from longtide_server.training.stored import read_item_infos, read_store
+    from longtide_server.training.known_items import NOTHING_DESCRIBED
+    from longtide_server.training.stored import read_catalogue, read_store
 
     stores = await open_stores(url, writes=False)
     try:
@@ -66,32 +68,32 @@ async def _stored(url: str, *, with_items: bool) -> tuple[Log, Mapping[str, Item
                 return lambda count: status.update(f"Reading the event store: {count:,} {what}")
 
             log = await read_store(stores.events, report("events"))
-            return log, await read_item_infos(stores.items, report("items")) if with_items else {}
+            return log, await read_catalogue(stores.items, report("items")) if with_items else NOTHING_DESCRIBED
     finally:
         await stores.events.close()
 
 
-def given_vectors(path: Path | None) -> GivenVectors:
-    """The vectors of a file, or none."""
-    from longtide_server.training.known_items import NOTHING_GIVEN, read_vectors
+def given_vectors(path: Path | None, described: Described) -> GivenVectors:
+    """The vectors of a file, or those that the items brought along."""
+    from longtide_server.training.known_items import read_vectors
 
-    return NOTHING_GIVEN if path is None else read_vectors(path)
+    return described.vectors if path is None else read_vectors(path)
 
 
 def read_for_training(
     log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
-) -> tuple[Sequences, Mapping[str, ItemInfo], Settings]:  # fmt: skip
-    """Sequences, item infos, and the settings that the log and the options give."""
+) -> tuple[Sequences, Described, Settings]:  # fmt: skip
+    """Sequences, what is said of items, and the settings that the log and the options give."""
     from longtide_server.training.settings import settings_for, with_overrides
 
     pairs = [override.partition("=") for override in overrides]
     for name, equals, _ in pairs:
         if not equals:
             raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
-    sequences, infos, real = read_log_file(log, **rest)
+    sequences, described, real = read_log_file(log, **rest)
     if not (sequences.lengths >= 2).any():
         raise errors.LogError(
             f"{log or 'the event store'}: no user has two events; there is nothing to learn what follows what from"
         )
     settings = settings_for(sequences, times_are_real=real, seed=seed)
-    return sequences, infos, with_overrides(settings, {name: value for name, _, value in pairs})
+    return sequences, described, with_overrides(settings, {name: value for name, _, value in pairs})

@@ -57,11 +57,11 @@ def train(
     from longtide_server.training.settings import setting_names
     from longtide_server.training.workers import workers
 
-    sequences, infos, settings = read_for_training(log, overrides, **rest)
+    sequences, described, settings = read_for_training(log, overrides, **rest)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    given = given_vectors(vectors)
+    infos, given = described.infos, given_vectors(vectors, described)
     with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
         with team.leader_first():
             known = known_items(sequences.item_ids, infos, given, text_model, report)
@@ -198,14 +198,15 @@ def evaluate(
 
     if plot:
         _check_plot(plot)
-    sequences, infos, settings = read_for_training(log, overrides, **rest)
+    sequences, described, settings = read_for_training(log, overrides, **rest)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    holdout, given = hold_out(sequences, split), given_vectors(vectors)
+    holdout, given = hold_out(sequences, split), given_vectors(vectors, described)
     with TrainingDisplay(messages) as display:
         item_ids = holdout.history.item_ids
-        infos = {item_id: infos[item_id] for item_id in item_ids if item_id in infos}  # others are not ranked
+        said = described.infos
+        infos = {item_id: said[item_id] for item_id in item_ids if item_id in said}  # others are not ranked
         known = known_items(item_ids, infos, given, text_model, display)
         found = run(holdout, infos, settings, display, known.content)
     title = f"{log.name if log else 'the event store'}, {split}"

@@ -16,14 +16,13 @@ from rich.progress import track
 
 from longtide import AsyncClient, Event
 from longtide_server.app import check_listen, running
-from longtide_server.catalog import ItemInfo
 from longtide_server.cli.base import messages, until_stopped
 from longtide_server.config import ServerConfig
 from longtide_server.events import EventType
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.display import TrainingDisplay
-from longtide_server.training.known_items import NOTHING_GIVEN, known_items
+from longtide_server.training.known_items import Described, known_items
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import Settings
 
@@ -54,7 +53,7 @@ BUNDLED = Bundle(
 
 def run(
     sequences: Sequences,
-    infos: Mapping[str, ItemInfo],
+    described: Described,
     settings: Settings,
     text_model: str | None,
     work_dir: Path,
@@ -63,8 +62,9 @@ def run(
 ) -> None:
     """Do all of it, then serve until Ctrl-C."""
     check_listen(listen)  # fails now, and not after the training
+    infos = described.infos
     with TrainingDisplay(messages) as display:
-        known = known_items(sequences.item_ids, infos, NOTHING_GIVEN, text_model, display)
+        known = known_items(sequences.item_ids, infos, described.vectors, text_model, display)
         train_and_publish(sequences, infos, settings, work_dir / "snapshot", display, known)
     # Each log has an event store of its own: two logs may know different people by the same id.
     data_dir = work_dir / f"data-{_digest(sequences)}"

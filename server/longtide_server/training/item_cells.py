@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.item import AttributeValue, CategoryPath
+from longtide_server.item import AttributeValue, CategoryPath, Item
+from longtide_server.item_fields import FIELDS
 from longtide_server.training.log import iso_time_s
 from longtide_server.training.tables import Scalar, id_text
 
@@ -131,3 +132,20 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Cell], Any]]] = {
     "domain": ("domain", _text),
 }
 """Our names of columns, each with the field that it says and how its cells are read."""
+
+
+def read_cell(name: str, cell: Cell) -> Any:  # noqa: ANN401
+    """What a cell of a column says. ValueError says what the cell is instead."""
+    _, read = COLUMNS[name]
+    return read(None if cell is None or cell != cell else cell)  # a NaN is how data frames say nothing
+
+
+def item_of(item_id: str, said: Iterable[tuple[str, Any]]) -> Item:
+    """The item of what the readers of some columns gave; of categories and genres, both together."""
+    values: dict[str, Any] = {}
+    for name, value in said:
+        attribute = FIELDS[COLUMNS[name][0]]
+        values[attribute] = (*values[attribute], *value) if attribute in values else value
+    if "categories" in values:
+        values["categories"] = tuple(dict.fromkeys(values["categories"]))
+    return Item(item_id, **values)

@@ -20,9 +20,9 @@ import longtide
 from longtide import AsyncClient
 from longtide_server.errors import FieldViolation, LogError
 from longtide_server.item import Item, violation
-from longtide_server.item_fields import FIELDS, Fields
+from longtide_server.item_fields import Fields
 from longtide_server.training.importing import BadRowsFile
-from longtide_server.training.item_cells import COLUMNS, Cell
+from longtide_server.training.item_cells import COLUMNS, Cell, item_of, read_cell
 from longtide_server.training.tables import BadRow, Faults, Table, read_ids, read_pieces, shown
 
 PIECE_ROWS = 1_000
@@ -145,16 +145,11 @@ def _piece(table: Table) -> ItemPiece:
 
 def _item(item_id: str, cells: Mapping[str, Cell]) -> Item | FieldViolation:
     """What a row says as a valid item, or what is wrong; of categories and genres, both together."""
-    said: dict[str, Any] = {}
+    said: list[tuple[str, Any]] = []
     for name, cell in cells.items():
-        field, read = COLUMNS[name]
         try:
-            value = read(None if cell is None or cell != cell else cell)  # a NaN is how data frames say nothing
+            said.append((name, read_cell(name, cell)))
         except ValueError as exc:
             return FieldViolation(name, f"{shown(cell)} is {exc}")
-        attribute = FIELDS[field]
-        said[attribute] = (*said[attribute], *value) if attribute in said else value
-    if "categories" in said:
-        said["categories"] = tuple(dict.fromkeys(said["categories"]))
-    item = Item(item_id, **said)
+    item = item_of(item_id, said)
     return violation(item) or item

@@ -1,8 +1,6 @@
-"""Reads what a shop knows of its items, one row an item: an `item_id` and what the file has of the rest.
+"""Reads what a shop knows of its items, all at once, to learn from: the files that `longtide items import` reads.
 
-The rest is `title`, `categories`, `genres`, `description`, which is any longer text, `tags`, `brand`, `price` and
-`domain`. Categories and genres are one idea under two names: a file that has both gives an item the categories, then
-the genres. A category may be a path: `Beauty > Skin care > Masks`.
+Here every row must be good, and of an item there is one.
 """
 
 from __future__ import annotations
@@ -10,61 +8,76 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.training.tables import Faults, Scalar, Table, read_ids, read_table, shown
+from longtide_server.training.item_cells import COLUMNS, Cell, item_of, read_cell
+from longtide_server.training.known_items import Described, described
+from longtide_server.training.tables import Column, Faults, Table, read_ids, read_table, shown
 
-_LABELS = ("categories", "genres")
-_OPTIONAL = ("title", *_LABELS, "description", "tags", "brand", "price", "domain")
-
-Items = Mapping[str, ItemInfo]
-"""By item id, in the file's order."""
+VECTORS = ("text_vector", "image_vector")
 
 
-def read_items(path: Path, columns: Mapping[str, str] = {}) -> Items:
-    """The items of a CSV, JSON-lines (both also zipped) or Parquet file.
+def read_items(path: Path, columns: Mapping[str, str] = {}) -> Described:
+    """The items of a CSV, JSON-lines (both also zipped) or Parquet file, in its order.
 
-    `columns` maps our names to the file's where they differ. Categories and tags are text split on `|`, or in JSON and
-    Parquet a list of strings. The first bad row is a LogError; so is an item that two rows give.
+    The columns are those of `item_files.read_item_file`; `columns` maps our names to the file's where they differ. The
+    first bad row is a LogError; so is an item that two rows give.
     """
-    table = read_table(path, ("item_id",), _OPTIONAL, columns, lists=(*_LABELS, "tags"))
+    table = read_table(path, ("item_id",), tuple(COLUMNS), columns, nested=tuple(COLUMNS))
     faults = Faults(table)
     item_ids, item = read_ids(table.columns["item_id"], faults)
     _mark_repeated(table, item_ids, item, faults)
-    if "price" in table.columns:
-        faults.mark_values(table.columns["price"], [_price_fault(value) for value in table.columns["price"].values])
+    read = {name: _values(name, table.columns[name], faults) for name in COLUMNS if name in table.columns}
+    for name in VECTORS:
+        if name in read:
+            _mark_vectors(table.columns[name], read[name], faults)
+    if "price" in read:
+        cells = table.columns["price"].values
+        faults.mark_values(table.columns["price"], list(map(_price_fault, cells, read["price"])))
     faults.settle(skip_bad_rows=False)
-    cells = zip(*(_cells(table, name) for name in _OPTIONAL), strict=True)
+    codes = {name: table.columns[name].codes.tolist() for name in read}
     # Every row is good and no item is repeated, so the ids are one a row, in the rows' order.
-    return {item_id: _info(*row) for item_id, row in zip(item_ids, cells, strict=True)}
-
-
-def _info(
-    title: Scalar | None, categories: Scalar | None, genres: Scalar | None, description: Scalar | None,
-    tags: Scalar | None, brand: Scalar | None, price: Scalar | None, domain: Scalar | None,
-) -> ItemInfo:  # fmt: skip
-    return ItemInfo(
-        title=_text(title),
-        categories=_split(_text(categories), _text(genres)),
-        description=_text(description),
-        tags=_split(_text(tags)),
-        brand=_text(brand),
-        price=float(price) if _text(price) and price is not None else None,
-        domain=_text(domain),
+    return described(
+        item_of(item_id, ((name, values[codes[name][row]]) for name, values in read.items()))
+        for row, item_id in enumerate(item_ids)
     )
 
 
-def _price_fault(value: Scalar | None) -> str | None:
-    if not _text(value) or value is None:
+def _values(name: str, column: Column, faults: Faults) -> list[Any]:
+    """What each of a column's values says; None where that is wrong."""
+    found: list[Any] = []
+    reasons: list[str | None] = []
+    for cell in column.values:
+        value, reason = None, None
+        try:
+            value = read_cell(name, cell)
+        except ValueError as exc:
+            reason = f"{shown(cell)} is {exc}"
+        found.append(value)
+        reasons.append(reason)
+    faults.mark_values(column, reasons)
+    return found
+
+
+def _price_fault(cell: Cell, price: float | None) -> str | None:
+    if price is None or (math.isfinite(price) and price >= 0):
         return None
-    try:
-        price = float(value)
-    except ValueError:
-        return f"{shown(value)} is not a number"
-    return None if math.isfinite(price) and price >= 0 else f"{shown(value)} is not a price: finite, 0 or more"
+    return f"{shown(cell)} is not a price: finite, 0 or more"
+
+
+def _mark_vectors(column: Column, vectors: list[NDArray[np.float32] | None], faults: Faults) -> None:
+    """Vectors are finite, and as long as the first one."""
+    size = next((len(vector) for vector in vectors if vector is not None), 0)
+    reasons: list[str | None] = []
+    for vector in vectors:
+        if vector is None or (len(vector) == size and np.isfinite(vector).all()):
+            reasons.append(None)
+        else:
+            reasons.append(f"is not of {size} finite numbers, as the first one is")
+    faults.mark_values(column, reasons)
 
 
 def _mark_repeated(table: Table, item_ids: list[str], item: NDArray[np.int32], faults: Faults) -> None:
@@ -75,20 +88,3 @@ def _mark_repeated(table: Table, item_ids: list[str], item: NDArray[np.int32], f
         first_row < table.rows,
         lambda n: f"{item_ids[item[n]]!r} is already the item of row {first_row[n]}",
     )
-
-
-def _cells(table: Table, name: str) -> list[Scalar | None]:
-    """(N,) what each row holds."""
-    column = table.columns.get(name)
-    if column is None:
-        return [None] * len(table.rows)
-    return [column.values[code] for code in column.codes.tolist()]
-
-
-def _text(value: Scalar | None) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _split(*texts: str) -> tuple[str, ...]:
-    parts = (part.strip() for text in texts for part in text.split("|"))
-    return tuple(dict.fromkeys(part for part in parts if part))

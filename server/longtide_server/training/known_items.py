@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.catalog import ItemInfo
+from longtide_server.content import info_of
 from longtide_server.errors import LogError
+from longtide_server.item import Item
 from longtide_server.training.content import Content, content_of
 from longtide_server.training.texts import Report, TextNotice, item_vectors
 
@@ -47,6 +49,19 @@ class GivenVectors:
 
 
 NOTHING_GIVEN = GivenVectors({})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """What a file or a catalogue says of items, in its order."""
+
+    infos: Mapping[str, ItemInfo]
+    """By item id."""
+    vectors: GivenVectors
+    """Those that they brought along."""
+
+
+NOTHING_DESCRIBED = Described({}, NOTHING_GIVEN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +119,36 @@ def known_items(
         return NOTHING_KNOWN
     later = NewItems(tuple(new_ids), None if text is None else text[count:], None if image is None else image[count:])
     return KnownItems(content, later)
+
+
+def described(items: Iterable[Item]) -> Described:
+    """What items say, each of them once.
+
+    Text vectors count where at least half of the items have one: they stand in for a language model, of which then no
+    item has anything.
+    """
+    infos, texts, images = {}, {}, {}
+    for item in items:
+        infos[item.item_id] = info_of(item)
+        if item.text_vector is not None:
+            texts[item.item_id] = item.text_vector
+        if item.image_vector is not None:
+            images[item.item_id] = item.image_vector
+    if 2 * len(texts) < len(infos):
+        texts.clear()
+    row = {item_id: row for row, item_id in enumerate(dict.fromkeys((*texts, *images)))}
+    return Described(infos, GivenVectors(row, _table(row, texts), _table(row, images)))
+
+
+def _table(row: Mapping[str, int], vectors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """(N, any) unit vectors of some items in their rows; None where there are none."""
+    if not vectors:
+        return None
+    found = np.zeros((len(row), len(next(iter(vectors.values())))), np.float32)
+    for item_id, vector in vectors.items():
+        found[row[item_id]] = vector
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(found / np.where(lengths > 0, lengths, 1.0), np.float32)
 
 
 def read_vectors(path: Path) -> GivenVectors:

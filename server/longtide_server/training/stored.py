@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longtide_server.catalog import ItemInfo
 from longtide_server.catalog_store import CatalogStore
-from longtide_server.content import info_of
 from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, user_of
-from longtide_server.training.items import Items
+from longtide_server.item import Item
+from longtide_server.training.known_items import Described, described
 from longtide_server.training.log import Cells, Log, log_of
 
 ROW_GROUP_EVENTS = 100_000
@@ -57,16 +56,16 @@ async def read_store(store: EventStore, report: Callable[[int], None]) -> Log:
     return log_of(Cells(names, owner, list(items), item, time_s, event_type, value), np.arange(count))
 
 
-async def read_item_infos(store: CatalogStore, report: Callable[[int], None]) -> Items:
-    """What people and language models read of the items of a catalogue; `report` is told how many have been read."""
-    infos: dict[str, ItemInfo] = {}
+async def read_catalogue(store: CatalogStore, report: Callable[[int], None]) -> Described:
+    """What a catalogue says of its items; `report` is told how many have been read."""
+    items: list[Item] = []
     more, after = True, ""
     while more:
         page = await store.page(PAGE_ITEMS, after)
-        infos.update((item.item_id, info_of(item)) for item in page.items)
+        items += page.items
         more, after = page.more, page.items[-1].item_id if page.items else after
-        report(len(infos))
-    return infos
+        report(len(items))
+    return described(items)
 
 
 async def export(store: EventStore, path: Path, report: Callable[[int], None]) -> int:

@@ -140,15 +140,15 @@ def read_table(
     optional: Sequence[str],
     columns: Mapping[str, str],
     *,
-    lists: Sequence[str] = (),
+    nested: Sequence[str] = (),
 ) -> Table:
     """The named columns of a file, at least one row of them.
 
-    `columns` maps our names to the file's; names that are not in it are the same in the file. Columns in `lists` may
-    hold lists of strings (JSON, Parquet), which are read as one text joined by `|`. Gzip is recognised by content,
+    `columns` maps our names to the file's; names that are not in it are the same in the file. Columns in `nested` may
+    hold lists, objects, and true or false (JSON, Parquet), which are read as JSON text. Gzip is recognised by content,
     the format by the name's ending. A LogError where the file, its header or its columns are wrong.
     """
-    [table] = _tables(path, needed, optional, columns, dict.fromkeys(lists, _joined_text), None)
+    [table] = _tables(path, needed, optional, columns, nested, None)
     if len(table.rows) == 0:
         lost = table.lost
         raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
@@ -164,11 +164,8 @@ def read_pieces(
     *,
     nested: Sequence[str] = (),
 ) -> Iterator[Table]:
-    """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order.
-
-    Columns in `nested` may hold lists, objects, and true or false (JSON, Parquet), which are read as JSON text.
-    """
-    return _tables(path, needed, optional, columns, dict.fromkeys(nested, _json_text), piece_rows)
+    """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order."""
+    return _tables(path, needed, optional, columns, nested, piece_rows)
 
 
 def _tables(
@@ -176,13 +173,13 @@ def _tables(
     needed: Sequence[str],
     optional: Sequence[str],
     columns: Mapping[str, str],
-    texts: Mapping[str, Texts],
+    nested: Sequence[str],
     piece_rows: int | None,
 ) -> Iterator[Table]:
     _require_known(columns, (*needed, *optional))
     _require_file(path)
     wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
-    own_texts = {wanted[name]: text for name, text in texts.items()}
+    own_texts = {wanted[name]: _json_text for name in nested}
     for found, cells, rows, lost, share in _reader(path)(
         path, list(dict.fromkeys(wanted.values())), own_texts, piece_rows
     ):
@@ -423,13 +420,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _joined_text(cell: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
-    if isinstance(cell, list) and all(isinstance(part, str) for part in cell):
-        return "|".join(cell)
-    return cell
-
-
-def _json_text(cell: Any) -> Any:  # noqa: ANN401
+def _json_text(cell: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
     if isinstance(cell, (list, dict, bool)):
         return json.dumps(cell, ensure_ascii=False, default=str)
     return cell
