@@ -39,6 +39,11 @@ class Load:
         return len(self.latency_ms) / self.seconds
 
     @property
+    def in_full_per_s(self) -> float:
+        """Answers a second that were not degraded."""
+        return (len(self.latency_ms) - self.degraded) / self.seconds
+
+    @property
     def p50_ms(self) -> float:
         """The median latency."""
         return statistics.median(self.latency_ms)

@@ -32,9 +32,9 @@ import psutil
 from tests.bench.accuracy import LOGS, LONGTIDE, Bench, output
 from tests.bench.events import resident_mib, serving
 from tests.bench.figures import Figure, at_least, at_most, plain, publish
-from tests.bench.load import Caller, Load, caller, closed, event_request, offered, recommend_request, turns
+from tests.bench.load import Caller, Load, caller, closed, event_request, is_degraded, offered, recommend_request, turns
 
-from longtide import AsyncClient, Client, LongtideError, UnavailableError
+from longtide import AsyncClient, Client, LongtideError, Recommendations, UnavailableError
 from longtide import Event as SentEvent
 from longtide_server.snapshot import Snapshot, copy_snapshot, load_snapshot
 
@@ -128,8 +128,10 @@ def fresh_states(world: World) -> Iterator[Figure]:
     lone = [statistics.median(load.p50_ms for load in loads) for loads in (ours.lone, bare.lone)]
     note = f"{lone[0]:.3f} against {lone[1]:.3f} ms, one caller"
     yield at_most("fresh state, p50 against an empty RPC's", round(lone[0] / lone[1], 2), 2.0, "ratio", note)
-    note = "p50, one caller: nothing kept of the answer; nothing to encode"
-    yield plain("fresh state, the first answer after it was encoded", round(first.p50_ms, 2), "ms", note)
+    note = "nothing kept of the answer; nothing to encode"
+    yield plain("fresh state, a first answer, p50 of one caller", round(first.lone[0].p50_ms, 2), "ms", note)
+    of_many = f"{note}; p90 {first.many[0].percentile_ms(90):.1f} ms, {CALLERS} callers"
+    yield plain("fresh state, first answers", round(first.many[0].per_s), "requests/s", of_many)
 
 
 @dataclass
@@ -140,13 +142,19 @@ class Turns:
     lone: list[Load]
 
 
-async def _fresh_states(world: World) -> tuple[Turns, Turns, Load]:
+async def _fresh_states(world: World) -> tuple[Turns, Turns, Turns]:
     with served(world, "fresh") as (address, _), bare_server(await one_answer(address, world), world) as other:
         async with caller(address) as ours, caller(other) as bare:
             await ask_everybody(address, world)
-            # Twelve items instead of ten: encoded, and never answered before.
-            unanswered = turns([recommend_request(user, 12) for user in world.users])
-            first = await counted(lambda: ours.recommend(unanswered(), timeout=10.0), 1_000)
+            # Other numbers of items than ten: encoded, and never answered before.
+            first = Turns([], [])
+            for limit, requests, callers, kept_of in (
+                (12, LONE_CALLS, 1, first.lone),
+                (13, len(world.users), CALLERS, first.many),
+            ):
+                unanswered = turns([recommend_request(user, limit) for user in world.users])
+                ask_first = partial(_ask, ours, unanswered)
+                kept_of.append(healthy(await counted(ask_first, requests, callers)))
             request = turns([recommend_request(user) for user in world.users])
             found = Turns([], []), Turns([], [])
             asks: list[Callable[[], Awaitable[bytes]]] = [
@@ -160,6 +168,10 @@ async def _fresh_states(world: World) -> tuple[Turns, Turns, Load]:
     return *found, first
 
 
+async def _ask(ours: Caller, request: Callable[[], bytes]) -> bytes:
+    return await ours.recommend(request(), timeout=10.0)  # type: ignore[no-any-return]
+
+
 # Mixed load
 
 
@@ -168,7 +180,8 @@ def mixed_load(world: World) -> Iterator[Figure]:
     load, written_ms = asyncio.run(_mixed_load(world))
     note = f"{MIXED_PER_S:,.0f} requests/s offered for {MIXED_S:.0f} s, every second one right after a new event"
     unanswered = len(load.failures) + load.degraded
-    yield at_most("mixed load, not answered in full", unanswered, 0, "requests", f"{note}; {load.per_s:,.0f}/s")
+    in_full = f"{load.in_full_per_s:,.0f}/s answered in full"
+    yield at_most("mixed load, not answered in full", unanswered, 0, "requests", f"{note}; {in_full}")
     for percent, bar in ((50, None), (90, 7.0), (99, 25.0)):
         value = round(load.percentile_ms(percent), 2)
         name = f"mixed load, p{percent}"
@@ -192,7 +205,7 @@ async def _mixed_capacity(world: World) -> float:
             for per_s in MIXED_STEPS:
                 await offered(mixed.write, mixed.ask, per_s, WARM_S)
                 load = await offered(mixed.write, mixed.ask, per_s, CAPACITY_S)
-                if load.failures or load.percentile_ms(90) >= 7.0 or load.percentile_ms(99) >= 25.0:
+                if load.failures or load.degraded or load.percentile_ms(90) >= 7.0 or load.percentile_ms(99) >= 25.0:
                     break
                 most = per_s
     return most
@@ -288,7 +301,9 @@ def against_plain_torchserve(world: World) -> Iterator[Figure]:
         f"{best:,.0f} against {theirs:,.0f} requests/s, each with as many callers as give the most at "
         f"p90 < {CAPACITY_P90_MS:.0f} ms (0: none does); {most:,.0f} against {their_most:,.0f} at any latency"
     )
-    ratio = best / max(theirs, 1.0)
+    if not (best and theirs):
+        note += ", which is the ratio here"
+    ratio = best / theirs if best and theirs else most / their_most
     yield at_least("mixed load, throughput against plain TorchServe's", round(ratio, 2), 4.0, "ratio", note)
 
 
@@ -320,7 +335,7 @@ def best_within(loads: Sequence[Load]) -> float:
 
 @asynccontextmanager
 async def plain_torchserve(world: World) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
-    """TorchServe with the same encoder; asks for somebody's whole history and the best hundred items."""
+    """TorchServe with the same encoder, a worker a core: asks for whole histories and the best hundred items."""
     from longtide_server.app import HANDLER
     from longtide_server.encoder import MODEL_NAME, pack
     from longtide_server.snapshot import ENCODER
@@ -332,7 +347,8 @@ async def plain_torchserve(world: World) -> AsyncIterator[Callable[[], Awaitable
     archive = world.work / "plain.mar"
     weights = world.snapshot.path / ENCODER
     build_archive(archive, model_name=MODEL_NAME, version="1.0", handler=HANDLER, weights=weights)
-    torchserve = TorchServe(TorchServeConfig(world.work / "plain-torchserve", archive, MODEL_NAME))
+    config = TorchServeConfig(world.work / "plain-torchserve", archive, MODEL_NAME, workers=os.cpu_count() or 1)
+    torchserve = TorchServe(config)
     packed = [pack([steps]) for steps in whole_histories(world)]
     random.Random(0).shuffle(packed)
     following = itertools.cycle(packed)
@@ -396,9 +412,10 @@ def long_history(world: World) -> Iterator[Figure]:
 
 def batch_scoring(world: World) -> Iterator[Figure]:
     """`StreamRecommend` for everybody, nothing encoded before, beside the encoder alone in this process."""
-    alone = max(module_users_per_s(world, batch) for batch in (16, 64, 256))
-    cold, warm, spent = [], [], dict[str, list[float]]()
+    batch = max((16, 64, 256), key=partial(module_users_per_s, world))
+    module, cold, warm, spent = [], [], [], dict[str, list[float]]()
     for turn in range(ROUNDS):
+        module.append(module_users_per_s(world, batch))
         with served(world, f"batch-{turn}", states=False) as (address, server):
             for found in (cold, warm):
                 begun, before = time.perf_counter(), cpu_seconds(server)
@@ -407,8 +424,8 @@ def batch_scoring(world: World) -> Iterator[Figure]:
                 if found is cold:
                     for who, seconds in cpu_seconds(server).items():
                         spent.setdefault(who, []).append(1e3 * (seconds - before[who]) / len(world.users))
-    per_s = statistics.median(cold)
-    note = f"{per_s:,.0f} against {alone:,.0f} users/s: whole histories and the best hundred items, its best batch size"
+    per_s, alone = statistics.median(cold), statistics.median(module)
+    note = f"{per_s:,.0f} against {alone:,.0f} users/s: whole histories and the best hundred items, {batch} at a time"
     yield at_least("StreamRecommend against the TorchScript module alone", round(per_s / alone, 2), 0.7, "ratio", note)
     yield plain("StreamRecommend, asked a second time", round(statistics.median(warm)), "users/s", "answers are kept")
     for who, milliseconds in spent.items():
@@ -519,7 +536,7 @@ async def persistently(load: Load, ask: Callable[[], Awaitable[object]]) -> None
     begun = time.perf_counter()
     while True:
         try:
-            await ask()
+            answer = await ask()
         except UnavailableError as exc:
             if time.perf_counter() - begun > TRY_AGAIN_FOR_S:
                 load.failures.append(repr(exc))
@@ -530,12 +547,14 @@ async def persistently(load: Load, ask: Callable[[], Awaitable[object]]) -> None
             return
         else:
             load.latency_ms.append(1e3 * (time.perf_counter() - begun))
+            load.degraded += isinstance(answer, Recommendations) and answer.degraded
             return
 
 
 def survived(name: str, load: Load) -> Figure:
     """That nothing failed."""
     note = f"{len(load.latency_ms):,} requests, {load.degraded:,} of them answered degraded"
+    note += f"; p99 {load.percentile_ms(99):,.0f} ms, the slowest {max(load.latency_ms):,.0f} ms"
     if load.failures:
         note += f"; first: {load.failures[0]}"
     return at_most(f"{name}, failed requests", len(load.failures), 0, "requests", note)
@@ -547,7 +566,7 @@ def survived(name: str, load: Load) -> Figure:
 def soak(world: World) -> Iterator[Figure]:
     """A million requests, some after new events: the memory at the end against that once everybody has acted."""
 
-    async def run() -> tuple[float, float, int]:
+    async def run() -> tuple[dict[str, float], dict[str, float], int]:
         with served(world, "soak") as (address, server):
             async with caller(address) as ours:
                 await ask_everybody(address, world)
@@ -565,13 +584,21 @@ def soak(world: World) -> Iterator[Figure]:
                     await mixed.write_of(world.users[number], number)
                     await mixed.ask(number)
                 healthy(await counted(ask, SOAK_WARM, CALLERS))
-                before = resident_mib(server)
+                before = memory_mib(server)
                 load = healthy(await counted(ask, SOAK_REQUESTS, CALLERS))
-                return before, resident_mib(server), len(load.latency_ms)
+                return before, memory_mib(server), len(load.latency_ms)
 
     before, after, requests = asyncio.run(run())
-    note = f"{after:,.0f} against {before:,.0f} MiB of the server, {requests:,} requests, 1 in 50 after an event"
-    yield at_most("memory at the end against after warming up", round(after / before, 3), 1.05, "ratio", note)
+    for who, mib in before.items():
+        note = f"{after[who]:,.0f} against {mib:,.0f} MiB, {requests:,} requests, 1 in 50 after an event"
+        name = f"memory at the end against after warming up, {who}"
+        yield at_most(name, round(after[who] / mib, 3), 1.05, "ratio", note)
+
+
+def memory_mib(server: psutil.Process) -> dict[str, float]:
+    """What each part holds in memory."""
+    others = server.children(recursive=True)
+    return {"the server": resident_mib(server), "TorchServe": sum(map(resident_mib, others))}
 
 
 # The parts
@@ -641,8 +668,9 @@ async def counted(ask: Callable[[], Awaitable[bytes]], requests: int, callers: i
     async def one() -> None:
         for _ in left:
             sent = time.perf_counter()
-            await ask()
+            answer = await ask()
             load.latency_ms.append(1e3 * (time.perf_counter() - sent))
+            load.degraded += is_degraded(answer)
 
     await asyncio.gather(*(one() for _ in range(callers)))
     load.seconds = time.perf_counter() - begun
