@@ -46,7 +46,10 @@ class Event:
     time: datetime
     """When, in UTC, to the microsecond: from 1970 to one day ahead of the server's clock."""
     value: float | None
-    """The rating of a rate, the share (0 to 1) of a watch or read, the price of a purchase; None when there is none."""
+    """The rating of a rate, the share (0 to 1) of a watch or read, the price of a purchase; None when there is none.
+
+    Finite, -3.4e38 to 3.4e38.
+    """
     event_id: str
     """Identifies the event among those of its user, or of its session, for ever: 1 to 512 bytes of UTF-8."""
     session_id: str

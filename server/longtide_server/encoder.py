@@ -95,8 +95,11 @@ class EncoderAt:
 class Encoder(Protocol):
     """Encodes many users in one call."""
 
-    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
-        """One result for each of the batch, in order. EncoderUnavailable, DeadlineExceeded or Overloaded."""
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
+        """One result for each of the batch, in order; none where what was computed of that row alone is not finite.
+
+        EncoderUnavailable, DeadlineExceeded or Overloaded.
+        """
         ...
 
     async def close(self) -> None:
@@ -110,7 +113,7 @@ class TorchServeEncoder:
     def __init__(self, client: TorchServeClient) -> None:
         self._client = client
 
-    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
         return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), batch)
 
@@ -135,7 +138,7 @@ class LocalEncoder:
         """What is best sent to it at a time."""
         return ON_GPU if self._handler.device.type == "cuda" else ON_CPU
 
-    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
         loop = asyncio.get_running_loop()
         try:
@@ -172,8 +175,11 @@ class _Waiting:
             return self.steps
         return replace(_part(self.steps, slice(most)), top_n=1)
 
-    def reached(self, encoded: Encoded, count: int) -> bool:
-        """Go on behind `count` events; whether all are done, and whoever waits has been told."""
+    def reached(self, encoded: Encoded | None, count: int) -> bool:
+        """Go on behind `count` events; whether there is no more to do, and whoever waits has been told."""
+        if encoded is None:
+            _fail([self], EncoderUnavailable("the encoder answered nothing that is finite for this user"))
+            return True
         if len(self.steps.items) > count:
             self.steps = replace(_part(self.steps, slice(count, None)), state=encoded.state)
             return False
@@ -312,8 +318,11 @@ def pack(batch: Sequence[Steps]) -> Mapping[str, bytes]:
     }
 
 
-def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded]:
-    """The handler's answer, checked: EncoderUnavailable when it is not what a healthy handler sends."""
+def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded | None]:
+    """The handler's answer, checked: none for a row that is not finite.
+
+    EncoderUnavailable when it is not what a healthy handler sends, or no row is finite.
+    """
     if len(answer) < 16:
         raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes, too few for a header")
     b, d, s, n = np.frombuffer(answer, np.int32, 4).tolist()
@@ -324,18 +333,22 @@ def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded]:
         )
     bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
     query, state, items, log_probability, log_z = (
-        np.frombuffer(answer, dtype, size, at) for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
+        np.frombuffer(answer, dtype, size, at).reshape(b, -1)
+        for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
     )
-    if not all(np.isfinite(part).all() for part in (query, state, log_probability, log_z)):
-        raise EncoderUnavailable("the encoder answered values that are not finite")
+    finite = np.all([np.isfinite(part).all(1) for part in (query, state, log_probability, log_z)], axis=0)  # (B,)
+    if not finite.any():
+        raise EncoderUnavailable("the encoder answered nothing that is finite")
     # Copies, row by row, of what the row asked for: a kept state must not hold the whole batch's answer in memory.
     return [
         Encoded(
-            query.reshape(b, d)[row].copy(),
-            state.reshape(b, s)[row].copy(),
-            items.reshape(b, n)[row, : steps.top_n].astype(np.int64),
-            log_probability.reshape(b, n)[row, : steps.top_n].astype(np.float32),
-            float(log_z[row]),
+            query[row].copy(),
+            state[row].copy(),
+            items[row, : steps.top_n].astype(np.int64),
+            log_probability[row, : steps.top_n].astype(np.float32),
+            float(log_z[row, 0]),
         )
+        if finite[row]
+        else None
         for row, steps in enumerate(batch)
     ]

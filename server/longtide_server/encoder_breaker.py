@@ -45,7 +45,7 @@ class BreakingEncoder:
         """Whether callers are turned away."""
         return self._probing is not None
 
-    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
         if self._probing is not None:
             raise EncoderUnavailable(f"the encoder is left alone after {FAILURES} failures, the last: {self._why}")
@@ -58,7 +58,7 @@ class BreakingEncoder:
             await asyncio.wait((self._probing,))
         await self._encoder.close()
 
-    async def _through(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+    async def _through(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         breaker = await self._breakers.get_breaker(CIRCUIT)
         try:
             async with breaker:

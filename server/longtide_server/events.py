@@ -6,11 +6,17 @@ import enum
 import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longtide_server.errors import FieldViolation
 
 MAX_ID_BYTES = 512
 MAX_AHEAD_S = 86_400.0
 MAX_BATCH_EVENTS = 10_000
+MAX_VALUE = float(np.finfo(np.float32).max)
+"""The encoder reads values in 32 bits."""
+NO_VALUE = "is not a finite number (of 32 bits)"
 USER_PREFIX = "user:"
 
 
@@ -59,7 +65,7 @@ class Event(NamedTuple):
     time_s: float
     """Seconds since 1970-01-01 UTC."""
     value: float | None = None
-    """A finite number that belongs to the behaviour (rating, watched share, price), or none."""
+    """A number that belongs to the behaviour (rating, watched share, price), MAX_VALUE at most, or none."""
     custom_type: str = ""
     session_id: str = ""
     attribution_token: str = ""
@@ -130,6 +136,11 @@ def _value_violation(event: Event) -> FieldViolation | None:
         if event.type == EventType.RATE:
             return FieldViolation("value", "a rate event needs the rating as its value")
         return None
-    if not math.isfinite(event.value):
-        return FieldViolation("value", f"{event.value} is not a finite number")
+    if not abs(event.value) <= MAX_VALUE:  # also true for NaN
+        return FieldViolation("value", f"{event.value} {NO_VALUE}")
     return None
+
+
+def values_as_read(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values (N,) as the encoder reads them: NaN where there is none, or one that could not be written any more."""
+    return np.where(np.abs(values) <= MAX_VALUE, values, np.nan).astype(np.float32)

@@ -23,7 +23,7 @@ class ObservedEncoder:
         self._encoder = encoder
         self._observer = observer
 
-    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded]:
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
         begun_s, events = time.perf_counter(), sum(len(steps.items) for steps in batch)
         try:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import Appended, Histories, History, Known, Version, Written
-from longtide_server.events import Event, EventType
+from longtide_server.events import Event, EventType, values_as_read
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.snapshot import Snapshot
 from longtide_server.state_file import SavedStates, StateRow
@@ -177,7 +177,7 @@ def steps_between(
         items=np.array(user.items[start:end] + array("i", session), np.int32),
         types=np.array(user.types[start:end] + array("B", [VIEW] * count), np.uint8),
         gaps=np.concatenate([gaps, np.zeros(count)], dtype=np.float32),
-        values=np.array(user.values[start:end] + array("d", [math.nan] * count), np.float32),
+        values=values_as_read(np.array(user.values[start:end] + array("d", [math.nan] * count))),
         state=state,
         top_n=min(top_n, MAX_TOP_N),
     )

@@ -136,6 +136,7 @@ class FakeEncoder:
         self.calls = []  # every batch that arrived, failed ones included
         self.closed = False
         self.failure = None  # raised instead of an answer
+        self.unsound = ()  # items: what it answers after one of them is not finite
         self.call_begun = asyncio.Semaphore(0)
         self.answering_allowed = asyncio.Event()
         self.answering_allowed.set()
@@ -158,7 +159,7 @@ class FakeEncoder:
         await self.answering_allowed.wait()
         if self.failure:
             raise self.failure
-        return [self._encoded(steps) for steps in batch]
+        return [None if steps.items[-1] in self.unsound else self._encoded(steps) for steps in batch]
 
     async def close(self):
         self.closed = True

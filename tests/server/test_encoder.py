@@ -146,10 +146,15 @@ def test_an_answer_of_another_shape_is_refused(damaged):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("part", ["query", "state", "log_probability", "log_z"])
-def test_an_answer_that_is_not_finite_is_refused(part, value):
+def test_of_an_answer_only_the_rows_that_are_not_finite_are_refused(part, value):
     size = 4 if part == "query" else 2
-    with pytest.raises(EncoderUnavailable, match="not finite"):
-        unpack(answer(**{part: [1.0] * (size - 1) + [value]}), TWO)
+    first, second = unpack(answer(**{part: [1.0] * (size - 1) + [value]}), TWO)
+    assert (first.query.tolist()[0], second) == (1.0, None)
+
+
+def test_an_answer_of_which_no_row_is_finite_is_refused():
+    with pytest.raises(EncoderUnavailable, match="the encoder answered nothing that is finite"):
+        unpack(answer(log_z=[np.nan, np.inf]), TWO)
 
 
 async def test_the_local_encoder_keeps_its_callers_deadline_and_works_on(local, tiny_snapshot):
@@ -395,6 +400,16 @@ async def test_a_failed_call_fails_all_its_callers_and_no_others(world, held, fa
     assert await outcomes(callers) == [failure, failure]
     held.failure = None
     assert (await world.coalescing.encode(steps(3), SOON_S)).state.tolist() == [1, 3]
+
+
+async def test_a_row_without_an_answer_fails_its_caller_and_no_others(world, held):
+    held.unsound = (2,)
+    held.answering_allowed.set()
+    first, second, third = await outcomes(calling(world.coalescing, steps(1), steps(2), steps(3, 1)))
+    assert (first.state.tolist(), third.state.tolist()) == ([1, 1], [2, 3 / 2 + 1])
+    assert isinstance(second, EncoderUnavailable)
+    assert str(second) == "the encoder answered nothing that is finite for this user"
+    assert len(held.calls) == 1
 
 
 async def test_an_unexpected_failure_leaves_no_caller_hanging(world, held):

@@ -1,6 +1,7 @@
 """A failing encoder is left alone, looked after, and used again, without its callers paying for any of it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,15 @@ async def test_a_failure_between_successes_is_no_reason(world, breaking, steps):
         await failures(breaking, steps, 1)
         world.encoder.failure = None
         assert len(await breaking.encode([steps], SOON_S)) == 1
+    assert not breaking.is_open
+
+
+async def test_a_row_without_an_answer_is_no_reason_where_others_have_one(world, breaking, steps):
+    world.encoder.unsound = (2,)
+    unsound = replace(steps, items=steps.items + 1)
+    for _ in range(3 * FAILURES):
+        answered, unanswered = await breaking.encode([steps, unsound], SOON_S)
+        assert (answered is None, unanswered) == (False, None)
     assert not breaking.is_open
 
 

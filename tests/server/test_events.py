@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from longtide_server.events import Event, EventType, owner_key, user_of, violation
+from longtide_server.events import Event, EventType, owner_key, user_of, values_as_read, violation
 
 NOW_S = 1_700_000_000.0
 GOOD = Event("e1", "ann", "a", EventType.VIEW, NOW_S)
@@ -80,12 +81,23 @@ def test_a_rating_has_a_value():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_is_finite(value):
-    assert complaint(value=value) == ("value", f"{value} is not a finite number")
+    assert complaint(value=value) == ("value", f"{value} is not a finite number (of 32 bits)")
 
 
-@pytest.mark.parametrize("value", [0.0, -3.5, 1e308])
-def test_any_finite_number_is_a_value(value):
+@pytest.mark.parametrize("value", [0.0, -3.5, 3.4e38, -3.4e38])
+def test_any_finite_number_of_32_bits_is_a_value(value):
     assert complaint(value=value) is None
+
+
+@pytest.mark.parametrize("value", [3.5e38, -1e300])
+def test_a_value_that_the_encoder_could_not_read_is_refused(value):
+    assert complaint(value=value) == ("value", f"{value} is not a finite number (of 32 bits)")
+
+
+def test_of_what_is_stored_already_the_encoder_reads_what_it_can():
+    read = values_as_read(np.array([4.5, math.nan, 1e300, -1e39, 3.4e38]))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.array([4.5, math.nan, math.nan, math.nan, 3.4e38], np.float32))
 
 
 def test_time_begins_in_1970():

@@ -592,6 +592,13 @@ def test_the_steps_of_a_whole_history(event):
     assert steps.top_n == 5
 
 
+def test_a_stored_value_that_32_bits_do_not_hold_is_absent(event):
+    user = UserState()
+    user.append([event("e1", "a", value=1e300), event("e2", "b", 1.0, value=2.5)], [1, 2])
+    steps = steps_between(user, 0, 2, (), np.zeros(2, np.float32), top_n=5)
+    np.testing.assert_array_equal(steps.values, np.array([math.nan, 2.5], np.float32))
+
+
 def test_the_steps_after_a_kept_state_know_the_gap_before_them(event):
     steps = steps_between(a_user(event), 2, 3, (), np.zeros(2, np.float32), top_n=5)
     assert (steps.items.tolist(), steps.gaps.tolist()) == ([3], [15])

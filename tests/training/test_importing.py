@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -251,6 +252,11 @@ async def test_training_reads_the_same_from_a_store_its_export_and_the_log_itsel
         for name in ("user", "item", "time_s", "event_type", "value"):
             assert getattr(found, name).tolist() == getattr(stored, name).tolist()
     assert {name for name in stored.user_ids if name.startswith("session:")} == {"session:s0"}
+
+
+async def test_a_stored_value_that_32_bits_do_not_hold_is_absent(store):
+    await store.write([Event(f"e{n}", "ann", "a", EventType.VIEW, n, value) for n, value in enumerate([1e300, 2.5])])
+    np.testing.assert_array_equal((await read_store(store, lambda _: None)).value, [np.nan, 2.5])
 
 
 async def test_an_empty_store_is_no_log(store):

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from longtide_server.training.content import Content
-from longtide_server.training.model import Dropout, Encoder, ItemTable, Memories, ModelConfig, ServingEncoder
+from longtide_server.training.model import (
+    Dropout,
+    Encoder,
+    ItemTable,
+    Memories,
+    ModelConfig,
+    ServingEncoder,
+    deviations,
+)
 
 ITEMS = 20
 PLAIN = ModelConfig(ITEMS, dim=8, hidden=12, blocks=2)
@@ -193,6 +201,21 @@ def test_an_absent_value_counts_as_the_mean():
     model, (items, types, gaps, _) = encoder(EVERY_INPUT), events(4)
     absent, mean = torch.full((4,), float("nan")), torch.full((4,), 3.0)
     assert_close(stepped(model, (items, types, gaps, absent)), stepped(model, (items, types, gaps, mean)))
+
+
+@both
+def test_a_value_of_any_size_leaves_the_answer_finite(config):
+    config = replace(config, value_std=1e-3)
+    model, (items, types, gaps, _) = encoder(config), events(3)
+    query, state = stepped(model, (items, types, gaps, torch.tensor([3.4e38, -3.4e38, 1.0])))
+    assert torch.isfinite(query).all()
+    assert state.abs().max() < 1e4  # what comes after it still has a say
+
+
+def test_values_far_from_the_mean_keep_their_order_up_to_a_thousand_deviations():
+    values = torch.tensor([5.0, 3.0, 603.0, 1_803.0, 2_003.0, 9e9, -9e9, float("nan")])
+    scaled = torch.nan_to_num(deviations(values, mean=3.0, std=2.0), nan=-1.0)
+    assert scaled.tolist() == [1.0, 0.0, 300.0, 900.0, 1_000.0, 1_000.0, -1_000.0, -1.0]
 
 
 def test_a_gap_of_any_length_has_a_place():

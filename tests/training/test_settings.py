@@ -137,6 +137,12 @@ def test_values_are_an_input_where_they_differ():
     assert (model.use_values, model.value_mean, model.value_std) == (True, 3.0, 2.0)
 
 
+def test_values_however_large_have_a_mean_and_a_deviation():
+    huge = replace(log(users=1, events_each=4), values=np.array([1e38, 3e38, 3e38, 1e38], np.float32))
+    model = chosen(huge).model
+    assert (model.value_mean, model.value_std) == (pytest.approx(2e38), pytest.approx(1e38))
+
+
 # Overrides
 
 

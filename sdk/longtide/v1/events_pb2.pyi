@@ -114,8 +114,8 @@ class Event(google.protobuf.message.Message):
     custom_type: builtins.str
     """The caller's name for a CUSTOM event: 1 to 512 bytes; empty for every other type."""
     value: builtins.float
-    """A finite number that belongs to the behaviour: the rating of a RATE, the share (0 to 1) of a WATCH or READ, the
-    price of a PURCHASE. Absent when there is none.
+    """A number that belongs to the behaviour: the rating of a RATE, the share (0 to 1) of a WATCH or READ, the price of a
+    PURCHASE. Finite, and within the range of 32 bits: -3.4e38 to 3.4e38. Absent when there is none.
     """
     session_id: builtins.str
     """The session in which it happened: at most 512 bytes. Required where there is no `user_id`."""

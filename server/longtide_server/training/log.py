@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, EventType
+from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, MAX_VALUE, NO_VALUE, EventType, values_as_read
 from longtide_server.training.tables import BadRows, Column, Faults, Scalar, Table, id_text, read_ids, read_table, shown
 
 NEEDED = ("user_id", "item_id", "timestamp")
@@ -104,7 +104,7 @@ class Cells:
     time_s: NDArray[np.float64]
     event_type: NDArray[np.uint8]
     value: NDArray[np.float64]
-    """NaN where there is none; within the range of 32 bits."""
+    """NaN where there is none."""
 
 
 def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | None = None) -> Cells:
@@ -118,7 +118,7 @@ def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | N
 
 def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
     """The log of the rows that are good, each event once."""
-    value = cells.value.astype(np.float32)
+    value = values_as_read(cells.value)
     first = _first_of_each(cells.owner[good], cells.item[good], cells.time_s[good], cells.event_type[good], value[good])
     kept = good[first]
     users, user = _in_order_of_appearance(cells.owner_ids, cells.owner[kept])
@@ -304,16 +304,14 @@ def _values(table: Table, name: str, faults: Faults) -> NDArray[np.float64]:
     if column is None:
         return np.full(len(table.rows), np.nan)
     numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
-    with np.errstate(over="ignore"):  # what 32 bits cannot hold becomes infinite and is refused as such
-        finite = np.isfinite(numbers.astype(np.float32))
-    faults.mark_values(column, _value_faults(column.values, finite.tolist()))
+    faults.mark_values(column, _value_faults(column.values, (np.abs(numbers) <= MAX_VALUE).tolist()))
     return numbers[column.codes]
 
 
-def _value_faults(values: Sequence[Scalar | None], finite: Sequence[bool]) -> list[str | None]:
+def _value_faults(values: Sequence[Scalar | None], readable: Sequence[bool]) -> list[str | None]:
     return [
-        None if fine or value is None or value == "" else f"{shown(value)} is not a finite number (of 32 bits)"
-        for value, fine in zip(values, finite, strict=True)
+        None if fine or value is None or value == "" else f"{shown(value)} {NO_VALUE}"
+        for value, fine in zip(values, readable, strict=True)
     ]
 
 

@@ -33,6 +33,8 @@ EVENTS_AT_A_TIME = 2_048
 """Of so many events a core's cache holds what is computed: more at a time take a tenth longer, or more."""
 EVENTS_ON_GPU = 65_536
 """With fewer at a time, a GPU would wait for the next ones; of 256 dimensions, so many take about a gigabyte."""
+MAX_DEVIATIONS = 1_000.0
+"""A value counts as no farther from the mean: prices get there, but a slip must not drown what else is remembered."""
 MANY_FOR_ONE = 256
 """Items of the catalogue for each of those: with fewer, to compare them costs more than half precision saves."""
 
@@ -88,6 +90,11 @@ class Packed(NamedTuple):
     """(N,) how many more the row has."""
     last: Tensor
     """(R,) where each row's last event is."""
+
+
+def deviations(values: Tensor, mean: float, std: float, most: float = MAX_DEVIATIONS) -> Tensor:
+    """Values of any shape, NaN where absent -> how many standard deviations each is from the mean, at most `most`."""
+    return ((values - mean) / std).clamp(-most, most)
 
 
 class Dropout(nn.Module):
@@ -350,7 +357,7 @@ class Encoder(nn.Module):
             gap = self.gap_embedding(bucket)
             x = x + gap
         if self.use_values:
-            scaled = torch.nan_to_num((values - self.value_mean) / self.value_std)
+            scaled = torch.nan_to_num(deviations(values, self.value_mean, self.value_std))
             x = x + scaled.unsqueeze(-1) * self.value_weight
         return x, gap
 

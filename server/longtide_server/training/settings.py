@@ -91,7 +91,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
     small = dense and events < SMALL_LOG_EVENTS
     dim = 64 if small else 256
     use_types = len(np.unique(sequences.types)) > 1
-    values = sequences.values[~np.isnan(sequences.values)]
+    values = sequences.values[~np.isnan(sequences.values)].astype(np.float64)  # their squares fit into nothing less
     std = float(values.std()) if len(values) else 0.0
     # What people think of items teaches an encoder as much as which they choose: where there is enough to learn both
     # from, the two are learned together, at full speed, after a short pre-training.

@@ -96,7 +96,7 @@ def _columns(
         (owners[owner], items[event.item_id], event.time_s, event.type, np.nan if event.value is None else event.value)
         for owner, event in piece
     ]
-    kinds = (np.int32, np.int32, np.float64, np.uint8, np.float32)
+    kinds = (np.int32, np.int32, np.float64, np.uint8, np.float64)
     return tuple(np.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True))
 
 
