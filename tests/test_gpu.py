@@ -14,7 +14,16 @@ from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
-from longtide_server.encoder import MODEL_NAME, ON_GPU, LocalEncoder, Steps, TorchServeEncoder, pack, unpack
+from longtide_server.encoder import (
+    MODEL_NAME,
+    ON_GPU,
+    AnswerSizes,
+    LocalEncoder,
+    Steps,
+    TorchServeEncoder,
+    pack,
+    unpack,
+)
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
 from longtide_server.training.checkpoint import Checkpoints
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
@@ -26,6 +35,7 @@ from longtide_server.training.workers import Workers, best_device
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 ITEMS = 12_000  # enough for half precision
 CONFIG = ModelConfig(ITEMS, dim=64, hidden=64, blocks=2, use_types=True, use_gaps=True, use_values=True)
+SIZES = AnswerSizes(CONFIG.dim, CONFIG.item_count)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +70,8 @@ def assert_alike(found, expected):
 @pytest.mark.parametrize(("rows", "longest"), [(1, 1), (1_000, 1), (7, 600), (1_000, 40)])
 def test_the_gpu_says_what_the_cpu_says(weights, rows, longest):
     steps = batch(rows, longest)
-    found = unpack(handler(weights, 0).answer(pack(steps)), steps)
-    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
+    found = unpack(handler(weights, 0).answer(pack(steps)), steps, SIZES)
+    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps, SIZES))
 
 
 def test_on_the_gpu_a_large_call_goes_on_from_piece_to_piece(weights, tmp_path):
@@ -70,16 +80,16 @@ def test_on_the_gpu_a_large_call_goes_on_from_piece_to_piece(weights, tmp_path):
     in_pieces.chunk_on_gpu = 100
     torch.jit.script(in_pieces).save(str(tmp_path / "encoder.pt"))
     steps = batch(30, 40)
-    found = unpack(handler(tmp_path / "encoder.pt", 0).answer(pack(steps)), steps)
-    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
+    found = unpack(handler(tmp_path / "encoder.pt", 0).answer(pack(steps)), steps, SIZES)
+    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps, SIZES))
 
 
 def test_the_local_encoder_takes_the_gpu(weights):
-    local = LocalEncoder(weights)
+    local = LocalEncoder(weights, SIZES)
     assert local.batches == ON_GPU
     steps = batch(3, 9)
     found = asyncio.run(local.encode(steps, 60.0))
-    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
+    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps, SIZES))
 
 
 async def test_torchserve_hosts_the_encoder_on_the_gpu(weights, tmp_path):
@@ -92,13 +102,13 @@ async def test_torchserve_hosts_the_encoder_on_the_gpu(weights, tmp_path):
     try:
         assert serve.on_gpu
         assert [worker.on_gpu for worker in await serve.workers()] == [True]
-        encoder = TorchServeEncoder(TorchServeClient(serve.grpc_address))
+        encoder = TorchServeEncoder(TorchServeClient(serve.grpc_address), SIZES)
         steps = batch(300, 30)
         found = await encoder.encode(steps, 60.0)
         await encoder.close()
     finally:
         await serve.stop()
-    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps))
+    assert_alike(found, unpack(handler(weights, None).answer(pack(steps)), steps, SIZES))
 
 
 def ring(items: int, users: int, length: int) -> Sequences:

@@ -45,6 +45,7 @@ from longtide_server.encoder import (
     MODEL_NAME,
     ON_CPU,
     ON_GPU,
+    AnswerSizes,
     Batches,
     CoalescingEncoder,
     Encoder,
@@ -417,9 +418,10 @@ Encoders = Callable[[Snapshot, AsyncExitStack], Awaitable[tuple[Encoder, Batches
 
 async def _encoder(snapshot: Snapshot, torchserve: EncoderAt | None) -> tuple[Encoder, Batches]:
     """A snapshot's encoder, in that TorchServe, or where there is none in this process; what is best sent to it."""
+    sizes = AnswerSizes.of(snapshot.embeddings)
     if torchserve is not None:
-        return TorchServeEncoder(TorchServeClient(torchserve.address)), torchserve.batches
-    local = await asyncio.to_thread(LocalEncoder, snapshot.path / ENCODER)
+        return TorchServeEncoder(TorchServeClient(torchserve.address), sizes), torchserve.batches
+    local = await asyncio.to_thread(LocalEncoder, snapshot.path / ENCODER, sizes)
     return local, local.batches
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -25,6 +25,7 @@ FEW_EVENTS = 32
 LEAST_SHARED = 16  # users: fewer are not worth several calls
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
+MAX_LOG_PROBABILITY = 1e-3  # what rounding may make of 0
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +93,21 @@ class EncoderAt:
     """What is best sent to it at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerSizes:
+    """How large what a snapshot's encoder answers is, beside states, which are as large as those that it is sent."""
+
+    dim: int
+    """Width D of a query vector."""
+    item_count: int
+    """Items of the catalogue, those without events included."""
+
+    @classmethod
+    def of(cls, embeddings: NDArray[np.float32]) -> AnswerSizes:
+        """Those that go with a snapshot's item embeddings (I + 1, D)."""
+        return cls(embeddings.shape[1], embeddings.shape[0] - 1)
+
+
 class Encoder(Protocol):
     """Encodes many users in one call."""
 
@@ -110,12 +126,13 @@ class Encoder(Protocol):
 class TorchServeEncoder:
     """An Encoder hosted by TorchServe."""
 
-    def __init__(self, client: TorchServeClient) -> None:
+    def __init__(self, client: TorchServeClient, sizes: AnswerSizes) -> None:
         self._client = client
+        self._sizes = sizes
 
     async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
-        return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), batch)
+        return unpack(await self._client.predict(MODEL_NAME, pack(batch), timeout_s), batch, self._sizes)
 
     async def close(self) -> None:
         """See Encoder."""
@@ -125,12 +142,13 @@ class TorchServeEncoder:
 class LocalEncoder:
     """An Encoder in this process: TorchServe's handler itself, on a thread of its own and the first GPU there is."""
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, sizes: AnswerSizes) -> None:
         # Imported here because it brings torch, which a server with TorchServe does without.
         from longtide_handlers.encoder_handler import LongtideEncoderHandler
 
         self._handler = LongtideEncoderHandler()
         self._handler.load(weights, gpu=0)
+        self._sizes = sizes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="local-encoder")
 
     @property
@@ -149,7 +167,7 @@ class LocalEncoder:
             raise DeadlineExceeded(f"the encoder did not answer within {timeout_s:.3f} s") from exc
         except Exception as exc:  # TorchScript raises what is no RuntimeError; all of it means: no encoder
             raise EncoderUnavailable(f"the encoder failed: {exc}") from exc
-        return unpack(answer, batch)
+        return unpack(answer, batch, self._sizes)
 
     async def close(self) -> None:
         """See Encoder."""
@@ -318,27 +336,21 @@ def pack(batch: Sequence[Steps]) -> Mapping[str, bytes]:
     }
 
 
-def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded | None]:
+def unpack(answer: bytes, batch: Sequence[Steps], expected: AnswerSizes) -> list[Encoded | None]:
     """The handler's answer, checked: none for a row that is not finite.
 
     EncoderUnavailable when it is not what a healthy handler sends, or no row is finite.
     """
-    if len(answer) < 16:
-        raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes, too few for a header")
-    b, d, s, n = np.frombuffer(answer, np.int32, 4).tolist()
-    sizes = [b * d, b * s, b * n, b * n, b]
-    if b != len(batch) or min(d, s, n) < 1 or len(answer) != 16 + 4 * sum(sizes):
-        raise EncoderUnavailable(
-            f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)} for {len(batch)} users"
-        )
-    bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
-    query, state, items, log_probability, log_z = (
-        np.frombuffer(answer, dtype, size, at).reshape(b, -1)
-        for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
-    )
+    query, state, items, log_probability, log_z = _parts(answer, (len(batch), expected.dim, len(batch[0].state)))
     finite = np.all([np.isfinite(part).all(1) for part in (query, state, log_probability, log_z)], axis=0)  # (B,)
     if not finite.any():
         raise EncoderUnavailable("the encoder answered nothing that is finite")
+    first, last = int(items.min()), int(items.max())
+    if not 1 <= first <= last <= expected.item_count:
+        raise EncoderUnavailable(f"the encoder answered items {first} to {last}; there are 1 to {expected.item_count}")
+    likeliest = float(log_probability[finite].max())
+    if likeliest > MAX_LOG_PROBABILITY:
+        raise EncoderUnavailable(f"the encoder answered a log-probability of {likeliest:g}")
     # Copies, row by row, of what the row asked for: a kept state must not hold the whole batch's answer in memory.
     return [
         Encoded(
@@ -351,4 +363,21 @@ def unpack(answer: bytes, batch: Sequence[Steps]) -> list[Encoded | None]:
         if finite[row]
         else None
         for row, steps in enumerate(batch)
+    ]
+
+
+def _parts(answer: bytes, wanted: tuple[int, int, int]) -> list[NDArray[Any]]:
+    """The arrays of an answer, each with a row for a user; `wanted`: users B, width D and state size S."""
+    if len(answer) < 16:
+        raise EncoderUnavailable(f"the encoder answered {len(answer)} bytes, too few for a header")
+    b, d, s, n = np.frombuffer(answer, np.int32, 4).tolist()
+    sizes = [b * d, b * s, b * n, b * n, b]
+    if (b, d, s) != wanted or n < 1 or len(answer) != 16 + 4 * sum(sizes):
+        raise EncoderUnavailable(
+            f"the encoder answered {len(answer)} bytes of shape {(b, d, s, n)}, not {(*wanted, n)}"
+        )
+    bounds = [16 + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        np.frombuffer(answer, dtype, size, at).reshape(b, -1)
+        for dtype, size, at in zip(ANSWER_TYPES, sizes, bounds, strict=True)
     ]

@@ -35,6 +35,7 @@ from longtide_server.encoder import (
     MODEL_NAME,
     ON_CPU,
     ON_GPU,
+    AnswerSizes,
     Batches,
     CoalescingEncoder,
     Encoded,
@@ -75,11 +76,12 @@ def main() -> None:
     options = [part for setting in given.set for part in ("--set", setting)]
     trained = bench.piece(snapshot.name, partial(trained_once, train, snapshot, options))
     folder = resolve(snapshot)
-    steps = whole_histories(World(folder, load_snapshot(folder), train, (), folder))
+    loaded = load_snapshot(folder)
+    steps, sizes = whole_histories(World(folder, loaded, train, (), folder)), AnswerSizes.of(loaded.embeddings)
     parts: dict[str, Callable[[], Iterable[Figure]]] = {
         "training": lambda: training(bench, train, snapshot, trained["train_s"]),
-        "lists": lambda: lists(folder / ENCODER, steps),
-        "speed": lambda: (*alone(folder / ENCODER, steps), *asyncio.run(hosted(folder / ENCODER, steps))),
+        "lists": lambda: lists(folder / ENCODER, steps, sizes),
+        "speed": lambda: (*alone(folder / ENCODER, steps), *asyncio.run(hosted(folder / ENCODER, steps, sizes))),
         "catalogue": catalogue,
     }
     figures = []
@@ -108,17 +110,17 @@ def training(bench: Bench, train: Path, snapshot: Path, seconds: float) -> Itera
 # The lists
 
 
-def lists(weights: Path, steps: Sequence[Steps]) -> Iterator[Figure]:
+def lists(weights: Path, steps: Sequence[Steps], sizes: AnswerSizes) -> Iterator[Figure]:
     """How many people get the same ten items, whatever the device and the precision."""
     batches = in_batches(steps, ON_GPU)
-    on_cpu, full = answers(handler(weights, None), batches), answers(in_full(handler(weights, 0)), batches)
-    half = answers(in_half(handler(weights, 0)), batches)
+    on_cpu, full = (answers(one, batches, sizes) for one in (handler(weights, None), in_full(handler(weights, 0))))
+    half = answers(in_half(handler(weights, 0)), batches, sizes)
     yield at_least("lists in half precision", same(half, full), LEAST_SAME, "of them", f"as in full, {len(half)} users")
     yield at_least("lists on the GPU", same(half, on_cpu), LEAST_SAME, "of them", "as on the CPU")
     apart = max(abs(one.log_z - other.log_z) for one, other in zip(half, on_cpu, strict=True))
     yield plain("log Z on the GPU", apart, "nats", "from that on the CPU, at most")
     with torch.autocast("cuda", torch.float16):
-        lower = answers(handler(weights, 0), batches)
+        lower = answers(handler(weights, 0), batches, sizes)
     yield plain("lists with everything in half", same(lower, full), "of them", "as in full; not done")
 
 
@@ -128,9 +130,9 @@ def same(found: Sequence[Encoded], expected: Sequence[Encoded]) -> float:
     return statistics.fmean(one.items[:K].tolist() == other.items[:K].tolist() for one, other in pairs)
 
 
-def answers(made: LongtideEncoderHandler, batches: Sequence[Sequence[Steps]]) -> list[Encoded]:
+def answers(made: LongtideEncoderHandler, batches: Sequence[Sequence[Steps]], sizes: AnswerSizes) -> list[Encoded]:
     """What the handler says, by batch."""
-    return [encoded for batch in batches for encoded in unpack(made.answer(pack(batch)), batch)]
+    return [encoded for batch in batches for encoded in unpack(made.answer(pack(batch)), batch, sizes)]
 
 
 def in_batches(steps: Sequence[Steps], batches: Batches) -> list[list[Steps]]:
@@ -180,7 +182,7 @@ def alone(weights: Path, steps: Sequence[Steps]) -> Iterator[Figure]:
     yield plain("handler, GPU against CPU", round(on_gpu / on_cpu, 2), "x", f"medians of {TURNS} turns")
 
 
-async def hosted(weights: Path, steps: Sequence[Steps]) -> list[Figure]:
+async def hosted(weights: Path, steps: Sequence[Steps], sizes: AnswerSizes) -> list[Figure]:
     """The same through TorchServe, called as the server calls it; and one event of one user."""
     found: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
@@ -192,7 +194,8 @@ async def hosted(weights: Path, steps: Sequence[Steps]) -> list[Figure]:
             )
             await serve.start()
             try:
-                found[device] = await called(TorchServeEncoder(TorchServeClient(serve.grpc_address)), batches, steps)
+                encoder = TorchServeEncoder(TorchServeClient(serve.grpc_address), sizes)
+                found[device] = await called(encoder, batches, steps)
             finally:
                 await serve.stop()
     (gpu_rate, gpu_step), (cpu_rate, cpu_step) = found["cuda"], found["cpu"]
@@ -256,7 +259,8 @@ def catalogue() -> Iterator[Figure]:
             made.answer(request)
             waits.append(time.perf_counter() - begun)
         spent.append(statistics.median(waits))
-    found, expected = (unpack(made.answer(request), rows) for made in (half, full))
+    sizes = AnswerSizes(config.dim, config.item_count)
+    found, expected = (unpack(made.answer(request), rows, sizes) for made in (half, full))
     yield plain("a million items in half precision", round(spent[0] * 1e3, 1), "ms", f"a step of {len(rows)} users")
     yield plain("a million items in full precision", round(spent[1] * 1e3, 1), "ms", "the same")
     yield at_least("lists of a million items", same(found, expected), LEAST_SAME, "of them", "in half as in full")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtide import Client, Event, InvalidArgumentError, InvalidEventsError, Source
-from longtide_server.encoder import LocalEncoder, Steps, TorchServeEncoder
+from longtide_server.encoder import AnswerSizes, LocalEncoder, Steps, TorchServeEncoder
 from longtide_server.snapshot import ENCODER, load_snapshot
 from longtide_server.torchserve.client import TorchServeClient
 
@@ -209,7 +209,9 @@ async def test_torchserve_and_the_local_encoder_give_the_same_numbers(client, to
         )
         for count in (1, 7, 300)
     ]
-    hosted, local = TorchServeEncoder(TorchServeClient(torchserve_address)), LocalEncoder(snapshot.path / ENCODER)
+    sizes = AnswerSizes.of(snapshot.embeddings)
+    hosted = TorchServeEncoder(TorchServeClient(torchserve_address), sizes)
+    local = LocalEncoder(snapshot.path / ENCODER, sizes)
     there, here = await asyncio.gather(hosted.encode(batch, 20.0), local.encode(batch, 20.0))
     await asyncio.gather(hosted.close(), local.close())
     for one, other in zip(there, here, strict=True):

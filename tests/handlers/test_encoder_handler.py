@@ -18,12 +18,13 @@ from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares, using
-from longtide_server.encoder import Encoded, LocalEncoder, Steps, pack, unpack
+from longtide_server.encoder import AnswerSizes, Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
 
 BARE_LOAD = Path(__file__).parents[1] / "torchserve" / "bare_load.py"
 CONFIG = ModelConfig(30, dim=8, hidden=8, blocks=1, use_types=True, use_gaps=True, use_values=True)
+SIZES = AnswerSizes(CONFIG.dim, CONFIG.item_count)
 
 ANSWER = """
 import importlib, pathlib, runpy, sys, types
@@ -75,7 +76,7 @@ def handler(weights: Path, gpu_id=None) -> LongtideEncoderHandler:
 
 
 async def encode_here(weights: Path) -> list[Encoded]:
-    local = LocalEncoder(weights)
+    local = LocalEncoder(weights, SIZES)
     try:
         return await local.encode(BATCH, 60.0)
     finally:
@@ -95,7 +96,7 @@ def test_unpacked_and_alone_it_answers_as_the_local_encoder_does(weights, tmp_pa
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
-    for found, wanted in zip(unpack(done.stdout, BATCH), asyncio.run(encode_here(weights)), strict=True):
+    for found, wanted in zip(unpack(done.stdout, BATCH, SIZES), asyncio.run(encode_here(weights)), strict=True):
         for name in ("query", "state", "items", "log_probability"):
             assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes(), name
         assert found.log_z == wanted.log_z
@@ -103,7 +104,7 @@ def test_unpacked_and_alone_it_answers_as_the_local_encoder_does(weights, tmp_pa
 
 @torch.inference_mode()
 def test_the_answer_is_what_the_model_says(weights):
-    found = unpack(handler(weights).answer(pack([steps(3)])), [steps(3)])[0]
+    found = unpack(handler(weights).answer(pack([steps(3)])), [steps(3)], SIZES)[0]
     model = torch.jit.load(str(weights))
     one = steps(3)
     query, state, items, log_probability, log_z = model(
@@ -127,8 +128,8 @@ def test_a_batch_of_requests_gets_an_answer_each(weights):
 def test_rows_of_unlike_lengths_are_answered_as_each_alone(weights):
     batch = [steps(count, top_n=5) for count in (300, 2, 90, 1, 4, 250, 3, 5, 100, 280, 110, 1)]
     made = handler(weights)
-    for found, one in zip(unpack(made.answer(pack(batch)), batch), batch, strict=True):
-        [alone] = unpack(made.answer(pack([one])), [one])
+    for found, one in zip(unpack(made.answer(pack(batch)), batch, SIZES), batch, strict=True):
+        [alone] = unpack(made.answer(pack([one])), [one], SIZES)
         np.testing.assert_allclose(found.query, alone.query, atol=1e-5)
         np.testing.assert_allclose(found.state, alone.state, atol=1e-5)
         assert found.items.tolist() == alone.items.tolist()
@@ -139,7 +140,7 @@ def test_rows_shared_between_threads_are_answered_as_by_one(weights):
     answers = []
     for threads in (1, 3):
         with using(threads):
-            answers.append(unpack(handler(weights).answer(pack(batch)), batch))
+            answers.append(unpack(handler(weights).answer(pack(batch)), batch, SIZES))
     for found, one in zip(*answers, strict=True):
         np.testing.assert_allclose(found.query, one.query, atol=1e-5)
         np.testing.assert_allclose(found.state, one.state, atol=1e-5)
@@ -196,7 +197,7 @@ def test_threads_share_the_memory_of_the_scores(weights):
 
 
 def test_every_row_keeps_as_many_items_as_it_asked_for(weights):
-    found = unpack(handler(weights).answer(pack(BATCH)), BATCH)
+    found = unpack(handler(weights).answer(pack(BATCH)), BATCH, SIZES)
     assert [len(one.items) for one in found] == [one.top_n for one in BATCH]
 
 

@@ -20,7 +20,7 @@ from longtide_server.canary import Bars
 from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.config import ServerConfig
-from longtide_server.encoder import CoalescingEncoder, Encoded, LocalEncoder
+from longtide_server.encoder import AnswerSizes, CoalescingEncoder, Encoded, LocalEncoder
 from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
@@ -347,7 +347,7 @@ async def served(tiny_snapshots, tmp_path):
 
     async def open_serving(folder):
         snapshot = load_snapshot(folder)
-        encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER), 10.0)
+        encoder = CoalescingEncoder(LocalEncoder(snapshot.path / ENCODER, AnswerSizes.of(snapshot.embeddings)), 10.0)
         states = UserStates(snapshot, store, encoder, 100)
         writer.add(states)
         released = asyncio.Event()

@@ -8,7 +8,7 @@ import pytest
 
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
 from longtide_server import encoder as encoder_module
-from longtide_server.encoder import Batches, CoalescingEncoder, LocalEncoder, Steps, pack, unpack
+from longtide_server.encoder import AnswerSizes, Batches, CoalescingEncoder, LocalEncoder, Steps, pack, unpack
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, LongtideError, Overloaded
 from longtide_server.snapshot import ENCODER
 
@@ -29,7 +29,7 @@ def steps(*items, state=(0.0, 0.0), top_n=3):
 
 @pytest.fixture
 async def local(tiny_snapshot):
-    encoder = LocalEncoder(tiny_snapshot.path / ENCODER)
+    encoder = LocalEncoder(tiny_snapshot.path / ENCODER, AnswerSizes.of(tiny_snapshot.embeddings))
     yield encoder
     await encoder.close()
 
@@ -107,18 +107,20 @@ def test_the_handler_reads_what_is_packed_and_its_answer_is_unpacked(tiny_snapsh
     start = np.zeros(facts.state_size, np.float32)
     batch = [steps(1, 2, state=start), steps(3, state=start)]
     [answer] = handler.handle([pack(batch)], None)
-    first, second = unpack(answer, batch)
+    first, second = unpack(answer, batch, AnswerSizes.of(tiny_snapshot.embeddings))
     assert first.query.shape == second.query.shape == (facts.dim,)
     assert first.state.shape == (facts.state_size,)
     assert len(first.items) == len(first.log_probability) == 3
     assert first.items.min() >= 1
 
 
-TWO = [steps(1), steps(2)]
+TWO = [steps(1, state=(0.0,)), steps(2, state=(0.0,))]
+SIZES = AnswerSizes(dim=2, item_count=9)
 
 
 def answer(b=2, d=2, s=1, n=1, **parts):
     """A handler's answer by hand; a part may be replaced."""
+    parts.setdefault("log_probability", np.full(b * n, -1.0))
     shapes = {"query": b * d, "state": b * s, "items": b * n, "log_probability": b * n, "log_z": b}
     kinds = {"items": np.int32}
     header = np.array([b, d, s, n], np.int32).tobytes()
@@ -128,7 +130,7 @@ def answer(b=2, d=2, s=1, n=1, **parts):
 
 
 def test_an_answer_is_unpacked_row_by_row():
-    first, second = unpack(answer(query=[1, 0, 0, 1], state=[5, 6], items=[8, 9], log_z=[0.5, 1.5]), TWO)
+    first, second = unpack(answer(query=[1, 0, 0, 1], state=[5, 6], items=[8, 9], log_z=[0.5, 1.5]), TWO, SIZES)
     assert (first.query.tolist(), first.state.tolist(), first.items.tolist()) == ([1, 0], [5], [8])
     assert (second.query.tolist(), second.state.tolist(), second.items.tolist()) == ([0, 1], [6], [9])
     assert (first.log_z, second.log_z) == (0.5, 1.5)
@@ -136,25 +138,47 @@ def test_an_answer_is_unpacked_row_by_row():
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", answer()[:15], answer()[:-1], answer() + b"\0", answer(b=1), answer(b=3), answer(n=0), answer(d=0)],
-    ids=["empty", "no header", "short", "long", "a row too few", "a row too many", "no items", "no dimensions"],
+    [
+        b"",
+        answer()[:15],
+        answer()[:-1],
+        answer() + b"\0",
+        answer(b=1),
+        answer(b=3),
+        answer(n=0),
+        answer(d=3),
+        answer(s=2),
+    ],
+    ids=["empty", "no header", "short", "long", "a row too few", "a row too many", "no items", "wider", "other states"],
 )
 def test_an_answer_of_another_shape_is_refused(damaged):
     with pytest.raises(EncoderUnavailable, match="the encoder answered"):
-        unpack(damaged, TWO)
+        unpack(damaged, TWO, SIZES)
+
+
+@pytest.mark.parametrize("item", [0, -1, 10, 2**31 - 1])
+def test_an_answer_with_items_that_there_are_not_is_refused(item):
+    with pytest.raises(EncoderUnavailable, match=f" to {max(item, 9)}; there are 1 to 9"):
+        unpack(answer(items=[9, item]), TWO, SIZES)
+
+
+def test_an_answer_whose_probabilities_are_none_is_refused():
+    assert unpack(answer(log_probability=[-1.0, 1e-5]), TWO, SIZES)  # as near to one as rounding comes
+    with pytest.raises(EncoderUnavailable, match="a log-probability of "):
+        unpack(answer(log_probability=[-1.0, 0.5]), TWO, SIZES)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("part", ["query", "state", "log_probability", "log_z"])
 def test_of_an_answer_only_the_rows_that_are_not_finite_are_refused(part, value):
     size = 4 if part == "query" else 2
-    first, second = unpack(answer(**{part: [1.0] * (size - 1) + [value]}), TWO)
-    assert (first.query.tolist()[0], second) == (1.0, None)
+    first, second = unpack(answer(**{part: [-1.0] * (size - 1) + [value]}), TWO, SIZES)
+    assert (first.items.tolist(), second) == ([1], None)
 
 
 def test_an_answer_of_which_no_row_is_finite_is_refused():
     with pytest.raises(EncoderUnavailable, match="the encoder answered nothing that is finite"):
-        unpack(answer(log_z=[np.nan, np.inf]), TWO)
+        unpack(answer(log_z=[np.nan, np.inf]), TWO, SIZES)
 
 
 async def test_the_local_encoder_keeps_its_callers_deadline_and_works_on(local, tiny_snapshot):

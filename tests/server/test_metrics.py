@@ -413,7 +413,7 @@ async def test_the_snapshot_and_activations_are_shown(config, copied, monkeypatc
         await refused(activate("damaged"))
         await refused(activate("none"))
 
-        def unlucky(self, weights):
+        def unlucky(self, weights, sizes):
             raise EncoderUnavailable("no room for another one")
 
         monkeypatch.setattr(LocalEncoder, "__init__", unlucky)

@@ -10,7 +10,7 @@ import pytest
 
 from longtide_server.answers import Link, Query
 from longtide_server.candidates import Source
-from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.patience import MARGIN_S
 from longtide_server.ranking import Fusion
@@ -399,7 +399,9 @@ async def test_without_the_encoder_similar_users_are_of_the_last_known_state(wor
 async def trained(tiny_snapshot, make_world):
     """The trained snapshot with its real encoder."""
     store = make_world(snapshot=tiny_snapshot).store
-    encoder = CoalescingEncoder(LocalEncoder(tiny_snapshot.path / ENCODER), 10.0)
+    encoder = CoalescingEncoder(
+        LocalEncoder(tiny_snapshot.path / ENCODER, AnswerSizes.of(tiny_snapshot.embeddings)), 10.0
+    )
     states = UserStates(tiny_snapshot, store, encoder, 100)
 
     async def write(*events):

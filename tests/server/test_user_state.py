@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longtide_server import user_state
-from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Unavailable
 from longtide_server.snapshot import ENCODER
 from longtide_server.user_state import UserState, UserStates, steps_between
@@ -630,7 +630,9 @@ async def test_event_by_event_is_the_same_as_all_at_once(tiny_snapshot, make_wor
         event(f"e{n}", item, time_s, value=float(n % 5) if n % 3 else None, type=1 + 3 * (n % 2))
         for n, (item, time_s) in enumerate(zip(items, times, strict=True))
     ]
-    local = CoalescingEncoder(LocalEncoder(tiny_snapshot.path / ENCODER), 60.0)
+    local = CoalescingEncoder(
+        LocalEncoder(tiny_snapshot.path / ENCODER, AnswerSizes.of(tiny_snapshot.embeddings)), 60.0
+    )
     states = UserStates(tiny_snapshot, world.store, local, 10)
     for one in history:
         states.apply(await world.store.write([one]))

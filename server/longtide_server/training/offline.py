@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from longtide_server.answers import Answer, Query, RankedItem
 from longtide_server.candidates import Candidates
-from longtide_server.encoder import CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of
@@ -77,7 +77,7 @@ class OfflineRecommender:
 
     def __init__(self, snapshot: Snapshot, sequences: Sequences, kept_users: int = 2 * AT_ONCE) -> None:
         """kept_users: whose states stay in memory, for callers that ask for the same users again."""
-        local = LocalEncoder(snapshot.path / ENCODER)
+        local = LocalEncoder(snapshot.path / ENCODER, AnswerSizes.of(snapshot.embeddings))
         self._encoder = CoalescingEncoder(local, CALL_TIMEOUT_S, local.batches)
         self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, kept_users, CALL_TIMEOUT_S)
         self._live = LiveCatalog(snapshot.catalog)
