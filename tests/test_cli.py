@@ -21,7 +21,16 @@ import structlog
 from click.testing import CliRunner
 from rich.console import Console
 
-from longtide import Neighbor, Recommendation, Recommendations, SimilarUser, Source, SourceShare, __version__
+from longtide import (
+    AsyncClient,
+    Neighbor,
+    Recommendation,
+    Recommendations,
+    SimilarUser,
+    Source,
+    SourceShare,
+    __version__,
+)
 from longtide_server.attribution import make_token
 from longtide_server.cli import cli
 from longtide_server.cli import serving as serving_commands
@@ -30,8 +39,10 @@ from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.snapshot import CATALOG, CURRENT, EMBEDDINGS, ENCODER, MANIFEST, resolve
+from longtide_server.training import scoring
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log
+from longtide_server.training.scoring import Scored
 
 HEAD = "user_id,item_id,timestamp\n"
 COMMAND = Path(sys.executable).with_name("longtide")
@@ -905,6 +916,23 @@ def test_similar_users_show_what_they_went_on_to():
     shown = rendered(similar_users_table("Like ada", [SimilarUser("bob", 0.875, ("a", "b"))], {"a": "Alien"}))
     for text in ("bob", "Alien; b", "0.875"):
         assert text in shown, text
+
+
+def test_scoring_says_how_many_lists_are_missing_or_degraded(tmp_path, monkeypatch):
+    async def ready(client):
+        pass
+
+    async def score(*args):
+        return Scored(users=1_203, refused=1, degraded=1_200)
+
+    monkeypatch.setattr(AsyncClient, "wait_ready", ready)
+    monkeypatch.setattr(scoring, "score", score)
+    (tmp_path / "users.txt").write_text("ann\n")
+    done = run("score", tmp_path / "users.txt", "--out", tmp_path / "recs.parquet")
+    said = " ".join(done.output.split())
+    assert "1,203 users in" in said
+    assert "1 users have no list; the column error says why" in said
+    assert "1,200 lists are degraded, as the column degraded says" in said
 
 
 @pytest.mark.parametrize("title", ["[REC]", "So What [live]", "What [/b] now", "[bold]Bold", "10\\[2]"])

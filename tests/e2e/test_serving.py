@@ -259,7 +259,7 @@ def test_a_list_of_users_is_scored_into_a_file(client, server_address, command, 
     (tmp_path / "users.txt").write_text("user-0\nuser-3\nnobody\n")
     where = ("--out", tmp_path / "recs.parquet", "--target", server_address, "--limit", "3")
     told = json.loads(command("score", tmp_path / "users.txt", *where, "--json"))
-    assert told == {"users": 3, "earlier": 0, "refused": 0}
+    assert told == {"users": 3, "earlier": 0, "refused": 0, "degraded": 0}
     rows = pq.read_table(tmp_path / "recs.parquet").to_pylist()
     assert [row["user_id"] for row in rows] == ["user-0", "user-3", "nobody"]
     answers = client.recommend_many(["user-0", "user-3", "nobody"], 3)

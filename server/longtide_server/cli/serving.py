@@ -213,4 +213,9 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json
         return
     console.print(f"{done.users:,} users in {out}, {done.earlier:,} of them by an earlier run")
     if done.refused:
-        messages.print(f"{done.refused:,} users were refused; the column error says why")
+        messages.print(f"{done.refused:,} users have no list; the column error says why")
+    if done.degraded:
+        messages.print(
+            f"{done.degraded:,} lists are degraded, as the column degraded says: the encoder or the event log "
+            "could not be asked, however often it was tried"
+        )

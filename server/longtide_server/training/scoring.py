@@ -1,25 +1,35 @@
 """Recommends to a long list of users through a running server, into one Parquet file.
 
 What is done is kept in parts beside the file, so that a run that was cut off, or whose server was restarted, goes on
-behind the last part; memory holds a part and what is on its way.
+behind the last part; memory holds a part and what is on its way. Answers that passing trouble has spoilt are asked for
+again before their part is written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longtide import AsyncClient, Recommendations, UnavailableError
+from longtide import (
+    AsyncClient,
+    DeadlineExceededError,
+    Recommendations,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from longtide_server.errors import InvalidInput
 from longtide_server.training.tables import Faults, read_ids, read_pieces
 
@@ -27,6 +37,11 @@ PART_USERS = 2_000
 READ_ROWS = 20_000
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+AGAIN_AFTER_S = (1.0, 5.0, 15.0)
+"""How long is waited before each time that spoilt answers are asked for again: TorchServe starts anew in the last."""
+PASSING = (UnavailableError, ResourceExhaustedError, DeadlineExceededError)
+"""Errors that may be gone a little later."""
+SETTINGS = "settings.json"
 SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
@@ -38,6 +53,8 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+Ask = Callable[[Sequence[str]], AsyncGenerator[Recommendations, None]]
+"""Has a server answer for some users, in their order."""
 
 
 @dataclass(slots=True)
@@ -48,7 +65,15 @@ class Scored:
     earlier: int = 0
     """How many of them an earlier run had done."""
     refused: int = 0
-    """How many the server refused; the reason is in the column `error`."""
+    """How many have no list; the reason is in the column `error`."""
+    degraded: int = 0
+    """How many have a list that the encoder, or the event log, had no say in to the end."""
+
+    def add(self, part: pa.Table) -> None:
+        """Count the users of a part."""
+        self.users += part.num_rows
+        self.refused += part.num_rows - part["error"].null_count
+        self.degraded += pc.sum(part["degraded"]).as_py() or 0
 
 
 def read_users(path: Path) -> Iterator[str]:
@@ -83,44 +108,60 @@ async def score(
 ) -> Scored:
     """Write the recommendations for all users, in their order, into the Parquet file `out`.
 
-    InvalidInput when parts of an earlier run are there that are of other users. The error of the connection when the
-    server stays away for longer than the timeout; what is done stays done.
+    InvalidInput when parts of an earlier run are there that are of other users or settings. The error of the connection
+    when the server stays away, or has too much to do, for longer than the timeout; what is done stays done.
     """
     users = iter(user_ids)
     parts = out.with_name(f"{out.name}.parts")
     parts.mkdir(exist_ok=True)
+    _settle(parts, {"limit": limit, "surface": surface})
     done = Scored()
-    done.users = done.earlier = sum(_skip(part, users) for part in _parts(parts))
+    for part in _parts(parts):
+        done.add(_known(part, users))
+    done.earlier = done.users
     report(done)
+    ask = partial(client.recommend_many, limit=limit, surface=surface)
     while asked := list(islice(users, PART_USERS)):
-        rows = await _answers(client, asked, limit, surface, reconnect_timeout_s)
-        _write(rows, parts / f"{done.users:012d}.parquet")
-        done.users += len(rows)
-        done.refused += sum(row.error is not None for row in rows)
+        rows = await _best_answers(ask, asked, reconnect_timeout_s)
+        done.add(_written(rows, parts / f"{done.users:012d}.parquet"))
         report(done)
     _join(parts, out)
     return done
 
 
-async def _answers(
-    client: AsyncClient, user_ids: Sequence[str], limit: int, surface: str, reconnect_timeout_s: float
-) -> list[Recommendations]:
+async def _best_answers(ask: Ask, user_ids: Sequence[str], reconnect_timeout_s: float) -> list[Recommendations]:
+    """The answers for some users; what may be better a little later is asked for again, a few times."""
+    rows = await _answers(ask, user_ids, reconnect_timeout_s)
+    for pause_s in AGAIN_AFTER_S:
+        again = [place for place, row in enumerate(rows) if row.degraded or isinstance(row.error, PASSING)]
+        if not again:
+            break
+        await asyncio.sleep(pause_s)
+        answers = await _answers(ask, [user_ids[place] for place in again], reconnect_timeout_s)
+        for place, row in zip(again, answers, strict=True):
+            if row.error is None or rows[place].error is not None:  # a degraded list is better than none
+                rows[place] = row
+    return rows
+
+
+async def _answers(ask: Ask, user_ids: Sequence[str], reconnect_timeout_s: float) -> list[Recommendations]:
     """The answers for some users; a server that goes away is asked again for those that it did not answer."""
     rows: list[Recommendations] = []
     give_up_s, delay_s = time.monotonic() + reconnect_timeout_s, FIRST_DELAY_S
     while True:
         before = len(rows)
         try:
-            async with aclosing(client.recommend_many(user_ids[len(rows) :], limit, surface=surface)) as answers:
+            async with aclosing(ask(user_ids[len(rows) :])) as answers:
                 async for answer in answers:
                     rows.append(answer)
             return rows
-        except UnavailableError:
+        except PASSING as exc:
             if len(rows) > before:
                 give_up_s, delay_s = time.monotonic() + reconnect_timeout_s, FIRST_DELAY_S
-            if time.monotonic() + delay_s > give_up_s:
+            pause_s = max(delay_s * random.uniform(0.5, 1.0), exc.retry_delay_s or 0.0)
+            if time.monotonic() + pause_s > give_up_s:
                 raise
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause_s)
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
 
@@ -128,15 +169,34 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-def _skip(part: Path, users: Iterator[str]) -> int:
-    """Pass over the users of a part; how many they are."""
-    known = pq.read_table(part, columns=["user_id"])["user_id"].to_pylist()
+def _settle(folder: Path, settings: Mapping[str, int | str]) -> None:
+    """Note the settings beside the parts that they are for. InvalidInput where there are parts of other settings."""
+    note = folder / SETTINGS
+    if not _parts(folder):
+        note.write_text(json.dumps(settings), encoding="utf-8")
+        return
+    before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if before != settings:
+        raise InvalidInput(
+            f"{folder} was made with {_said(before)}, not with {_said(settings)}; remove it to begin anew"
+        )
+
+
+def _said(settings: Mapping[str, int | str]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in settings.items()) or "unknown settings"
+
+
+def _known(part: Path, users: Iterator[str]) -> pa.Table:
+    """What became of the users of a part, who are passed over."""
+    table = pq.read_table(part, columns=["user_id", "degraded", "error"])
+    known = table["user_id"].to_pylist()
     if list(islice(users, len(known))) != known:
         raise InvalidInput(f"{part.parent} is of other users; remove it to begin anew")
-    return len(known)
+    return table
 
 
-def _write(rows: Sequence[Recommendations], path: Path) -> None:
+def _written(rows: Sequence[Recommendations], path: Path) -> pa.Table:
+    """A part, once it is in its file."""
     answered = [row.entries for row in rows]
     columns = {
         "user_id": [row.user_id for row in rows],
@@ -151,6 +211,7 @@ def _write(rows: Sequence[Recommendations], path: Path) -> None:
     table = pa.table({name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, SCHEMA)
     pq.write_table(table, partial)
     partial.replace(path)
+    return table
 
 
 def _join(folder: Path, out: Path) -> None:
