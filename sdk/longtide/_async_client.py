@@ -25,7 +25,13 @@ from longtide._batches import (
     async_batches,
     checked_batch_size,
 )
-from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
+from longtide._channel import (
+    ACTIVATION_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    HEALTH_CHECK_METHOD,
+    ROWS_TIMEOUT_S,
+    channel_options,
+)
 from longtide._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -203,15 +209,15 @@ class AsyncClient:
         source_weights: Mapping[str, float] | None = None,
         surface: str = "",
         request_time: datetime | float | None = None,
-        timeout: float | None = None,
+        timeout: float = ROWS_TIMEOUT_S,
     ) -> AsyncGenerator[Recommendations, None]:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. `filter`, `include_item_ids` and `source_weights` are as in `recommend`, for every user.
-        `request_time` is when the users will see the answers, by default not known. A user that the server refuses has
-        the reason in the row's `error`. Closing the iterator cancels the call: to leave it early, wrap it in
-        `contextlib.aclosing`.
+        is for each message; all other calls go first, so the server takes its time. `filter`, `include_item_ids` and
+        `source_weights` are as in `recommend`, for every user. `request_time` is when the users will see the answers,
+        by default not known. A user that the server refuses has the reason in the row's `error`. Closing the iterator
+        cancels the call: to leave it early, wrap it in `contextlib.aclosing`.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
@@ -220,7 +226,7 @@ class AsyncClient:
         request = _convert.row_request(
             limit, min_similarity, request_time, surface, filter, include_item_ids, source_weights
         )
-        return self._recommend_rows(user_ids, request, self._limit_s(timeout))
+        return self._recommend_rows(user_ids, request, timeout)
 
     async def rank(
         self,

@@ -10,6 +10,7 @@ from longtide._version import __version__
 HEALTH_CHECK_METHOD = "/grpc.health.v1.Health/Check"
 DEFAULT_TIMEOUT_S = 5.0
 ACTIVATION_TIMEOUT_S = 300.0
+ROWS_TIMEOUT_S = 60.0
 
 _RECEIVE_LIMIT_BYTES = 64 * 1024 * 1024
 _METADATA_LIMIT_BYTES = 1024 * 1024

@@ -13,7 +13,13 @@ import grpc
 from longtide import _convert
 from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, MAX_BATCH_ITEMS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
-from longtide._channel import ACTIVATION_TIMEOUT_S, DEFAULT_TIMEOUT_S, HEALTH_CHECK_METHOD, channel_options
+from longtide._channel import (
+    ACTIVATION_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    HEALTH_CHECK_METHOD,
+    ROWS_TIMEOUT_S,
+    channel_options,
+)
 from longtide._errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -188,14 +194,15 @@ class Client:
         source_weights: Mapping[str, float] | None = None,
         surface: str = "",
         request_time: datetime | float | None = None,
-        timeout: float | None = None,
+        timeout: float = ROWS_TIMEOUT_S,
     ) -> Generator[Recommendations, None, None]:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message. `filter`, `include_item_ids` and `source_weights` are as in `recommend`, for every user.
-        `request_time` is when the users will see the answers, by default not known. A user that the server refuses has
-        the reason in the row's `error`. Closing the iterator, or dropping it, cancels the call.
+        is for each message; all other calls go first, so the server takes its time. `filter`, `include_item_ids` and
+        `source_weights` are as in `recommend`, for every user. `request_time` is when the users will see the answers,
+        by default not known. A user that the server refuses has the reason in the row's `error`. Closing the iterator,
+        or dropping it, cancels the call.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
@@ -204,7 +211,7 @@ class Client:
         request = _convert.row_request(
             limit, min_similarity, request_time, surface, filter, include_item_ids, source_weights
         )
-        return self._recommend_rows(user_ids, request, self._limit_s(timeout))
+        return self._recommend_rows(user_ids, request, timeout)
 
     def rank(
         self,

@@ -188,7 +188,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         def answer(
             message: recommendation_pb2.StreamRecommendRequest,
         ) -> Coroutine[Any, Any, recommendation_pb2.StreamRecommendResponse]:
-            return self._rows(message, min(self._timeout_s(context), ROW_PATIENCE * self._default_timeout_s))
+            left, most = remaining_s(context), ROW_PATIENCE * self._default_timeout_s
+            return self._rows(message, most if left is None else min(left, most))
 
         async for answering in in_order(request_iterator, answer, MESSAGES_AT_ONCE):
             yield await answered(context, answering.popleft)

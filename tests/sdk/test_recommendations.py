@@ -203,6 +203,13 @@ def test_a_broken_stream_ends_the_iteration(client, server, rich_status):
     assert first == [str(i) for i in range(len(first))]
 
 
+def test_rows_are_waited_for_longer_than_the_clients_timeout(connect, server):
+    server.holding = True
+    threading.Timer(0.6, server.released.set).start()
+    with connect(server.target, timeout=0.2) as client:
+        assert [row.user_id for row in client.recommend_many(["ada"])] == ["ada"]
+
+
 def test_a_stuck_stream_fails(client, server):
     server.holding = True
     with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.2 s"):

@@ -643,6 +643,17 @@ async def test_a_call_without_a_deadline_has_the_servers(world):
         assert (await stream.read()).results[0].response.degraded
 
 
+async def test_rows_without_a_deadline_wait_longer_for_the_encoder_than_a_call(world):
+    await world.did("ann", "a")
+    world.encoder.answering_allowed.clear()
+    async with serving(world, default_timeout_s=0.5) as stubs:
+        stream = stubs.recommendations.StreamRecommend()
+        await stream.write(rows(recommend()))
+        await asyncio.sleep(1.0)
+        world.encoder.answering_allowed.set()
+        assert not (await stream.read()).results[0].response.degraded
+
+
 async def test_many_callers_of_a_hanging_encoder_are_all_answered_in_time(stubs, world):
     await world.did("ann", "a")
     world.encoder.answering_allowed.clear()

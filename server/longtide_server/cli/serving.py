@@ -200,7 +200,7 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json
     task = bar.add_task("", total=total)
 
     async def scored() -> Scored:
-        async with AsyncClient(target, timeout=60.0) as client:
+        async with AsyncClient(target) as client:
             await client.wait_ready()
             return await run(
                 client, read_users(users), out, limit, surface, lambda done: bar.update(task, completed=done.users)
