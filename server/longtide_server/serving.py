@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 import structlog
@@ -53,23 +54,28 @@ class Serving:
             self._unused.set()
 
     async def warm(self, owners: Sequence[str], timeout_s: float, at_once: int) -> int:
-        """Encode these owners' histories, so many at once, as many as there is time for; how many it were."""
-        waiting = iter(owners)
+        """Encode these owners' histories, so many at once, as many as can be in the time; how many it were."""
+        waiting, failures = iter(owners), list[LongtideError]()
         warmed = 0
 
         async def work() -> None:
             nonlocal warmed
             for owner in waiting:
-                user = await self.states.get(owner)
-                wanted = TOP_N_MARGIN + LIMIT_WARMED + len(user.seen)
-                await self.states.encoded(user, (), wanted, timeout_s, patient=True)
-                warmed += 1
+                try:
+                    user = await self.states.get(owner)
+                    wanted = TOP_N_MARGIN + LIMIT_WARMED + len(user.seen)
+                    await self.states.encoded(user, (), wanted, timeout_s, patient=True)
+                    warmed += 1
+                except LongtideError as exc:  # they are encoded when they ask
+                    failures.append(exc)
 
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*(work() for _ in range(at_once)))
-        except (TimeoutError, LongtideError) as exc:  # whoever asks is encoded then
-            log.info("warming_ended", warmed=warmed, reason=str(exc) or "time is over")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                for _ in range(at_once):
+                    group.create_task(work())
+        if warmed < len(owners):
+            reason = str(failures[-1]) if failures else "time is over"
+            log.info("not_all_warmed", warmed=warmed, failed=len(failures), reason=reason)
         return warmed
 
     async def close(self, drain_s: float) -> None:

@@ -74,6 +74,27 @@ async def test_recent_people_are_warm_before_the_swap(served, event):
     assert all(user.encoded is not None for user in users)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+async def test_whoever_cannot_be_warmed_is_left_out(world, at_once):
+    for user, item in (("ann", "a"), ("bob", "b"), ("cid", "c"), ("dan", "d")):
+        await world.did(user, item)
+    world.encoder.unsound = (2,)
+    assert await world.serving.warm([f"user:{name}" for name in ("ann", "bob", "cid", "dan")], SOON_S, at_once) == 3
+    assert (await world.states.get("user:bob")).encoded is None
+    assert (await world.states.get("user:dan")).encoded is not None
+
+
+async def test_warming_ends_when_its_time_is_over(world):
+    await world.did("ann", "a")
+    await world.did("bob", "b")
+    world.encoder.answering_allowed.clear()
+    before = asyncio.all_tasks()
+    assert await world.serving.warm(["user:ann", "user:bob"], 0.05, 2) == 0
+    left = [task for task in asyncio.all_tasks() - before if "warm" in task.get_coro().__qualname__]
+    world.encoder.answering_allowed.set()
+    assert left == []
+
+
 async def test_what_is_in_use_goes_when_it_is_no_longer(served):
     with served.servings.current:
         await served.activation.activate("b")
