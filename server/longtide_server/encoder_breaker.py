@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
+from purgatory.domain.model import ClosedState
 
 from longtide_server.encoder import Encoded, Encoder, Steps
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
@@ -35,8 +35,8 @@ class BreakingEncoder:
         self._probe_steps = Steps(
             one.astype(np.int32), one.astype(np.uint8), 0 * one, 0 * one, np.zeros(state_size, np.float32), 1
         )
-        # What is Overloaded is alive. The probe decides when to try again, so the breaker's own pause is no longer.
-        self._breakers = AsyncCircuitBreakerFactory(FAILURES, probe_every_s / 2, exclude=[Overloaded])
+        # What is Overloaded is alive, and a caller who goes away says nothing.
+        self._breakers = AsyncCircuitBreakerFactory(FAILURES, exclude=[Overloaded, asyncio.CancelledError])
         self._probing: asyncio.Task[None] | None = None
         self._why = ""
 
@@ -49,7 +49,16 @@ class BreakingEncoder:
         """See Encoder."""
         if self._probing is not None:
             raise EncoderUnavailable(f"the encoder is left alone after {FAILURES} failures, the last: {self._why}")
-        return await self._through(batch, timeout_s)
+        breaker = await self._breakers.get_breaker(CIRCUIT)
+        try:
+            async with breaker:
+                return await self._encoder.encode(batch, timeout_s)
+        except Exception as exc:
+            if breaker.context.state == "opened" and self._probing is None:
+                self._why = str(exc)
+                log.warning("encoder_left_alone", reason=self._why)
+                self._probing = asyncio.create_task(self._probe(), name="encoder-probe")
+            raise
 
     async def close(self) -> None:
         """See Encoder."""
@@ -58,30 +67,20 @@ class BreakingEncoder:
             await asyncio.wait((self._probing,))
         await self._encoder.close()
 
-    async def _through(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
-        breaker = await self._breakers.get_breaker(CIRCUIT)
-        try:
-            async with breaker:
-                return await self._encoder.encode(batch, timeout_s)
-        except OpenedState as exc:
-            raise EncoderUnavailable("the encoder is left alone") from exc
-        except (EncoderUnavailable, DeadlineExceeded) as exc:
-            self._why = str(exc)
-            if breaker.context.state == "opened" and self._probing is None:
-                log.warning("encoder_left_alone", reason=self._why)
-                self._probing = asyncio.create_task(self._probe(), name="encoder-probe")
-            raise
-
     async def _probe(self) -> None:
         """Try one event again and again; return when it is encoded."""
         while True:
             await asyncio.sleep(self._probe_every_s)
             try:
-                await self._through([self._probe_steps], PROBE_TIMEOUT_S)
-            except (EncoderUnavailable, DeadlineExceeded, Overloaded):
+                # Past the breaker, whose own pause ends by the wall clock, which may have been set back.
+                await self._encoder.encode([self._probe_steps], PROBE_TIMEOUT_S)
+            except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
+                self._why = str(exc)
                 continue
-            if (await self._breakers.get_breaker(CIRCUIT)).context.state != "closed":
-                continue  # another call, late, has failed meanwhile
+            except Exception:  # whatever it is, the encoder must be looked after
+                log.exception("encoder_probe_failed")
+                continue
+            (await self._breakers.get_breaker(CIRCUIT)).context.set_state(ClosedState())
             log.info("encoder_back")
             self._probing = None
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,27 @@ async def test_the_probe_finds_an_encoder_that_is_back(world, breaking, steps):
     world.encoder.failure = None
     await until(lambda: not breaking.is_open)
     assert len(await breaking.encode([steps], SOON_S)) == 1
+
+
+async def test_the_probe_finds_it_back_although_the_clock_was_set_back(world, breaking, steps, monkeypatch):
+    world.encoder.failure = EncoderUnavailable("down")
+    await failures(breaking, steps)
+    monkeypatch.setattr("purgatory.domain.model.time", SimpleNamespace(time=lambda: 0.0))
+    world.encoder.failure = None
+    await until(lambda: not breaking.is_open)
+    assert len(await breaking.encode([steps], SOON_S)) == 1
+
+
+async def test_what_nobody_expected_is_looked_after_too(world, breaking, steps):
+    world.encoder.failure = RuntimeError("nobody thought of this")
+    for _ in range(FAILURES):
+        with pytest.raises(RuntimeError):
+            await breaking.encode([steps], SOON_S)
+    probed = len(world.encoder.calls)
+    await until(lambda: len(world.encoder.calls) > probed + 2)
+    assert breaking.is_open
+    world.encoder.failure = None
+    await until(lambda: not breaking.is_open)
 
 
 async def test_it_may_fail_again(world, breaking, steps):
