@@ -25,7 +25,7 @@ FEW_EVENTS = 32
 LEAST_SHARED = 16  # users: fewer are not worth several calls
 MAX_WAITING = 4096
 ANSWER_TYPES = (np.float32, np.float32, np.int32, np.float32, np.float32)
-MAX_LOG_PROBABILITY = 1e-3  # what rounding may make of 0
+MAX_LOG_PROBABILITY = 0.1  # what rounding may make of 0, in half precision too
 
 log = structlog.get_logger(__name__)
 
