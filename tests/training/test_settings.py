@@ -143,6 +143,14 @@ def test_values_however_large_have_a_mean_and_a_deviation():
     assert (model.value_mean, model.value_std) == (pytest.approx(2e38), pytest.approx(1e38))
 
 
+def test_one_slip_among_thousands_of_values_changes_nothing():
+    views = log(users=2, events_each=1_000)
+    values = np.tile(np.array([1, 5], np.float32), 1_000)
+    values[7] = 3e38
+    model = chosen(replace(views, values=values)).model
+    assert (model.value_mean, model.value_std) == (pytest.approx(3.0, abs=0.01), pytest.approx(2.0, abs=0.01))
+
+
 # Overrides
 
 
