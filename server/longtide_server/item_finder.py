@@ -13,7 +13,7 @@ from longtide_server.errors import NotFound
 from longtide_server.item_filter import ItemFilter
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.new_items import NewItems
-from longtide_server.similar_items import Basis, SimilarItems, both
+from longtide_server.similar_items import Basis, Found, SimilarItems, both
 from longtide_server.snapshot import Snapshot
 
 
@@ -66,8 +66,14 @@ class ItemFinder:
         if query.item_filter is not None:
             allowed &= self._live.mask(query.item_filter)
         new = self._new.that_may_appear(query.item_filter, (), left_out)
-        new_cosines = _rows(self._new, basis, new) @ vector  # (K,)
-        numbers, cosines = await asyncio.to_thread(self._similar.find, basis, vector, allowed, query.limit)
+        taken = self._new.taken(new)
+        (numbers, cosines), new_cosines = await asyncio.to_thread(
+            self._search, basis, vector, allowed, new, query.limit
+        )
+        # Meanwhile an item may have been taken away, and its number be another's.
+        there = np.isin(new, self._new.that_may_appear(query.item_filter, (), left_out))
+        there &= self._new.taken(new) == taken
+        new, new_cosines = new[there], new_cosines[there]
         order = np.argsort(-np.concatenate([cosines, new_cosines]), kind="stable")[: query.limit]
         numbers, cosines = np.concatenate([numbers, new])[order], np.concatenate([cosines, new_cosines])[order]
         found = (
@@ -75,6 +81,17 @@ class ItemFinder:
             for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         )
         return tuple(found), basis
+
+    def _search(
+        self,
+        basis: Basis,
+        vector: NDArray[np.float32],
+        allowed: NDArray[np.bool_],
+        new: NDArray[np.int64],
+        limit: int,
+    ) -> tuple[Found, NDArray[np.float32]]:
+        """The nearest of the allowed items (I + 1,), and the cosines (K,) of new items (K,)."""
+        return self._similar.find(basis, vector, allowed, limit), _cosines(self._new, basis, new, vector)
 
     def _vector(self, basis: Basis, item_id: str) -> NDArray[np.float32]:
         """(any,) where an item is in a space."""
@@ -84,7 +101,7 @@ class ItemFinder:
         new = self._new.numbers([item_id])
         if not len(new):
             raise NotFound(f"the item {item_id!r} is not known")
-        return np.asarray(_rows(self._new, basis, new)[0])
+        return _row(self._new, basis, new)
 
     def _name(self, number: int) -> tuple[str, str]:
         if number >= self._new.first:
@@ -92,8 +109,22 @@ class ItemFinder:
         return self._catalog.item_id(number), self._live.title(number)
 
 
-def _rows(new: NewItems, basis: Basis, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(C, any) where new items (C,) are in a space: they are placed among behaviour by their content, at first."""
+def _row(new: NewItems, basis: Basis, number: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(any,) where one new item (1,) is in a space: it is placed among behaviour by its content, at first."""
     if basis is Basis.BEHAVIOR:
-        return new.vectors(numbers)
-    return new.content(numbers) if basis is Basis.CONTENT else both(new.vectors(numbers), new.content(numbers))
+        return np.asarray(new.vectors(number)[0])
+    content = new.content(number)
+    return np.asarray((content if basis is Basis.CONTENT else both(new.vectors(number), content))[0])
+
+
+def _cosines(
+    new: NewItems, basis: Basis, numbers: NDArray[np.int64], vector: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(C,) of new items (C,) and a vector (any,) of a space."""
+    if basis is Basis.BEHAVIOR:
+        return new.cosines(numbers, vector)
+    if basis is Basis.CONTENT:
+        return new.content_cosines(numbers, vector)
+    # Both parts of an item are of length 1, so the length of both together is known: no joined rows need be made.
+    behavior, content = np.split(vector, [new.dim])
+    return np.asarray((new.cosines(numbers, behavior) + new.content_cosines(numbers, content)) / np.sqrt(2), np.float32)

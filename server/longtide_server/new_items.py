@@ -49,6 +49,11 @@ class NewItems:
         """The first number of a new item."""
         return self._newcomers.first
 
+    @property
+    def dim(self) -> int:
+        """The width D of vectors."""
+        return int(self._newcomers.vectors.shape[1])
+
     def name(self, number: int) -> tuple[str, str]:
         """The id and the title of a new item."""
         item_id = self._newcomers.item_id(number)
@@ -69,6 +74,21 @@ class NewItems:
     def content(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """(C, D) where their content alone would have them; of length 1."""
         return self._newcomers.content[numbers - self.first]
+
+    def taken(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(C,) for each number (C,) another one for every item that it has stood for."""
+        return self._newcomers.taken[numbers - self.first]
+
+    def cosines(self, numbers: NDArray[np.int64], query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(C,) of the vectors of new items (C,) and one of length 1 (D,).
+
+        To be asked from any thread: of an item that changes meanwhile, a part may be old.
+        """
+        return np.asarray((self._newcomers.vectors @ query)[numbers - self.first])
+
+    def content_cosines(self, numbers: NDArray[np.int64], query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same of where their content alone would have them."""
+        return np.asarray((self._newcomers.content @ query)[numbers - self.first])
 
     def revision(self, now_s: float) -> tuple[int, int]:
         """Changes whenever others may appear."""

@@ -44,6 +44,8 @@ class Newcomers:
         """Rises when an item comes, goes or is described anew."""
         self.events = np.zeros(FIRST_ROOM, np.int64)
         """(room,) how many people turned to each."""
+        self.taken = np.zeros(FIRST_ROOM, np.int64)
+        """(room,) the revision that was there when each item came: another one for whoever has the place next."""
         self._places_of, self._places = -1, np.zeros(0, np.int64)
         self._ids: list[str] = []
         self._place: dict[str, int] = {}
@@ -91,6 +93,7 @@ class Newcomers:
             if not self.has_room_for(item_id):
                 return False
             place = self._place[item_id] = self._new_place(item_id)
+            self.taken[place] = self.revision
         elif np.array_equal(self._content[place], content):
             return True
         before = self._before.pop(item_id, None)
@@ -152,7 +155,7 @@ class Newcomers:
             self._content, self._pull, self._vectors = (
                 np.pad(one, wider) for one in (self._content, self._pull, self._vectors)
             )
-            self.events = np.pad(self.events, wider[0])
+            self.events, self.taken = (np.pad(one, wider[0]) for one in (self.events, self.taken))
 
 
 def _pulled(

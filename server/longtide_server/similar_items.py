@@ -19,6 +19,7 @@ from longtide_server.neighbors import VectorIndex
 
 TREES = 20
 COMPARED_AT_MOST = 4_096  # rows of a space are compared one by one: that takes less than a millisecond
+COMPARED_AT_ONCE = 4_096  # where all are: they are copied, and a space may be larger than the memory that is left
 FETCHED_MORE = (4, 16)  # times as many as are asked for, while too few of them may appear
 
 
@@ -32,6 +33,9 @@ class Basis(enum.IntEnum):
 
 Spaces = Mapping[Basis, NDArray[np.float32]]
 """(I + 1, any) vectors of length 1 by item number, zeros for items that a space says nothing of; row 0 is padding."""
+
+Found = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""The numbers (K,) of items, most similar first, and their cosines (K,)."""
 
 
 def spaces_of(behavior: NDArray[np.float32], content: NDArray[np.float32] | None) -> Spaces:
@@ -71,13 +75,8 @@ class SimilarItems:
         """(any,) of an item; zeros where the space says nothing of it."""
         return np.asarray(self._spaces[basis][item])
 
-    def find(
-        self, basis: Basis, vector: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The numbers of at most `limit` allowed items nearest to a vector of the space, and their cosines.
-
-        Most similar first. allowed (I + 1,). Nothing is near to zeros.
-        """
+    def find(self, basis: Basis, vector: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int) -> Found:
+        """Of the allowed items (I + 1,) at most `limit` nearest to a vector of the space. Nothing is near to zeros."""
         if not vector.any():
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         few = int(np.count_nonzero(allowed)) <= COMPARED_AT_MOST
@@ -111,12 +110,15 @@ async def _built(vectors: NDArray[np.float32]) -> VectorIndex:
 
 def _nearest(
     vectors: NDArray[np.float32], vector: NDArray[np.float32], allowed: NDArray[np.bool_], limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+) -> Found:
     """The same as `SimilarItems.find` by a comparison of every allowed item."""
-    items = np.flatnonzero(allowed)
-    rows = vectors[items]  # (A, D)
-    cosine = rows @ vector
-    known = rows.any(axis=1)
-    items, cosine = items[known], cosine[known]
-    order = np.argsort(-cosine, kind="stable")[:limit]
-    return items[order], cosine[order]
+    items, cosine = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    to_compare = np.flatnonzero(allowed)
+    for at in range(0, len(to_compare), COMPARED_AT_ONCE):
+        some = to_compare[at : at + COMPARED_AT_ONCE]
+        rows = vectors[some]  # (C, any)
+        known = rows.any(axis=1)
+        items, cosine = np.append(items, some[known]), np.append(cosine, (rows @ vector)[known])
+        order = np.argsort(-cosine, kind="stable")[:limit]
+        items, cosine = items[order], cosine[order]
+    return items, cosine

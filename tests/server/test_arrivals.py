@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -378,3 +379,57 @@ async def test_a_new_item_that_may_not_appear_is_not_like_any(shop, alike):
 async def test_what_is_like_an_item_that_nobody_knows_cannot_be_found(alike):
     with pytest.raises(NotFound, match="'x' is not known"):
         await alike("x")
+
+
+@pytest.fixture
+def search(monkeypatch):
+    """A search for similar items stops before it begins, until it may go on."""
+    found = SimpleNamespace(begun=threading.Event(), may_go_on=threading.Event())
+    find = SimilarItems.find
+
+    def stopped(*arguments):
+        found.begun.set()
+        found.may_go_on.wait(SOON_S)
+        return find(*arguments)
+
+    monkeypatch.setattr(SimilarItems, "find", stopped)
+    return found
+
+
+@pytest.mark.parametrize("after", [Item("z", title="east", available=False), Item("z", title="east")])
+async def test_a_new_item_that_goes_during_a_search_is_not_found_under_the_name_of_another(shop, alike, search, after):
+    shop.upsert(Item("x", title="east"), Item("y", title="east"))
+    await shop.placed("x", "y")
+    searching = asyncio.create_task(alike("a"))
+    await asyncio.to_thread(search.begun.wait, SOON_S)
+    shop.delete("x")
+    shop.upsert(after)
+    await shop.placed("z")
+    assert shop.new.numbers(["z"]) == shop.new.first  # which was x's
+    search.may_go_on.set()
+    assert {"x", "y", "z"} & set(await searching) == {"y"}
+
+
+async def test_a_new_item_that_is_taken_away_during_a_search_is_not_found(shop, alike, search):
+    shop.upsert(Item("x", title="east"))
+    await shop.placed("x")
+    searching = asyncio.create_task(alike("a"))
+    await asyncio.to_thread(search.begun.wait, SOON_S)
+    shop.upsert(Item("x", title="east", available=False))
+    search.may_go_on.set()
+    assert "x" not in await searching
+
+
+async def test_new_items_are_compared_aside(shop, alike, monkeypatch):
+    threads, cosines = [], shop.new.cosines
+
+    def seen(*arguments):
+        threads.append(threading.current_thread())
+        return cosines(*arguments)
+
+    monkeypatch.setattr(shop.new, "cosines", seen)
+    shop.upsert(Item("x", title="east"))
+    await shop.placed("x")
+    await alike("a", Basis.BOTH)
+    assert threads
+    assert threading.main_thread() not in threads

@@ -1,5 +1,7 @@
 """Items that are alike, worked out by eye: on a circle by what people do, on a line of corners by what they are."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,19 @@ async def test_an_index_finds_what_a_comparison_finds(monkeypatch):
         assert len(near) == 10
         hits += len(set(true.tolist()) & set(near.tolist()))
     assert hits >= 0.8 * 500
+
+
+async def test_to_compare_everything_takes_little_memory():
+    rows = np.random.default_rng(0).normal(size=(100_001, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[::3] = 0.0
+    similar, allowed = SimilarItems(spaces_of(rows, None)), np.arange(100_001) % 2 > 0
+    tracemalloc.start()
+    items, cosine = similar.find(Basis.BEHAVIOR, rows[1], allowed, 5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_500_000  # of the half that is allowed, a copy would take 6.4 MB
+    possible = [number for number in range(1, 100_001, 2) if number % 3]
+    by_hand = sorted(possible, key=lambda number: -float(rows[number] @ rows[1]))[:5]
+    assert items.tolist() == by_hand
+    assert cosine.tolist() == pytest.approx([float(rows[number] @ rows[1]) for number in by_hand], abs=1e-6)
