@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from longtide.v1 import catalog_pb2, catalog_pb2_grpc
@@ -15,8 +14,7 @@ from longtide_server.item_filter import passes
 from longtide_server.item_messages import write_item
 from longtide_server.item_pages import listed
 from longtide_server.status import Context, answered, remaining_s
-
-ITEMS_AT_ONCE = 100  # of a batch are read before others have their turn
+from longtide_server.turns import Turns
 
 
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
@@ -37,10 +35,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             catalog_requests.check_batch(request)
             fields = catalog_requests.read_fields(request)
             batch = catalog_requests.Batch(fields)
-            for place, message in enumerate(request.items, 1):
+            turns = Turns()
+            for message in request.items:
                 batch.read(message)
-                if place % ITEMS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
+                await turns.pause()
             upserted = await self._writer.upsert(batch.items, fields, self._clock()) if batch.items else Upserted(0)
             errors = batch.errors(upserted.refused)
             return catalog_pb2.UpsertItemsResponse(written_count=upserted.written, errors=errors)

@@ -8,7 +8,7 @@ itself: now and then, and before each answer where the store says at once that t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
@@ -18,10 +18,11 @@ from longtide_server.catalog_store import CatalogStore, Changes, Revision, Upser
 from longtide_server.errors import LongtideError
 from longtide_server.item import Item
 from longtide_server.item_fields import Fields
+from longtide_server.turns import Turns
 from longtide_server.under_way import UnderWay
 
 PIECE_ITEMS = 200
-"""Changes that copies are told of at once; others have their turn in between."""
+"""Changes that are read at once."""
 
 CATCH_UP_S = 0.05
 """So long an answer waits for what others have changed. They may be writing a million items."""
@@ -104,8 +105,7 @@ class CatalogWriter:
             answered, stamp = self._asked, self._store.stamp()
             more = True
             while more:
-                more = self._tell(await self._store.changes(self._known, PIECE_ITEMS))
-                await asyncio.sleep(0)
+                more = await self._tell(await self._store.changes(self._known, PIECE_ITEMS))
             self._told, self._stamp = answered, stamp
 
     async def catch_up(self) -> None:
@@ -131,15 +131,25 @@ class CatalogWriter:
         await self.refresh()
         return found
 
-    def _tell(self, changes: Changes) -> bool:
+    async def _tell(self, changes: Changes) -> bool:
         """Tell all copies; whether there is more to tell."""
         if changes.restarted:
             log.warning("catalogue_changes_lost", known=self._known.number)
-        if changes.items or changes.deleted:
+        turns = Turns()
+        for items, deleted in one_by_one(changes.items, changes.deleted):
             for copies in tuple(self._copies):
-                copies.apply(changes.items, changes.deleted)
+                copies.apply(items, deleted)
+            await turns.pause()
         self._known = changes.revision
         return changes.more
+
+
+def one_by_one(items: Sequence[Item], deleted: Sequence[str]) -> Iterator[Piece]:
+    """A piece in the smallest ones that there are. An item may hold thousands of words, and take milliseconds."""
+    for item in items:
+        yield (item,), ()
+    for item_id in deleted:
+        yield (), (item_id,)
 
 
 async def keep_refreshing(writer: CatalogWriter, every_s: float) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from longtide_server.catalog_writer import ItemCopies
+from longtide_server.catalog_writer import ItemCopies, Piece, one_by_one
 from longtide_server.item import Item
-
-ITEMS_AT_ONCE = 200  # of a page are taken up before others have their turn
-
-Page = tuple[Sequence[Item], Sequence[str]]
-"""Some of what is stored: items, and ids of items that were deleted."""
+from longtide_server.turns import Turns
 
 
 class Together:
@@ -29,7 +24,7 @@ class Together:
 class LiveCatalogs:
     """The live catalogues at work, and the way of a new one to what is stored."""
 
-    def __init__(self, pages: Callable[[], AsyncIterator[Page]]) -> None:
+    def __init__(self, pages: Callable[[], AsyncIterator[Piece]]) -> None:
         """`pages` reads everything that is stored, in any order."""
         self._pages = pages
         self._catalogs: list[ItemCopies] = []
@@ -51,17 +46,17 @@ class LiveCatalogs:
         reading the pages raises.
         """
         changed: set[str] = set()
+        turns = Turns()
         self._catalogs.append(catalog)
         self._changed.append(changed)
         try:
             async for items, deleted in self._pages():
-                for at in range(0, max(len(items), len(deleted)), ITEMS_AT_ONCE):
-                    some = slice(at, at + ITEMS_AT_ONCE)
+                for some, gone in one_by_one(items, deleted):
                     catalog.apply(
-                        [item for item in items[some] if item.item_id not in changed],
-                        [item_id for item_id in deleted[some] if item_id not in changed],
+                        [item for item in some if item.item_id not in changed],
+                        [item_id for item_id in gone if item_id not in changed],
                     )
-                    await asyncio.sleep(0)
+                    await turns.pause()
         except BaseException:
             self.remove(catalog)
             raise

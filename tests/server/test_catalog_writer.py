@@ -1,6 +1,8 @@
 """Copies of the catalogue feel each change before it is answered, in its order, other servers' changes too."""
 
 import asyncio
+import itertools
+import time
 
 import pytest
 from tests.redis_servers import cli
@@ -9,6 +11,7 @@ from longtide_server.catalog_store import Revision
 from longtide_server.catalog_writer import PIECE_ITEMS, CatalogWriter, keep_refreshing
 from longtide_server.errors import Unavailable
 from longtide_server.item import Item
+from longtide_server.live_catalogs import LiveCatalogs
 from longtide_server.stores import open_stores
 
 
@@ -25,6 +28,21 @@ class Copy:
             self.titles[item.item_id] = item.title
         for item_id in deleted:
             self.titles.pop(item_id, None)
+
+
+class SlowCopy(Copy):
+    """It takes 2 ms to take up an item, or that one is gone."""
+
+    def apply(self, items, deleted):
+        super().apply(items, deleted)
+        time.sleep(0.002 * (len(items) + len(deleted)))
+
+
+async def take_turns(turns, copy):
+    """Note how much the copy has been told at every turn of the event loop."""
+    while True:
+        turns.append(sum(len(items) + len(deleted) for items, deleted in copy.told))
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -61,7 +79,29 @@ async def test_a_change_is_felt_before_it_is_answered(store):
     await writer.upsert([Item("i1", title="Uno", brand="not named")], frozenset({"title"}), 0.0)
     assert await writer.delete(["i2", "i3"]) == 1
     assert copy.titles == {"i1": "Uno"}
-    assert copy.told[-1] == ([], ["i2", "i3"])
+    assert copy.told[-2:] == [([], ["i2"]), ([], ["i3"])]
+
+
+async def test_others_have_their_turn_while_copies_take_up_what_is_long(store):
+    """An item may hold thousands of words, and a batch a thousand of such items."""
+    writer, copy, turns = CatalogWriter(store), SlowCopy(), []
+    await writer.add(copy)
+    other = asyncio.create_task(take_turns(turns, copy))
+    await writer.upsert([Item(f"i{n}") for n in range(30)], None, 0.0)
+    await writer.delete([f"i{n}" for n in range(30)])
+    other.cancel()
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 5
+    assert len(copy.told) == 60
+
+
+async def test_others_have_their_turn_while_a_new_catalogue_reads_what_is_stored(store):
+    writer, copy, turns = CatalogWriter(store), SlowCopy(), []
+    await writer.upsert([Item(f"i{n}") for n in range(30)], None, 0.0)
+    other = asyncio.create_task(take_turns(turns, copy))
+    await LiveCatalogs(writer.everything).add(copy)
+    other.cancel()
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 5
+    assert len(copy.told) == 30
 
 
 async def test_copies_are_told_whole_items_though_only_some_fields_were_sent(store):
