@@ -1,11 +1,11 @@
-"""Has new items placed as they are written: their texts are read, and the content tower makes vectors of what they say.
+"""Has new items placed as they are written: the content tower makes vectors of what they say.
 
-Only ids wait in memory: an item is read from the catalogue when its turn comes, as it is then.
+What needs no text places an item at once. Its text is read in another line, and it is placed again then. Only ids wait
+in memory: an item is read from the catalogue when its turn comes, as it is then.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog import Catalog
 from longtide_server.content import ContentTower, info_of, item_text
-from longtide_server.errors import LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.newcomers import MAX_NEWCOMERS, Newcomers
+from longtide_server.turns import Turns
 from longtide_server.user_state import UserState
+from longtide_server.waiting_line import WaitingLine
 
-ITEMS_AT_ONCE = 32
 READ_TIMEOUT_S = 60.0
-TRY_AGAIN_S = 5.0
-LONGEST_PAUSE_S = 300.0
 
 log = structlog.get_logger(__name__)
 
@@ -55,12 +53,9 @@ class Arrivals:
         self._newcomers = newcomers
         self._read = read
         self._texts = texts
-        self._due: dict[str, None] = {}
-        """Ids, in the order in which they were written."""
-        self._current: set[str] = set()
-        """Ids whose turn it is, less those that are deleted meanwhile."""
+        self._placing = WaitingLine("placed", self._place)
+        self._reading = WaitingLine("text read", self._place_by_text)
         self._full = False
-        self._placing: asyncio.Task[None] | None = None
 
     def apply(self, items: Sequence[Item], deleted: Sequence[str]) -> None:
         """Have items that the snapshot does not know placed soon, and let those go that are deleted."""
@@ -68,68 +63,59 @@ class Arrivals:
             if not self._catalog.number(item.item_id):
                 self._wait(item.item_id)
         for item_id in deleted:
-            self._due.pop(item_id, None)
-            self._current.discard(item_id)
+            self._placing.remove(item_id)
+            self._reading.remove(item_id)
             self._newcomers.remove(item_id)
-        if self._due and (self._placing is None or self._placing.done()):
-            self._placing = asyncio.create_task(self._place(), name="arrivals")
 
     async def close(self) -> None:
         """Place no more items."""
-        if self._placing is not None:
-            self._placing.cancel()
-            await asyncio.wait((self._placing,))
+        await self._placing.close()
+        await self._reading.close()
 
     def _wait(self, item_id: str) -> None:
         """Have an item placed, as long as there is room for it."""
-        if len(self._due) < MAX_NEWCOMERS and self._newcomers.has_room_for(item_id):
-            self._due[item_id] = None
+        self._reading.remove(item_id)  # it may say something else now
+        if len(self._placing) < MAX_NEWCOMERS and self._newcomers.has_room_for(item_id):
+            self._placing.add(item_id)
         elif not self._full:
             self._full = True
             log.warning("too_many_new_items", most=MAX_NEWCOMERS)
 
-    async def _place(self) -> None:
-        pause_s = TRY_AGAIN_S
-        while self._due:
-            ids = [*self._due][:ITEMS_AT_ONCE]
-            for item_id in ids:
-                del self._due[item_id]
-            self._current = set(ids)
-            try:
-                items = [item for item_id in ids if (item := await self._read(item_id)) is not None]
-            except LongtideError as exc:
-                await self._try_again(ids, pause_s, exc)
+    async def _place(self, ids: Sequence[str]) -> None:
+        """Place items by what needs no text, and have their texts read; who has a place keeps it until then."""
+        for item_id in ids:
+            item = await self._read(item_id)
+            if item is None or not self._placing.is_turn_of(item_id):
                 continue
-            try:
-                self._put(items, await self._vectors(items))
-                pause_s = TRY_AGAIN_S
-            except LongtideError as exc:
-                # What else is known of them places some; the others wait for somebody who can read.
-                self._put(items, [self._tower.item_vector(item, None) for item in items])
-                await self._try_again(ids, pause_s, exc)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            has_text = bool(self._text(item))
+            vector = self._tower.item_vector(item, None)
+            if not has_text or (vector is not None and item_id not in self._newcomers):
+                self._put(item, vector)
+            if has_text:
+                self._reading.add(item_id)
 
-    def _put(self, items: Sequence[Item], vectors: Sequence[NDArray[np.float32] | None]) -> None:
-        """Place items; those of which nothing is known have no place, and those that were deleted meanwhile neither."""
-        for item, vector in zip(items, vectors, strict=True):
-            if item.item_id not in self._current:
-                continue
-            if vector is None:
-                self._newcomers.remove(item.item_id)
-            else:
-                self._newcomers.put(item.item_id, vector)
-
-    async def _try_again(self, ids: Sequence[str], pause_s: float, exc: LongtideError) -> None:
-        log.warning("new_items_not_read", waiting=len(ids) + len(self._due), again_in_s=pause_s, reason=str(exc))
-        self._due |= dict.fromkeys(item_id for item_id in ids if item_id in self._current)
-        await asyncio.sleep(pause_s)
-
-    async def _vectors(self, items: Sequence[Item]) -> list[NDArray[np.float32] | None]:
-        """What the tower makes of each item."""
-        texts = [item_text(info_of(item)) if self._tower.text_model else "" for item in items]
+    async def _place_by_text(self, ids: Sequence[str]) -> None:
+        """Place items by everything that they say."""
+        items = [item for item_id in ids if (item := await self._read(item_id)) is not None]
+        texts = [self._text(item) for item in items]
         wanted = [text for text in dict.fromkeys(texts) if text]
         read = dict(zip(wanted, await self._texts.encode(wanted, READ_TIMEOUT_S), strict=True)) if wanted else {}
-        return [self._tower.item_vector(item, read.get(text)) for item, text in zip(items, texts, strict=True)]
+        turns = Turns()
+        for item, text in zip(items, texts, strict=True):
+            if self._reading.is_turn_of(item.item_id):
+                self._put(item, self._tower.item_vector(item, read.get(text)))
+            await turns.pause()
+
+    def _text(self, item: Item) -> str:
+        """What the language model reads of an item; empty where nothing, or where there is none."""
+        return item_text(info_of(item)) if self._tower.text_model else ""
+
+    def _put(self, item: Item, vector: NDArray[np.float32] | None) -> None:
+        """Place an item; of which nothing is known has no place."""
+        if vector is None:
+            self._newcomers.remove(item.item_id)
+        else:
+            self._newcomers.put(item.item_id, vector)
 
 
 class Pulls:

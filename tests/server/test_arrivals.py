@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longtide_server import arrivals
+from longtide_server import waiting_line
 from longtide_server.answers import Query
 from longtide_server.arrivals import Arrivals, Pulls
 from longtide_server.candidates import Source
@@ -32,17 +32,32 @@ from longtide_server.trending import Trending
 SOON_S = 5.0
 
 
+async def until(holds):
+    """Wait until something is so."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.001)
+
+
 class Texts:
-    """Reads "east" and "north" as directions; may be down."""
+    """Reads "east" and "north" as directions; may be down, or take its time, and fails at a text that is poison."""
 
     def __init__(self):
         self.failure = None
+        self.poison = "poison"
         self.calls = []
+        self.answering_allowed = asyncio.Event()
+        self.answering_allowed.set()
 
     async def encode(self, texts, timeout_s):
         self.calls.append(list(texts))
+        await self.answering_allowed.wait()
         if self.failure:
             raise self.failure
+        if self.poison in texts:
+            raise Unavailable("the process that reads texts failed")
         return np.array([[1, 0] if "east" in text else [0, 1] for text in texts], np.float32)
 
 
@@ -65,11 +80,13 @@ def tower():
 async def shop(make_world):
     """The world of five letters, and whatever is written of others."""
     world = make_world()
-    stored, texts = {}, Texts()
+    stored, damaged, texts = {}, set(), Texts()
     newcomers = Newcomers(len(world.snapshot.catalog) + 1, 2)
     new = NewItems(newcomers, world.live, world.snapshot.manifest.encoder.temperature, lambda: world.clock.now_s)
 
     async def read(item_id):
+        if item_id in damaged:
+            raise Unavailable(f"the record of item {item_id!r} cannot be read")
         return stored.get(item_id)
 
     made = Arrivals(world.snapshot.catalog, tower(), newcomers, read, texts)
@@ -93,11 +110,7 @@ async def shop(make_world):
         together.apply([], [item_id])
 
     async def placed(*item_ids):
-        async with asyncio.timeout(SOON_S):
-            while True:
-                if all(item_id in newcomers for item_id in item_ids):
-                    return
-                await asyncio.sleep(0.001)
+        await until(lambda: all(item_id in newcomers for item_id in item_ids))
 
     async def ask(limit=10, share=0.0, user_id="ann", **query):
         return (await recommender(share).recommend(Query(user_id, limit, **query), SOON_S)).recommendations
@@ -113,6 +126,7 @@ async def shop(make_world):
         newcomers=newcomers,
         upsert=upsert,
         delete=delete,
+        damaged=damaged,
         placed=placed,
         ask=ask,
         ids=ids,
@@ -203,17 +217,13 @@ async def test_what_was_kept_ends_when_a_new_item_expires(shop):
 
 
 async def test_what_else_is_known_places_an_item_whose_text_cannot_be_read(shop, monkeypatch):
-    monkeypatch.setattr(arrivals, "TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.01)
     shop.texts.failure = Unavailable("there is no language model")
     shop.upsert(Item("x", title="east", tags=("west",)))
     await shop.placed("x")
     assert shop.newcomers.vectors[0].tolist() == [-1, 0]
     shop.texts.failure = None
-    async with asyncio.timeout(SOON_S):
-        while True:
-            await asyncio.sleep(0.001)
-            if shop.newcomers.vectors[0].tolist() != [-1, 0]:
-                return
+    await until(lambda: shop.newcomers.vectors[0].tolist() != [-1, 0])
 
 
 async def test_whom_nothing_is_known_of_explores_any_of_them(shop):
@@ -240,7 +250,7 @@ async def test_items_of_the_snapshot_are_not_new(shop):
 
 
 async def test_while_texts_cannot_be_read_items_wait_and_are_placed_later(shop, monkeypatch):
-    monkeypatch.setattr(arrivals, "TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.01)
     shop.texts.failure = Unavailable("the worker is down")
     shop.upsert(Item("x", title="east"))
     await asyncio.sleep(0.03)
@@ -249,8 +259,78 @@ async def test_while_texts_cannot_be_read_items_wait_and_are_placed_later(shop, 
     await shop.placed("x")
 
 
+async def test_what_needs_no_text_is_placed_while_texts_are_waited_for(shop):
+    shop.texts.answering_allowed.clear()
+    shop.upsert(Item("x", title="east"), Item("y", title="east", tags=("west",)))
+    await shop.placed("y")
+    shop.upsert(Item("z", tags=("west",)))
+    await shop.placed("z")
+    assert "x" not in shop.newcomers
+    assert shop.newcomers.vectors.tolist() == [[-1, 0], [-1, 0]]
+    shop.texts.answering_allowed.set()
+    await shop.placed("x")
+
+
+async def test_an_item_stays_where_it_is_until_its_new_text_is_read(shop):
+    shop.upsert(Item("x", title="north", tags=("west",)))
+    await shop.placed("x")
+    await until(lambda: shop.newcomers.vectors[0][1] > 0.0)
+    before = shop.newcomers.vectors[0].tolist()
+    shop.texts.failure = Unavailable("the worker is down")
+    shop.upsert(Item("x", title="north of it", tags=("west",)))
+    await until(lambda: len(shop.texts.calls) == 2)
+    assert shop.newcomers.vectors[0].tolist() == before
+
+
+async def test_a_text_that_cannot_be_read_holds_up_no_others(shop):
+    """Neither those that are read with it nor those that come later, though it is tried again after five seconds."""
+    shop.upsert(Item("?", title="poison"), *(Item(f"x{n}", title=f"east {n}") for n in range(100)))
+    await shop.placed(*(f"x{n}" for n in range(100)))
+    for n in range(10):
+        shop.upsert(Item(f"y{n}", title=f"north {n}"))
+        await shop.placed(f"y{n}")
+    assert sum("poison" in texts for texts in shop.texts.calls) == 2  # with others, and alone
+
+
+async def test_a_text_that_could_not_be_read_is_tried_again(shop, monkeypatch):
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.01)
+    shop.upsert(Item("?", title="poison"), Item("x", title="east"))
+    await shop.placed("x")
+    await asyncio.sleep(0.05)
+    shop.texts.poison = "another"
+    await shop.placed("?")
+
+
+async def test_a_record_that_is_damaged_holds_up_no_others(shop, monkeypatch):
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.01)
+    shop.damaged.add("x7")
+    shop.upsert(*(Item(f"x{n}", tags=("west",)) for n in range(50)))
+    await shop.placed(*(f"x{n}" for n in range(50) if n != 7))
+    assert "x7" not in shop.newcomers
+    shop.damaged.clear()
+    await shop.placed("x7")
+
+
+async def test_who_cannot_read_any_text_is_not_asked_for_each(shop):
+    shop.texts.failure = Unavailable("there is no language model")
+    shop.upsert(*(Item(f"x{n}", title=f"east {n}") for n in range(200)))
+    await asyncio.sleep(0.1)
+    assert [len(texts) for texts in shop.texts.calls] == [32, 1, 1, 1]
+
+
+async def test_what_an_item_said_before_does_not_count_when_it_is_read_late(shop):
+    shop.texts.answering_allowed.clear()
+    shop.upsert(Item("x", title="east"))
+    await until(lambda: shop.texts.calls)
+    shop.upsert(Item("x", tags=("west",)))  # which has no text
+    await shop.placed("x")
+    shop.texts.answering_allowed.set()
+    await asyncio.sleep(0.01)
+    assert shop.newcomers.vectors.tolist() == [[-1, 0]]
+
+
 async def test_what_is_deleted_before_its_turn_is_not_placed(shop, monkeypatch):
-    monkeypatch.setattr(arrivals, "TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.01)
     shop.texts.failure = Unavailable("the worker is down")
     shop.upsert(Item("x", title="east"), Item("y", title="east"))
     await asyncio.sleep(0.005)
