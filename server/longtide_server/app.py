@@ -516,7 +516,7 @@ class Opener:
             newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim, signals.pulled)
             copies_of_items: ItemCopies = live
             if snapshot.content is not None:
-                arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts)
+                arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts, wall_clock_s)
                 stack.push_async_callback(arrivals.close)
                 copies_of_items = Together(live, arrivals)
             pulls = Pulls(newcomers, states.remembered)

@@ -7,6 +7,7 @@ the mean of a direction with a prior (Mardia & El-Atat 1976). Embeddings of know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,20 @@ class Pulled:
     """(D,) float32: the sum of their query vectors."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What gives an item a place before others."""
+
+    written_s: float = 0.0
+    """When it was written last, seconds since 1970: where there are too many, the newest have places."""
+    until_s: float = math.inf
+    """From when on it may not be recommended any more, as far as is known; -inf where it may not already."""
+
+    def at(self, now_s: float) -> tuple[bool, float]:
+        """How strong it is at a moment: the greater of two is the stronger one."""
+        return self.until_s > now_s, self.written_s
+
+
 class Newcomers:
     """New items under numbers that follow those of a snapshot. The number of an item that has gone may be another's."""
 
@@ -39,13 +54,15 @@ class Newcomers:
         """first: the first number; dim: the width D of vectors; pulled: what was done before, by item id."""
         self.first = first
         self._before = {item_id: one for item_id, one in pulled.items() if len(one.pull) == 4 * dim}
-        """Of items that have not been put yet."""
+        """Of items that have not been put yet, or have given up their places."""
         self.revision = 0
         """Rises when an item comes, goes or is described anew."""
         self.events = np.zeros(FIRST_ROOM, np.int64)
         """(room,) how many people turned to each."""
         self.taken = np.zeros(FIRST_ROOM, np.int64)
         """(room,) the revision that was there when each item came: another one for whoever has the place next."""
+        self._written_s, self._until_s = np.full(FIRST_ROOM, np.inf), np.full(FIRST_ROOM, np.inf)
+        """(room,) each one's claim; inf where there is none."""
         self._places_of, self._places = -1, np.zeros(0, np.int64)
         self._ids: list[str] = []
         self._place: dict[str, int] = {}
@@ -86,7 +103,7 @@ class Newcomers:
         """The item that a number stands for."""
         return self._ids[number - self.first]
 
-    def put(self, item_id: str, content: NDArray[np.float32]) -> bool:
+    def put(self, item_id: str, content: NDArray[np.float32], claim: Claim = Claim()) -> bool:
         """Place an item by its content (D,), of length 1; False when there are too many."""
         place = self._place.get(item_id)
         if place is None:
@@ -95,7 +112,9 @@ class Newcomers:
             place = self._place[item_id] = self._new_place(item_id)
             self.taken[place] = self.revision
         elif np.array_equal(self._content[place], content):
+            self.renew(item_id, claim)
             return True
+        self.renew(item_id, claim)
         before = self._before.pop(item_id, None)
         if before is not None:
             self._pull[place] = np.frombuffer(before.pull, np.float32)
@@ -109,12 +128,39 @@ class Newcomers:
         """Whether an item may be put."""
         return item_id in self._place or len(self._place) < MAX_NEWCOMERS
 
+    def renew(self, item_id: str, claim: Claim) -> None:
+        """An item, if it is there, has another claim."""
+        place = self._place.get(item_id)
+        if place is not None:
+            self._written_s[place], self._until_s[place] = claim.written_s, claim.until_s
+
+    def weakest(self, now_s: float) -> tuple[str, Claim]:
+        """Of the items that are there, 1 or more, one with the weakest claim at a moment, and its claim."""
+        over = self._until_s <= now_s
+        place = int(np.argmax(over) if over.any() else np.argmin(self._written_s))
+        return self._ids[place], Claim(float(self._written_s[place]), float(self._until_s[place]))
+
+    def in_need(self, now_s: float) -> int:
+        """How many of the items that are there may be recommended, now or later."""
+        return len(self) - int(np.count_nonzero(self._until_s <= now_s))
+
+    def give_up(self, item_id: str) -> None:
+        """Let an item go that is there and may come back: what people have done to it is remembered."""
+        place = self._place[item_id]
+        done = Pulled(int(self.events[place]), self._pull[place].tobytes())
+        self.remove(item_id)
+        if done.events >= LEAST_HANDED_ON:
+            self._before[item_id] = done
+            if len(self._before) > MAX_NEWCOMERS:
+                del self._before[next(iter(self._before))]
+
     def remove(self, item_id: str) -> None:
         """Let an item go, if it is there."""
         self._before.pop(item_id, None)
         place = self._place.pop(item_id, None)
         if place is not None:
             self._vectors[place] = self._pull[place] = self._content[place] = 0.0
+            self._written_s[place] = self._until_s[place] = np.inf
             self.events[place] = 0
             self._free.append(place)
             self.revision += 1
@@ -156,6 +202,9 @@ class Newcomers:
                 np.pad(one, wider) for one in (self._content, self._pull, self._vectors)
             )
             self.events, self.taken = (np.pad(one, wider[0]) for one in (self.events, self.taken))
+            self._written_s, self._until_s = (
+                np.pad(one, wider[0], constant_values=np.inf) for one in (self._written_s, self._until_s)
+            )
 
 
 def _pulled(

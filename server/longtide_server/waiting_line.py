@@ -59,6 +59,12 @@ class WaitingLine:
         self._failed.pop(item_id, None)
         self._current.discard(item_id)
 
+    def remove_first(self) -> str:
+        """Let the item leave the line that came first, of those that failed if there are any, and say which it was."""
+        item_id = next(iter(self._failed or self._fresh))
+        self.remove(item_id)
+        return item_id
+
     def is_turn_of(self, item_id: str) -> bool:
         """Whether what is being done is still to be done with an item: to ask after every await."""
         return item_id in self._current

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longtide_server import waiting_line
+from longtide_server import arrivals, newcomers, waiting_line
 from longtide_server.answers import Query
 from longtide_server.arrivals import Arrivals, Pulls
 from longtide_server.candidates import Source
@@ -89,7 +89,7 @@ async def shop(make_world):
             raise Unavailable(f"the record of item {item_id!r} cannot be read")
         return stored.get(item_id)
 
-    made = Arrivals(world.snapshot.catalog, tower(), newcomers, read, texts)
+    made = Arrivals(world.snapshot.catalog, tower(), newcomers, read, texts, lambda: world.clock.now_s)
     together = Together(world.live, made)
     for copies in (Pulls(newcomers, world.states.remembered), world.states):
         with contextlib.suppress(ValueError):
@@ -410,6 +410,100 @@ async def test_new_items_alone_are_ranked_too(shop):
     await shop.placed("x", "y")
     ranked, _ = await shop.recommender().rank(Query("ann"), ["y", "x"], SOON_S)
     assert [(item.item_id, item.known) for item in ranked] == [("x", True), ("y", True)]
+
+
+# Places
+
+
+@pytest.fixture
+def three_places(shop, monkeypatch):
+    """There are no more, and whether there is room is looked at all the time."""
+    for module in (arrivals, newcomers):
+        monkeypatch.setattr(module, "MAX_NEWCOMERS", 3)
+    monkeypatch.setattr(arrivals, "LOOK_FOR_ROOM_EVERY_S", 0.01)
+
+    def write(item_id, written_s, **rest):
+        shop.upsert(Item(item_id, tags=("west",), update_time_s=written_s, **rest))
+
+    async def are(item_ids):
+        await until(lambda: sorted(one for one in "abcdefghijklmnopqrstuvwxyz" if one in shop.newcomers) == [*item_ids])
+
+    return SimpleNamespace(write=write, are=are)
+
+
+async def test_where_there_are_too_many_at_once_the_items_that_were_written_last_have_places(three_places):
+    for written_s, item_id in enumerate("pqrstuvwxyz"):
+        three_places.write(item_id, float(written_s))
+    await three_places.are("xyz")
+
+
+@pytest.mark.parametrize("order", ["pqrstuvwxyz", "zyxwvutsrqp", "tzqxwpyuvrs"])
+async def test_the_items_that_were_written_last_have_places_whichever_are_placed_first(three_places, order):
+    for item_id in order:
+        three_places.write(item_id, written_s=float(ord(item_id)))
+        await asyncio.sleep(0.005)
+    await three_places.are("xyz")
+    three_places.write("q", written_s=500.0)
+    await three_places.are("qyz")
+
+
+async def test_an_item_that_has_expired_gives_its_place_up(shop, three_places):
+    three_places.write("x", 1.0)
+    three_places.write("y", 2.0, expire_time_s=2_000.0)
+    three_places.write("z", 3.0)
+    await three_places.are("xyz")
+    three_places.write("w", 0.0)
+    shop.world.clock.now_s = 2_000.0
+    await three_places.are("wxz")
+    three_places.write("y", 4.0, expire_time_s=2_000.0)
+    three_places.write("x", 5.0, expire_time_s=1_999.0)
+    await three_places.are("wz")
+
+
+async def test_an_item_that_is_not_yet_published_keeps_its_place(three_places):
+    for item_id, written_s in (("x", 2.0), ("y", 3.0), ("z", 4.0)):
+        three_places.write(item_id, written_s, publish_time_s=9_000.0)
+    await three_places.are("xyz")
+    three_places.write("w", 1.0)
+    await asyncio.sleep(0.03)
+    await three_places.are("xyz")
+
+
+async def test_an_item_that_cannot_be_had_gives_its_place_up_to_others_and_comes_back_as_it_was(shop, three_places):
+    for item_id, written_s in (("x", 1.0), ("y", 2.0), ("z", 3.0)):
+        three_places.write(item_id, written_s)
+    await three_places.are("xyz")
+    for _ in range(5):
+        shop.newcomers.please("z", np.array([0, 1], np.float32))
+    three_places.write("z", 4.0, available=False)
+    await three_places.are("xyz")  # nobody else needs it
+    three_places.write("w", 0.5)
+    await three_places.are("wxy")
+    three_places.write("z", 5.0)
+    await three_places.are("xyz")
+    assert shop.newcomers.events[shop.newcomers.placed(["z"])] == [5]
+
+
+async def test_items_that_were_left_out_have_places_when_others_go_the_newest_first(shop, three_places):
+    for number, item_id in enumerate("stuvwxyz"):
+        three_places.write(item_id, float(number))
+    await three_places.are("xyz")
+    shop.delete("y")
+    await three_places.are("wxz")
+    for item_id in "wxz":
+        shop.delete(item_id)
+    await three_places.are("uv")  # as many are remembered as there are places
+
+
+async def test_texts_of_items_that_have_no_place_are_not_read(shop, three_places):
+    for item_id in "xyz":
+        three_places.write(item_id, 2.0)
+    await three_places.are("xyz")
+    shop.upsert(Item("w", title="east", update_time_s=1.0))
+    await asyncio.sleep(0.03)
+    assert shop.texts.calls == []
+    shop.delete("x")
+    await three_places.are("wyz")
 
 
 # Similar items

@@ -1,10 +1,12 @@
 """New items and where they stand, on a plane."""
 
+import math
+
 import numpy as np
 import pytest
 
 from longtide_server import newcomers
-from longtide_server.newcomers import PRIOR_EVENTS, Newcomers, Pulled
+from longtide_server.newcomers import PRIOR_EVENTS, Claim, Newcomers, Pulled
 
 EAST, NORTH = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
 
@@ -126,3 +128,38 @@ def test_its_revision_says_when_an_answer_may_be_another(new):
     assert new.revision == first
     new.remove("x")
     assert new.revision > first
+
+
+def test_who_may_not_be_recommended_any_more_is_the_first_to_go_and_then_who_was_written_first(new):
+    for item_id, written_s in (("x", 3.0), ("y", 1.0), ("z", 2.0)):
+        new.put(item_id, EAST, Claim(written_s))
+    assert new.weakest(now_s=10.0) == ("y", Claim(1.0))
+    new.put("y", EAST, Claim(4.0))  # where it was, but written again
+    assert new.weakest(now_s=10.0) == ("z", Claim(2.0))
+    new.renew("x", Claim(3.0, until_s=20.0))
+    assert (new.weakest(now_s=19.0)[0], new.in_need(now_s=19.0)) == ("z", 3)
+    assert (new.weakest(now_s=20.0)[0], new.in_need(now_s=20.0)) == ("x", 2)
+    new.remove("x")
+    assert (new.weakest(now_s=20.0)[0], new.in_need(now_s=20.0)) == ("z", 2)
+
+
+def test_a_claim_is_the_stronger_the_later_it_was_written_but_for_those_that_may_not_be_recommended():
+    assert Claim(1.0).at(0.0) < Claim(2.0).at(0.0)
+    assert Claim(2.0, until_s=5.0).at(5.0) < Claim(1.0).at(5.0)
+    assert Claim(1.0, -math.inf).at(0.0) < Claim(2.0, -math.inf).at(0.0)
+
+
+def test_what_people_did_to_an_item_that_gave_up_its_place_counts_when_it_is_back(new, monkeypatch):
+    monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 1)
+    new.put("x", EAST)
+    for _ in range(int(PRIOR_EVENTS)):
+        new.please("x", NORTH)
+    new.give_up("x")
+    assert "x" not in new
+    new.put("y", EAST)
+    new.please("y", NORTH)  # one person's wish is nobody's business
+    new.give_up("y")
+    assert list(new.pulled()()) == ["x"]
+    new.put("x", EAST)
+    assert new.vectors[0].tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    assert new.events[0] == PRIOR_EVENTS
