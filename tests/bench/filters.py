@@ -22,6 +22,7 @@ from longtide_server.candidates import Transitions, TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.event_store import History, Known, Version
+from longtide_server.events import Event, EventType
 from longtide_server.item import Item
 from longtide_server.item_filter import (
     AllOf,
@@ -225,8 +226,10 @@ async def answers(items: int) -> None:
 
 def person(number: int, items: int) -> UserState:
     had = (np.random.default_rng(number).permutation(min(items, 3_000))[:HISTORY] + 1).tolist()
-    times, values = [float(at) for at in range(HISTORY)], [float("nan")] * HISTORY
-    return UserState(f"user:person-{number}", Version(1), times, had, [1] * HISTORY, values, sorted(set(had)))
+    user = UserState(f"user:person-{number}", Version(1))
+    events = [Event(str(at), "", "", EventType.VIEW, float(at)) for at in range(HISTORY)]
+    user.append(events, had)
+    return user
 
 
 if __name__ == "__main__":

@@ -375,10 +375,12 @@ def whole_histories(world: World) -> list[Any]:
     found = []
     for user in range(len(sequences.user_ids)):
         span = sequences.of(user)
-        rows = (sequences.times[span], sequences.items[span], sequences.types[span], sequences.values[span])
-        times, items, types, values = (row.tolist() for row in rows)
-        state = UserState(times=times, items=[number[item - 1] for item in items], types=types, values=values)
-        found.append(steps_between(state, 0, len(items), (), zeros, 100))
+        state = UserState()
+        state.times.fromlist(sequences.times[span].tolist())
+        state.items.fromlist([number[item - 1] for item in sequences.items[span].tolist()])
+        state.types.fromlist(sequences.types[span].tolist())
+        state.values.fromlist(sequences.values[span].tolist())
+        found.append(steps_between(state, 0, len(state.items), (), zeros, 100))
     return found
 
 
