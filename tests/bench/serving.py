@@ -298,13 +298,13 @@ def against_plain_torchserve(world: World) -> Iterator[Figure]:
     best, theirs = best_within(ours), best_within(plain_ones)
     most, their_most = (max(load.per_s for load in loads) for loads in (ours, plain_ones))
     note = (
-        f"{best:,.0f} against {theirs:,.0f} requests/s, each with as many callers as give the most at "
-        f"p90 < {CAPACITY_P90_MS:.0f} ms (0: none does); {most:,.0f} against {their_most:,.0f} at any latency"
+        f"with as many callers as give the most at p90 < {CAPACITY_P90_MS:.0f} ms; the bar is 4 times plain "
+        f"TorchServe's {theirs:,.0f} (0: no number of callers keeps it)"
     )
-    if not (best and theirs):
-        note += ", which is the ratio here"
-    ratio = best / theirs if best and theirs else most / their_most
-    yield at_least("mixed load, throughput against plain TorchServe's", round(ratio, 2), 4.0, "ratio", note)
+    name = f"mixed load, at p90 < {CAPACITY_P90_MS:.0f} ms"
+    yield at_least(name, round(best, 1), max(round(4 * theirs, 1), 1.0), "requests/s", note)
+    note = f"{most:,.0f} against {their_most:,.0f} requests/s; plain TorchServe gives the encoder's items, no more"
+    yield plain("mixed load, at any latency, against plain TorchServe", round(most / their_most, 2), "ratio", note)
 
 
 async def _against_plain_torchserve(world: World) -> tuple[list[Load], list[Load]]:
