@@ -34,7 +34,7 @@ from longtide.v1 import (
     users_pb2_grpc,
 )
 from longtide_server.activation import Activation
-from longtide_server.arrivals import Arrivals, Pulls
+from longtide_server.arrivals import Arrivals
 from longtide_server.calls import Calls
 from longtide_server.canary import Bars
 from longtide_server.catalog_service import CatalogService
@@ -69,6 +69,7 @@ from longtide_server.new_items import NewItems
 from longtide_server.newcomers import Newcomers
 from longtide_server.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
+from longtide_server.pulls import Pulls
 from longtide_server.recommender import Recommender
 from longtide_server.responses import Responses
 from longtide_server.retention import keep_expiring
@@ -519,7 +520,7 @@ class Opener:
                 arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts, wall_clock_s)
                 stack.push_async_callback(arrivals.close)
                 copies_of_items = Together(live, arrivals)
-            pulls = Pulls(newcomers, states.remembered)
+            pulls = Pulls(newcomers, states)
             # Whoever counts already has heard of every event until now; the file, of those before it was written.
             counts = self._counting[-1].counts() if self._counting else signals.counts
             trending = Trending(snapshot.catalog, wall_clock_s, before=counts)
@@ -530,6 +531,7 @@ class Opener:
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(save)))
             stepper = Stepper(states)
             stack.push_async_callback(stepper.close)
+            stack.push_async_callback(pulls.close)
             # In this order: a pull is by whom they were before, and who follows what was written must know of it.
             for copies in (pulls, states, stepper, trending):
                 self._writer.add(copies)

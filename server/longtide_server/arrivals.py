@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +19,9 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog import Catalog
 from longtide_server.content import ContentTower, info_of, item_text
-from longtide_server.event_store import Written
-from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.newcomers import MAX_NEWCOMERS, Claim, Newcomers
 from longtide_server.turns import Turns
-from longtide_server.user_state import UserState
 from longtide_server.waiting_line import WaitingLine
 
 READ_TIMEOUT_S = 60.0
@@ -192,27 +189,3 @@ def claim_of(item: Item) -> Claim:
     if not item.available:
         return Claim(item.update_time_s, -math.inf)
     return Claim(item.update_time_s, math.inf if item.expire_time_s is None else item.expire_time_s)
-
-
-class Pulls:
-    """Follows the events: whoever turns to a new item pulls it towards what they wanted at that moment."""
-
-    def __init__(self, newcomers: Newcomers, remembered: Callable[[str], UserState]) -> None:
-        """`remembered` gives what is known of the owner of a history, without the events that are told here."""
-        self._newcomers = newcomers
-        self._remembered = remembered
-
-    def apply(self, written: Written) -> None:
-        """Let what is new be felt."""
-        for owner, appended in written.appended.items():
-            items = dict.fromkeys(event.item_id for event in appended.events if event.type != EventType.DISLIKE)
-            pleasing = [item_id for item_id in items if item_id in self._newcomers]
-            user = self._remembered(owner) if pleasing else None
-            if user is None or user.encoded is None:
-                continue
-            for item_id in pleasing:
-                if item_id not in user.unknown:  # whoever comes back does not count again
-                    self._newcomers.please(item_id, user.encoded.query)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Sums hold no names: there is nothing to forget."""

@@ -16,7 +16,7 @@ import math
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -258,6 +258,19 @@ class UserStates:
         """The owner of a history as far as memory goes, which may be nowhere."""
         owner = self._merged.get(name, name)
         return self._users.get(owner) or UserState(owner)
+
+    async def recalled(
+        self, owner: str, version: Version, without: Container[str], until_s: float, timeout_s: float
+    ) -> UserState:
+        """The owner of a history as they were at a moment, encoded when nobody else waits; not kept in memory.
+
+        version: of the history then; `without`: ids of events that do not count. Fails as the log and `encoded` do.
+        """
+        history = await self._store.history(owner)
+        events = [one for one in history.events if one.time_s <= until_s and one.event_id not in without]
+        user = await self._built(History(owner, version, events))
+        await self.encoded(user, (), 1, timeout_s, patient=True)
+        return user
 
     def rows(self) -> list[StateRow]:
         """What is known of everybody in memory, for the next run."""

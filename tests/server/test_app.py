@@ -225,13 +225,18 @@ async def test_what_trends_does_so_after_a_restart_and_under_another_snapshot(co
         assert await trending_now(client, 2) == ["item-7", "item-5"]
 
 
+async def how_new_suits(client, user_id):
+    """The score of the item "new" among the early ones."""
+    return next(item.score for item in await client.rank(user_id, ["new", *"abcdefgh"]) if item.item_id == "new")
+
+
 async def test_new_items_stay_where_people_pulled_them_after_a_restart(config, described_snapshots):
     """An item of the late kind, chosen by early people, suits ann the better, who is one of them."""
     settings = config(snapshot_dir=described_snapshots, explore_share=0.0)
 
     async def suits_ann(client):
         await within_two_seconds(client, "new")  # so that it is placed
-        return next(item.score for item in await client.rank("ann", ["new", *"abcdefgh"]) if item.item_id == "new")
+        return await how_new_suits(client, "ann")
 
     async with running(settings) as address, AsyncClient(address) as client:
         await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
@@ -245,6 +250,25 @@ async def test_new_items_stay_where_people_pulled_them_after_a_restart(config, d
         assert pulled > 1.5 * before
     async with running(settings) as address, AsyncClient(address) as client:
         assert await suits_ann(client) == pytest.approx(pulled, rel=1e-3)
+
+
+async def test_people_who_never_ask_pull_new_items_too(config, described_snapshots):
+    """An item of the late kind suits ann the better, who is an early one, once early people have turned to it."""
+    settings = config(snapshot_dir=described_snapshots, explore_share=0.0)
+    early = [Event(f"early-{n}", letter, "view") for n in range(30) for letter in "abcdef"]
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.write_events([Event("ann", letter, "view", time=time.time()) for letter in "abc"])
+        await client.write_events(early)
+    async with running(settings) as address, AsyncClient(address) as client:
+        await client.upsert_items([Item("new", tags=["late"])])
+        await within_two_seconds(client, "new")
+        before = await how_new_suits(client, "ann")
+        await client.write_events([Event(f"early-{n}", "new", "view") for n in range(30)])
+        async with asyncio.timeout(10.0):
+            while True:
+                await asyncio.sleep(0.05)
+                if await how_new_suits(client, "ann") > 1.5 * before:
+                    break
 
 
 async def test_a_share_of_the_places_is_for_items_that_were_just_written(config, described_snapshots):

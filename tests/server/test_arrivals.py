@@ -11,19 +11,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longtide_server import arrivals, newcomers, waiting_line
+from longtide_server import arrivals, newcomers, pulls, waiting_line
 from longtide_server.answers import Query
-from longtide_server.arrivals import Arrivals, Pulls
+from longtide_server.arrivals import Arrivals
 from longtide_server.candidates import Source
 from longtide_server.content import ContentTower, ContentWeights
-from longtide_server.errors import NotFound, Unavailable
+from longtide_server.errors import EncoderUnavailable, NotFound, Unavailable
 from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.item_filter import HasTag
 from longtide_server.item_finder import ItemFinder, ItemQuery
 from longtide_server.live_catalogs import Together
 from longtide_server.new_items import NewItems
-from longtide_server.newcomers import Newcomers
+from longtide_server.newcomers import PRIOR_EVENTS, Newcomers
+from longtide_server.pulls import Pulls
 from longtide_server.recommender import Recommender
 from longtide_server.similar_items import Basis, SimilarItems, spaces_of
 from longtide_server.text_arrays import bytes_of
@@ -91,7 +92,8 @@ async def shop(make_world):
 
     made = Arrivals(world.snapshot.catalog, tower(), newcomers, read, texts, lambda: world.clock.now_s)
     together = Together(world.live, made)
-    for copies in (Pulls(newcomers, world.states.remembered), world.states):
+    pulling = Pulls(newcomers, world.states)
+    for copies in (pulling, world.states):
         with contextlib.suppress(ValueError):
             world.writer.remove(copies)
         world.writer.add(copies)  # pulls before states
@@ -132,6 +134,7 @@ async def shop(make_world):
         ids=ids,
     )
     await made.close()
+    await pulling.close()
 
 
 async def test_a_new_item_is_recommended_to_whom_it_suits(shop):
@@ -410,6 +413,96 @@ async def test_new_items_alone_are_ranked_too(shop):
     await shop.placed("x", "y")
     ranked, _ = await shop.recommender().rank(Query("ann"), ["y", "x"], SOON_S)
     assert [(item.item_id, item.known) for item in ranked] == [("x", True), ("y", True)]
+
+
+# Who pulls new items
+
+
+@pytest.fixture
+async def x(shop):
+    """The item x, in the east."""
+    shop.upsert(Item("x", title="east"))
+    await shop.placed("x")
+    return SimpleNamespace(
+        events=lambda: int(shop.newcomers.events[0]),
+        vector=lambda: shop.newcomers.vectors[0],
+    )
+
+
+async def test_somebody_who_only_writes_events_pulls_an_item(shop, x):
+    for number in range(20):
+        await shop.world.did(f"n{number}", "d")  # in the north
+        await shop.world.did(f"n{number}", "x")
+    await until(lambda: x.events() == 20)
+    assert x.vector()[1] > 0.9
+    assert shop.world.states.count == 0  # they take no room from who asks
+
+
+async def test_somebody_pulls_an_item_towards_what_they_wanted_before(shop, x):
+    """Neither what came with it counts nor what they did until they were recalled."""
+    await shop.world.did("ann", "d")
+    shop.world.store.reading_allowed.clear()
+    await shop.world.did("ann", ["x", "e"])
+    await shop.world.did("ann", ["e", "x", "c"])
+    shop.world.store.reading_allowed.set()
+    await until(lambda: x.events() == 1)
+    wanted = shop.world.snapshot.embeddings[4] + PRIOR_EVENTS * np.array([1, 0])
+    assert x.vector() == pytest.approx(wanted / np.linalg.norm(wanted))
+
+
+async def test_somebody_whose_state_was_dropped_pulls_an_item_as_before(shop, x):
+    await shop.world.did("ann", "d")
+    await shop.ask()
+    shop.world.states.forget(["user:ann"])
+    await shop.world.did("ann", "x")
+    await until(lambda: x.events() == 1)
+
+
+async def test_who_comes_back_does_not_count_again_also_when_they_have_to_be_recalled(shop, x):
+    await shop.world.did("ann", "d")
+    for _ in range(3):
+        await shop.world.did("ann", "x")
+        await asyncio.sleep(0.01)
+    assert x.events() == 1
+
+
+async def test_of_whom_nothing_is_known_nothing_is_asked(shop, x):
+    await shop.world.did("ann", "x")
+    await asyncio.sleep(0.01)
+    assert (x.events(), shop.world.store.reads) == (0, [])
+
+
+async def test_while_the_encoder_is_down_nobody_is_recalled(shop, x, monkeypatch):
+    monkeypatch.setattr(pulls, "PAUSE_S", 0.05)
+    for user in ("ann", "bea", "cid"):
+        await shop.world.did(user, "d")
+    shop.world.encoder.failure = EncoderUnavailable("down")
+    await shop.world.did("ann", "x")
+    await until(lambda: shop.world.encoder.calls)
+    await asyncio.sleep(0.01)
+    shop.world.encoder.failure = None
+    await shop.world.did("bea", "x")  # too early
+    await asyncio.sleep(0.1)
+    await shop.world.did("cid", "x")
+    await until(lambda: x.events() == 1)
+    assert shop.world.store.reads == ["ann", "cid"]
+
+
+async def test_no_more_people_wait_to_be_recalled_than_there_is_room_for(shop, x, monkeypatch):
+    monkeypatch.setattr(pulls, "MOST_WAITING", 2)
+    monkeypatch.setattr(pulls, "AT_ONCE", 1)
+    for number in range(6):
+        await shop.world.did(f"n{number}", "d")
+    shop.world.store.reading_allowed.clear()
+    await shop.world.did("n0", "x")
+    await asyncio.wait_for(shop.world.store.read_begun.acquire(), SOON_S)
+    for number in range(1, 6):
+        await shop.world.did(f"n{number}", "x")
+    shop.world.writer.forget(["user:n1"])  # who has their data deleted
+    shop.world.store.reading_allowed.set()
+    await until(lambda: x.events() == 2)
+    await asyncio.sleep(0.01)
+    assert shop.world.store.reads == ["n0", "n2"]
 
 
 # Places

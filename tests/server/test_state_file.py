@@ -99,3 +99,18 @@ async def test_what_is_not_encoded_to_its_end_is_not_saved(world):
     assert [row.owner for row in world.states.rows()] == ["user:ann"]
     await world.did("ann", "c")
     assert world.states.rows() == []
+
+
+async def test_another_run_knows_who_somebody_was_before_an_event_that_is_written_to_it(world, path):
+    await world.did("ann", "abc")
+    await world.states.encoded(await world.states.get("user:ann"), (), 3, SOON_S)
+    save_states(path, "world", world.states.rows())
+    before = world.store.version("user:ann")
+    states = UserStates(world.snapshot, world.store, world.coalescing, 10, saved=[SavedStates(path, "world")])
+    await world.did("ann", "d")
+    last = world.store.histories["user:ann"][-1]
+    calls = len(world.encoder.calls)
+    ann = await states.recalled("user:ann", before, {last.event_id}, last.time_s, SOON_S)
+    assert ann.items.tolist() == [1, 2, 3]
+    assert ann.encoded.query.tolist() == world.snapshot.embeddings[3].tolist()
+    assert len(world.encoder.calls) == calls
