@@ -313,11 +313,11 @@ class Recommender:
         self, user: UserState, candidates: Candidates, ranked: Ranked, found: tuple[Recommendation, ...]
     ) -> tuple[Recommendation, ...]:
         """An answer in which some new items have taken the places of others."""
-        new = candidates.items > self.snapshot.manifest.item_count
-        arrived = np.flatnonzero(candidates.items >= self._new.first)
-        known_well = self._new.events(candidates.items[arrived]) >= WELL_KNOWN_EVENTS
-        new[arrived[known_well]] = False
-        if not self._explore_share or not new.any():
+        new = np.flatnonzero(candidates.items > self.snapshot.manifest.item_count)
+        if not self._explore_share or not len(new):
+            return found
+        new = new[self._events(candidates.items[new]) < WELL_KNOWN_EVENTS]
+        if not len(new):
             return found
         suits = candidates.probability[new, Source.ENCODER - 1] + 1e-12
         moment = user.version.position
@@ -328,6 +328,14 @@ class Recommender:
             score, sources = found[one.place].score, ((Source.EXPLORATION, one.propensity),)
             shown[one.place] = Recommendation(item_id, title, score, sources, ())
         return tuple(shown)
+
+    def _events(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(C,) how many have turned to new items (C,); where the snapshot holds them, how many do so at present."""
+        arrived = numbers >= self._new.first
+        found = np.zeros(len(numbers))
+        found[arrived] = self._new.events(numbers[arrived])
+        found[~arrived] = self._trending.present(numbers[~arrived])
+        return found
 
     def _name(self, number: int) -> tuple[str, str]:
         """The id and the title of an item."""

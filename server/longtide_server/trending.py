@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longtide_server.candidates import NOTHING, Scored, best_of
 from longtide_server.catalog import Catalog
@@ -91,6 +92,11 @@ class Trending:
         """The same of items that the catalogue does not have, by id."""
         total = self._total()
         return {item_id: said / total for item_id, said in self._most(count)}
+
+    def present(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(C,) how many events count at present for items (C,) of the catalogue."""
+        left = 0.5 ** ((self._clock() - self._since_s) / self._half_life_s)
+        return np.asarray(self._count[items] * left)
 
     def counts(self) -> Counts:
         """What has been counted, as it counts now, for another one to go on with."""

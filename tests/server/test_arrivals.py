@@ -25,7 +25,7 @@ from longtide_server.live_catalogs import Together
 from longtide_server.new_items import NewItems
 from longtide_server.newcomers import PRIOR_EVENTS, Newcomers
 from longtide_server.pulls import Pulls
-from longtide_server.recommender import Recommender
+from longtide_server.recommender import WELL_KNOWN_EVENTS, Recommender
 from longtide_server.similar_items import Basis, SimilarItems, spaces_of
 from longtide_server.text_arrays import bytes_of
 from longtide_server.trending import Trending
@@ -367,6 +367,22 @@ async def test_items_without_events_in_the_snapshot_are_new_as_well(shop):
     answer = await recommender.recommend(Query("ann", 2), SOON_S)
     assert answer.recommendations[1].item_id in "de"
     assert answer.recommendations[1].sources[0][0] is Source.EXPLORATION
+
+
+async def test_nobody_needs_to_find_out_about_an_item_to_which_many_turn(shop):
+    world = shop.world
+    manifest = replace(world.snapshot.manifest, item_count=3, new_item_count=2)
+    trending = Trending(world.snapshot.catalog, lambda: world.clock.now_s)
+    recommender = Recommender(
+        replace(world.snapshot, manifest=manifest), world.states, live=world.live, clock=lambda: world.clock.now_s,
+        trending=trending, explore_share=1.0,
+    )  # fmt: skip
+    world.writer.add(trending)
+    await world.did("ann", "a")
+    for number in range(2 * WELL_KNOWN_EVENTS):
+        await world.did(f"n{number}", "e")
+    shown = (await recommender.recommend(Query("ann", 2), SOON_S)).recommendations[1]
+    assert (shown.item_id, shown.sources[0]) == ("d", (Source.EXPLORATION, 1.0))  # and not one of the two
 
 
 async def test_a_kept_answer_ends_when_a_new_item_comes(shop):
