@@ -59,6 +59,7 @@ from longtide_server.event_store import EventStore, Histories
 from longtide_server.event_store.urls import hold_store, open_store
 from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
+from longtide_server.freshness import Freshness
 from longtide_server.health import keep_probing
 from longtide_server.history_writer import HistoryWriter
 from longtide_server.item_finder import ItemFinder
@@ -299,16 +300,16 @@ async def _parts(
     store, items = ObservedStore(stores.events, observer), ObservedCatalogStore(stores.items, observer)
     stack.push_async_callback(store.close)
     writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
-    live_catalogs = LiveCatalogs(catalog.everything)
+    live_catalogs, freshness = LiveCatalogs(catalog.everything), Freshness()
     await catalog.add(live_catalogs)
-    opener = Opener(config, store, items, writer, feedback, live_catalogs, encoders, states, watching)
+    opener = Opener(config, store, items, writer, feedback, live_catalogs, freshness, encoders, states, watching)
     first = await opener.serve(snapshot)
     servings = Servings(first, opener.open, Bars(latency_s=config.canary_latency_s), observer)
     stack.push_async_callback(servings.close)
     stack.push_async_callback(writer.close)
     stack.push_async_callback(catalog.close)
     if items.shared:
-        refreshing = asyncio.create_task(keep_refreshing(catalog, config.catalog_refresh_every_s))
+        refreshing = asyncio.create_task(keep_refreshing(catalog, config.catalog_refresh_every_s, freshness))
         stack.push_async_callback(_cancelled, refreshing)
     stack.push_async_callback(feedback.flush)
     stack.push_async_callback(_cancelled, asyncio.create_task(feedback.keep_flushing()))
@@ -477,6 +478,7 @@ class Opener:
         writer: HistoryWriter,
         feedback: Feedback,
         catalogs: LiveCatalogs,
+        freshness: Freshness,
         encoders: Encoders,
         states: Path,
         watching: Watching,
@@ -489,6 +491,7 @@ class Opener:
         self._writer = writer
         self._feedback = feedback
         self._catalogs = catalogs
+        self._freshness = freshness
         self._encoders = encoders
         self._states = states
         self._counting: list[Trending] = []
@@ -542,8 +545,9 @@ class Opener:
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
             new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, wall_clock_s)
+            stale = self._freshness.stale_reason
             recommender = Recommender(
-                snapshot, states, self._stages, live, wall_clock_s, trending, new, config.explore_share
+                snapshot, states, self._stages, live, wall_clock_s, trending, new, config.explore_share, stale
             )
             spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
             similar = SimilarItems(spaces)

@@ -8,6 +8,7 @@ itself: now and then, and before each answer where the store says at once that t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
@@ -16,6 +17,7 @@ import structlog
 
 from longtide_server.catalog_store import CatalogStore, Changes, Revision, Upserted
 from longtide_server.errors import LongtideError
+from longtide_server.freshness import Freshness
 from longtide_server.item import Item
 from longtide_server.item_fields import Fields
 from longtide_server.turns import Turns
@@ -152,11 +154,11 @@ def one_by_one(items: Sequence[Item], deleted: Sequence[str]) -> Iterator[Piece]
         yield (), (item_id,)
 
 
-async def keep_refreshing(writer: CatalogWriter, every_s: float) -> None:
+async def keep_refreshing(writer: CatalogWriter, every_s: float, freshness: Freshness) -> None:
     """Follow what other servers change, until it is cancelled; a store that fails is asked again the next time."""
     reason = ""
     while True:
-        before, reason = reason, ""
+        before, reason, begun_s = reason, "", time.monotonic()
         try:
             await writer.refresh()
         except LongtideError as exc:
@@ -164,6 +166,7 @@ async def keep_refreshing(writer: CatalogWriter, every_s: float) -> None:
         except Exception as exc:
             log.exception("catalogue_followed_oddly")
             reason = repr(exc)
+        freshness.asked(begun_s, reason)
         if reason and reason != before:
             log.warning("catalogue_not_followed", reason=reason)
         await asyncio.sleep(every_s)

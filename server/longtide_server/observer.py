@@ -11,8 +11,8 @@ from typing import Literal
 
 Stage = Literal["state", "encoder", "neighbors", "fusion"]
 """Of an answer: reading the event log, waiting for the encoder, searching neighbours, fusing what the sources say."""
-Missing = Literal["encoder", "store"]
-"""What an answer had to do without."""
+Missing = Literal["encoder", "store", "catalog"]
+"""What an answer had to do without, or with what was known of it before."""
 Lookup = Literal["hit", "miss", "bypass"]
 """What came of looking for a copy; a bypass is a request whose answer is never kept."""
 Activated = Literal["activated", "unchanged", "refused", "failed"]

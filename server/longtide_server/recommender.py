@@ -114,10 +114,12 @@ class Recommender:
         trending: Trending | None = None,
         new: NewItems | None = None,
         explore_share: float = 0.0,
+        stale_catalog: Callable[[], str] = lambda: "",
     ) -> None:
         """`live` is what the items are now, by default what the snapshot says; `clock` gives seconds since 1970.
 
-        explore_share: of the places of an answer, goes to new items; 0 to 1.
+        explore_share: of the places of an answer, goes to new items; 0 to 1. `stale_catalog` says why `live` may be
+        old, and nothing when it is not.
         """
         self.snapshot = snapshot
         self.states = states
@@ -128,6 +130,7 @@ class Recommender:
         self._content = None if vectors is None else ContentSource(vectors, temperature)
         self._new = none_new(snapshot, self._live, clock) if new is None else new
         self._explore_share = explore_share
+        self._stale_catalog = stale_catalog
         self._observer = observer
         self._patience = Patience()
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="neighbor-search")
@@ -161,7 +164,9 @@ class Recommender:
     def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
         """What an answer depends on beside history and catalogue; none where that is too much to keep."""
         conditions = [one for one in (query.item_filter, query.interests) if one is not None]
-        if query.exclude_item_ids or query.include_item_ids or query.session_item_ids or asker.stale_reason:
+        if query.exclude_item_ids or query.include_item_ids or query.session_item_ids:
+            return None
+        if asker.stale_reason or self._stale_catalog():
             return None
         if sum(map(size, conditions)) > MAX_KEPT_SIZE or query.limit > MAX_KEPT_LIMIT:
             return None
@@ -199,7 +204,10 @@ class Recommender:
         found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
         self._patience.answered(time.perf_counter() - begun_s)
         self._observer.stage("fusion", begun_s)
-        return Answer(found, self.snapshot.snapshot_id, evidence.degraded_reason)
+        stale = self._stale_catalog()
+        if stale:
+            self._observer.degraded("catalog")
+        return Answer(found, self.snapshot.snapshot_id, evidence.degraded_reason or stale)
 
     async def candidates(self, query: Query, timeout_s: float) -> Candidates:
         """What every source says of the items that `recommend` would order."""

@@ -18,8 +18,9 @@ from tests.redis_servers import cli
 
 from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Source, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
-from longtide_server import app
+from longtide_server import app, freshness
 from longtide_server.app import _cancelled, running
+from longtide_server.catalog_store.redis import RedisCatalogStore
 from longtide_server.cli import cli as commands
 from longtide_server.encoder import ON_CPU, ON_GPU, Batches, EncoderAt, LocalEncoder
 from longtide_server.errors import EncoderUnavailable, InvalidInput, SnapshotError, Unavailable
@@ -191,6 +192,30 @@ async def test_a_state_follows_an_event_before_anybody_asks(config, monkeypatch)
         await write(channel, event("e2", "item-4"))
         async with asyncio.timeout(2.0):
             await encoded.acquire()
+
+
+async def test_answers_say_so_while_the_catalogue_of_others_cannot_be_asked(config, redis_port, monkeypatch):
+    cli(redis_port, "flushall")
+    monkeypatch.setattr(freshness, "STALE_AFTER_S", 0.2)
+    settings = config(store=f"redis://127.0.0.1:{redis_port}", catalog_refresh_every_s=0.02)
+    async with running(settings) as address, AsyncClient(address) as client:
+
+        async def becomes(reason):
+            async with asyncio.timeout(5.0):
+                while True:
+                    answer = await client.recommend("ann")
+                    if reason in answer.degraded_reason and answer.degraded == bool(reason):
+                        return
+                    await asyncio.sleep(0.01)
+
+        async def fails(self, since, limit):
+            raise Unavailable("away")
+
+        await becomes("")
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisCatalogStore, "changes", fails)
+            await becomes("the catalogue could not be asked: away")
+        await becomes("")
 
 
 async def test_what_trends_and_what_is_like_an_item_are_asked_of_a_running_server(config, described_snapshots):

@@ -7,9 +7,11 @@ import time
 import pytest
 from tests.redis_servers import cli
 
+from longtide_server import freshness
 from longtide_server.catalog_store import Revision
 from longtide_server.catalog_writer import PIECE_ITEMS, CatalogWriter, keep_refreshing
 from longtide_server.errors import Unavailable
+from longtide_server.freshness import Freshness
 from longtide_server.item import Item
 from longtide_server.live_catalogs import LiveCatalogs
 from longtide_server.stores import open_stores
@@ -247,7 +249,7 @@ async def test_catching_up_with_a_store_that_fails_fails_nobody(workers, monkeyp
 async def test_a_server_follows_the_others_by_itself(shared):
     here, there, copy = *(CatalogWriter(store) for store in shared), Copy()
     await here.add(copy)
-    following = asyncio.create_task(keep_refreshing(here, 0.01))
+    following = asyncio.create_task(keep_refreshing(here, 0.01, Freshness()))
     await there.upsert([Item("i1", title="there")], None, 0.0)
     for _ in range(200):
         if copy.titles:
@@ -269,13 +271,39 @@ async def test_following_goes_on_after_a_failure(shared, monkeypatch):
 
     monkeypatch.setattr(shared[0], "changes", failing)
     await there.upsert([Item("i1")], None, 0.0)
-    following = asyncio.create_task(keep_refreshing(here, 0.01))
+    following = asyncio.create_task(keep_refreshing(here, 0.01, Freshness()))
     for _ in range(200):
         if copy.titles:
             break
         await asyncio.sleep(0.01)
     following.cancel()
     assert copy.titles == {"i1": ""}
+
+
+async def test_that_what_others_change_is_not_known_is_said_after_a_while(workers, monkeypatch):
+    monkeypatch.setattr(freshness, "STALE_AFTER_S", 0.2)
+    here, fresh = CatalogWriter(workers[0]), Freshness()
+    await here.add(Copy())
+    keeping = asyncio.create_task(keep_refreshing(here, 0.01, fresh))
+
+    async def fails(since, limit):
+        raise Unavailable("away")
+
+    async def becomes(reason):
+        async with asyncio.timeout(5.0):
+            while True:
+                if fresh.stale_reason() == reason:
+                    return
+                await asyncio.sleep(0.01)
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(workers[0], "changes", fails)
+            await asyncio.sleep(0.05)
+            assert fresh.stale_reason() == ""  # it may be back at once
+            await becomes("the catalogue could not be asked: away")
+        await becomes("")
+    keeping.cancel()
 
 
 async def test_callers_at_the_same_time_share_the_telling(store, monkeypatch):

@@ -174,6 +174,17 @@ async def test_what_was_kept_ends_with_the_next_publish_or_expiry(world, countin
     assert counting.worked_out == 3
 
 
+async def test_while_the_catalogue_cannot_be_asked_answers_say_so_and_none_is_kept(world, counting, monkeypatch):
+    await world.did("ann", "a")
+    assert not (await counting.recommend()).degraded
+    for reason in ("the catalogue could not be asked: away", ""):
+        monkeypatch.setattr(world.recommender, "_stale_catalog", lambda reason=reason: reason)
+        for _ in range(2):
+            answer = await counting.recommend()
+            assert (answer.degraded, answer.degraded_reason) == (bool(reason), reason)
+    assert counting.worked_out == 3  # the first one is kept, and true again
+
+
 async def test_a_new_title_is_shown(world, counting):
     await counting.recommend()
     world.live.apply([Item("a", title="Alpha", categories=(("letters",),))], [])
