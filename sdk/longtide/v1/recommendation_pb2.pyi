@@ -243,7 +243,9 @@ class RecommendResponse(google.protobuf.message.Message):
     attribution_token: builtins.str
     """Send it back on the events that this answer leads to, so that what came of it can be counted."""
     degraded: builtins.bool
-    """True when a source could not be asked (the encoder was down or late); the others still answered."""
+    """True when a source could not be asked (the encoder was down or late), and the others still answered; or when the
+    event log or a catalogue that servers share could not be, and the answer says what was known of them before.
+    """
     degraded_reason: builtins.str
     """Why the answer is degraded, in a sentence; empty when it is not."""
     @property
