@@ -251,7 +251,7 @@ async def test_a_flood_is_held_back_while_nothing_can_be_written(stubs, world):
         await world.store.write_done.acquire()
     await asyncio.sleep(0.3)
     assert world.store.write_done.locked()  # no ninth batch was read
-    assert sent < 20
+    assert sent < 60  # of half a megabyte each: gRPC widens its window to 16 megabytes where the way is fast
     world.store.answering_allowed.set()
     while (answer := await stream.read()).acknowledged_sequence_number < 100:
         pass
