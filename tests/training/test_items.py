@@ -105,6 +105,11 @@ def test_what_an_export_of_the_catalogue_says_is_read(write, tmp_path):
     assert read_infos(tmp_path / "items.parquet") == {"1": said}
 
 
+def test_what_nothing_is_learned_of_may_be_in_any_form(write):
+    path = write("item_id,title,available,publish_time,language\n1,Up,in stock,last week,de\n")
+    assert read_infos(path) == {"1": ItemInfo("Up")}
+
+
 def test_vectors_come_along(write):
     lines = ['{"item_id": 1, "image_vector": [3, 4], "text_vector": [2.0]}', '{"item_id": 2}', '{"item_id": 3}']
     found = items.read_items(write("\n".join(lines), "items.jsonl")).vectors

@@ -18,19 +18,21 @@ from longtide_server.training.known_items import Described, described
 from longtide_server.training.tables import Column, Faults, Table, read_ids, read_table, shown
 
 VECTORS = ("text_vector", "image_vector")
+LEARNED = tuple(name for name in COLUMNS if name not in ("publish_time", "expire_time", "available", "language"))
+"""What an item is. What else its file has may be in any form: nothing is learned of it."""
 
 
 def read_items(path: Path, columns: Mapping[str, str] = {}) -> Described:
     """The items of a CSV, JSON-lines (both also zipped) or Parquet file, in its order.
 
-    The columns are those of `item_files.read_item_file`; `columns` maps our names to the file's where they differ. The
-    first bad row is a LogError; so is an item that two rows give.
+    The columns are those of LEARNED, as `item_files.read_item_file` has them; `columns` maps our names to the file's
+    where they differ. The first bad row is a LogError; so is an item that two rows give.
     """
-    table = read_table(path, ("item_id",), tuple(COLUMNS), columns, nested=tuple(COLUMNS))
+    table = read_table(path, ("item_id",), LEARNED, columns, nested=LEARNED)
     faults = Faults(table)
     item_ids, item = read_ids(table.columns["item_id"], faults)
     _mark_repeated(table, item_ids, item, faults)
-    read = {name: _values(name, table.columns[name], faults) for name in COLUMNS if name in table.columns}
+    read = {name: _values(name, table.columns[name], faults) for name in LEARNED if name in table.columns}
     for name in VECTORS:
         if name in read:
             _mark_vectors(table.columns[name], read[name], faults)

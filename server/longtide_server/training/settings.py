@@ -30,6 +30,7 @@ WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, Event
 """What a business wants, the most wanted first."""
 COMMON_SHARE = 0.01
 RARE = 0.001
+"""Of a log's values, at either end: what they are like does not follow from these."""
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 BFLOAT16_CAPABILITY = (8, 0)
