@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from longtide_server.training import loss
+from longtide_server.training.had import HAD_COUNTS, Had, Past
 from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
 
 TEMPERATURE = 0.07
@@ -62,13 +64,47 @@ def test_in_bfloat16_it_is_close_and_its_gradients_stay_float32(problem):
     assert not torch.equal(query_grad, gradients[0])  # it was made in bfloat16
 
 
+# What was had before
+
+
+@pytest.fixture
+def past():
+    """Two users, one of whom has had item 2 since the first event and item 5 since the third; of 50 moments."""
+    had = Had(torch.tensor([2, 5, 9]), torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
+    return Past(had, torch.arange(50) % 2, torch.arange(50) // 2 % 4)
+
+
+def had_by_hand(past):
+    mask = torch.zeros(50, 9, dtype=torch.bool)
+    for moment, (row, place) in enumerate(zip(past.row.tolist(), past.place.tolist(), strict=True)):
+        for item, since in ((2, 0), (5, 2)) if row == 0 else ((9, 1),):
+            mask[moment, item - 1] = place >= since
+    return mask
+
+
+@pytest.mark.parametrize("cells", [9, 63, 10_000])
+def test_what_was_had_counts_less_but_for_the_target(problem, past, monkeypatch, cells):
+    monkeypatch.setattr(loss, "SLICE_CELLS", cells)
+    query, items, target = problem
+    had = had_by_hand(past)
+    assert had[torch.arange(50), target].any()  # some take again what they have had
+    had[torch.arange(50), target] = False
+    expected = cross_entropy(query @ items.t() / TEMPERATURE + np.log(HAD_COUNTS) * had, target)
+    found = full_softmax_loss(query, items, target, torch.full((50,), 1 / 50), TEMPERATURE, past=past)
+    assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(found, (query, items)), torch.autograd.grad(expected, (query, items)), strict=True
+    ):
+        assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 # From a sample
 
 
-def sampled(query, items, target, drawn, chance):
-    negatives = items[drawn]
+def sampled(query, items, target, drawn, chance, past=None):
+    negatives, ones = items[drawn], torch.ones(len(target))
     return sampled_softmax_loss(
-        query, items[target], negatives, target, drawn, chance[drawn], torch.ones(len(target)), TEMPERATURE
+        query, items[target], negatives, target, drawn, chance[drawn], ones, TEMPERATURE, past=past
     )
 
 
@@ -83,6 +119,14 @@ def test_a_large_sample_costs_what_the_whole_catalogue_does(problem):
         torch.autograd.grad(found, (query, items)), torch.autograd.grad(expected, (query, items)), strict=True
     ):
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
+
+
+def test_what_was_had_counts_less_in_a_sample_too(problem, past):
+    query, items, target = problem
+    chance = torch.full((9,), 1 / 9)
+    drawn = torch.multinomial(chance, 100_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    expected = full_softmax_loss(query, items, target, torch.ones(50), TEMPERATURE, past=past)
+    assert_close(sampled(query, items, target, drawn, chance, past), expected, rtol=0.01, atol=0)
 
 
 def test_a_negative_that_is_the_target_does_not_count_against_it():

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from longtide_server.training import loop
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, select
 from longtide_server.training.encoding import last_queries, ranks_of_targets
+from longtide_server.training.had import HAD_COUNTS
 from longtide_server.training.metrics import NOT_RANKED, rank_of_target
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.train import TrainConfig, refit, train_encoder
@@ -82,6 +83,17 @@ def test_what_the_chunk_before_held_is_learnt():
     scores = last_queries(model, after_g, np.array([0, 1]), 100) @ embeddings(model).T
     letters = ["", *FAR.item_ids]
     assert [letters[item] for item in scores.argmax(axis=1)] == ["x", "y"]
+
+
+def test_what_users_have_had_counts_less_than_what_is_new_to_them():
+    """Also what they had in the chunk before."""
+    told = []
+    settings = TrainConfig(epochs=1, learning_rate=1e-6, chunk=2)
+    train_encoder(small(FAR, temperature=1e6), settings, without_targets(FAR), told.append)
+
+    # An encoder that knows nothing looks for the next item among 5, 4 and 3 of six, and a little among the others.
+    new = np.array([5, 4, 3])
+    assert told[-1].loss == pytest.approx(np.log(new + HAD_COUNTS * (6 - new)).mean(), abs=1e-4)
 
 
 def test_bfloat16_learns_too():

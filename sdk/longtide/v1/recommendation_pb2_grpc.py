@@ -84,7 +84,8 @@ class RecommendationServiceServicer(object):
 
     def Rank(self, request, context):
         """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-        that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
+        that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
+        that are unavailable, expired or deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

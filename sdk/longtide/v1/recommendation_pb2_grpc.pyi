@@ -168,7 +168,8 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
 
     Rank: _RecommendationServiceRankType
     """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-    that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
+    that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
+    that are unavailable, expired or deleted.
     """
 
     ListSimilarItems: _RecommendationServiceListSimilarItemsType
@@ -230,7 +231,8 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.RankResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.RankResponse]]:
         """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-        that the user has seen stay in the list, and so do those that are unavailable, expired or deleted.
+        that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
+        that are unavailable, expired or deleted.
         """
 
     @abc.abstractmethod

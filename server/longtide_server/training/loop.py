@@ -17,6 +17,7 @@ from torch import nn
 from longtide_server.training.checkpoint import Checkpoints, State
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks
 from longtide_server.training.encoding import inputs, ranks_of_targets
+from longtide_server.training.had import had_by
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.objective import Batch, Objective
 from longtide_server.training.workers import ALONE, Workers
@@ -181,7 +182,7 @@ def _epoch(
                 state = torch.zeros(len(piece.users), state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
-            loss, counted, state = objective(_batch(piece, workers.device), state)
+            loss, counted, state = objective(_batch(phase.sequences, piece, workers.device), state)
             total = workers.total(float(counted))
             if not total:
                 continue
@@ -204,9 +205,10 @@ def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterato
         yield EMPTY
 
 
-def _batch(piece: Chunk, device: torch.device) -> Batch:
+def _batch(sequences: Sequences, piece: Chunk, device: torch.device) -> Batch:
     nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
-    return Batch(*inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
+    had = had_by(sequences, piece.users, piece.first + piece.items.shape[1], device)
+    return Batch(had, piece.first, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
 def _judge(phase: Phase, objective: Objective, workers: Workers) -> tuple[float | None, float | None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, normalize
 
+from longtide_server.training.had import Had, Past
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
 from longtide_server.training.model import Encoder
@@ -31,6 +32,10 @@ class Wanted:
 class Batch:
     """One piece of B histories, T events each, and what came next; item 0 where there is nothing."""
 
+    had: Had
+    """What the B users have had."""
+    first: int
+    """The place of the piece in their histories."""
     items: Tensor
     types: Tensor
     gaps: Tensor
@@ -74,7 +79,7 @@ class Objective(nn.Module):
         asked = query
         if self.encoder.request_time is not None:
             asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
-        loss = self.item_loss(asked, item, count, embeddings)
+        loss = self.item_loss(asked, item, count, embeddings, _past(batch, there))
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
             loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)
@@ -87,18 +92,18 @@ class Objective(nn.Module):
             return one
         return torch.where(types == self.wanted.event_type, one, self.wanted.other_weight)
 
-    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor) -> Tensor:
+    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
         """How far query vectors (N, D) are from the items (N,) that came next, each times what it counts (N,), summed.
 
-        embeddings (I + 1, D): the items' vectors, of length 1.
+        embeddings (I + 1, D): the items' vectors, of length 1; past: of the N moments.
         """
         temperature = self.encoder.temperature
         if not self.negatives:
-            return full_softmax_loss(query, embeddings[1:], item - 1, count, temperature, self.dtype)
+            return full_softmax_loss(query, embeddings[1:], item - 1, count, temperature, self.dtype, past)
         drawn = torch.multinomial(self.chance, self.negatives, replacement=True)  # (M,)
         return sampled_softmax_loss(
             query, embeddings[item], embeddings[drawn + 1], item - 1, drawn, self.chance[drawn], count, temperature,
-            self.dtype,
+            self.dtype, past,
         )  # fmt: skip
 
     @staticmethod
@@ -107,3 +112,9 @@ class Objective(nn.Module):
         valued = ~torch.isnan(values)
         error = (head.values(query, item) - torch.nan_to_num(values)).abs() / head.value_std
         return cross_entropy(head.type_logits(query), types, reduction="sum") + (error * valued).sum()
+
+
+def _past(batch: Batch, there: Tensor) -> Past:
+    """The past of the N events of a batch that have a successor; there (B, T) says which these are."""
+    row, step = torch.nonzero(there, as_tuple=True)
+    return Past(batch.had, row, batch.first + step)

@@ -21,8 +21,9 @@ from torch.nn.functional import normalize
 from longtide_server.content import ContentWeights
 from longtide_server.training.content import ContentPart
 from longtide_server.training.dataset import Sequences
+from longtide_server.training.had import Past, had_by
 from longtide_server.training.model import Encoder
-from longtide_server.training.moments import encode_moments
+from longtide_server.training.moments import encode_moments, newest_moments
 from longtide_server.training.train import TrainConfig, objective_of
 
 SHARE = 0.1
@@ -45,8 +46,8 @@ def fit_tower(
 
     That is (I + 1, D) vectors of length 1, zeros where nothing is known of an item.
     """
-    positions, vectors = encode_moments(model, sequences, MOMENTS, settings.batch_events)
-    tower = _fitted(model, vectors, positions.next_item.astype(np.int64), sequences, settings)
+    _, vectors = encode_moments(model, sequences, MOMENTS, settings.batch_events)
+    tower = _fitted(model, vectors, newest_moments(sequences, MOMENTS), sequences, settings)
     with torch.no_grad():
         known = normalize(tower(), dim=1)
     return tower.weights(), known.cpu().numpy()
@@ -55,11 +56,11 @@ def fit_tower(
 def _fitted(
     model: Encoder,
     queries: NDArray[np.float32],
-    next_items: NDArray[np.int64],
+    events: NDArray[np.int64],
     sequences: Sequences,
     settings: TrainConfig,
 ) -> ContentPart:
-    """From query vectors (P, D) of moments and the items (P,) that came next."""
+    """From the query vectors (P, D) after events (P,) of the log, each of which has a successor."""
     if model.items.content is None:
         raise ValueError("an encoder without content has no tower")
     torch.manual_seed(settings.seed)
@@ -73,16 +74,27 @@ def _fitted(
     batches = np.array_split(rng.permutation(len(queries)), max(1, len(queries) // BATCH_MOMENTS))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     for batch in batches:
-        query, item = (torch.from_numpy(part[batch]).to(model.device) for part in (queries, next_items))
+        parts = queries[batch], sequences.items[events[batch] + 1]
+        query, item = (torch.from_numpy(part).to(model.device) for part in parts)
         alone = known & (torch.rand(len(known), device=model.device) < SHARE)
+        past = _past(sequences, events[batch], model.device)
         table = torch.where(alone.unsqueeze(1), normalize(tower(), dim=1), embeddings)
-        loss = objective.item_loss(query, item, torch.ones(len(item), device=model.device), table)
+        loss = objective.item_loss(query, item, torch.ones(len(item), device=model.device), table, past)
         if loss.requires_grad:
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss / len(item))
             optimizer.step()
         schedule.step()
     return tower.eval()
+
+
+def _past(sequences: Sequences, events: NDArray[np.int64], device: torch.device) -> Past:
+    """What the users of events (N,) of the log have had by then."""
+    owner = np.searchsorted(sequences.offsets, events, side="right") - 1
+    users, row = np.unique(owner, return_inverse=True)
+    place = events - sequences.offsets[owner]
+    had = had_by(sequences, users, int(place.max()) + 1, device)
+    return Past(had, torch.from_numpy(row).to(device), torch.from_numpy(place).to(device))
 
 
 def _regressed(part: ContentPart, embeddings: Tensor, counts: Tensor) -> ContentPart:
