@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,9 +26,11 @@ from longtide_server.training import model as model_module
 from longtide_server.training import train as train_module
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
 from longtide_server.training.encoding import last_queries, ranks_by
+from longtide_server.training.had import Had, Past
 from longtide_server.training.log import read_log, times_are_real
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.model import Block, Encoder, ModelConfig
+from longtide_server.training.objective import Objective
 from longtide_server.training.settings import Settings, settings_for
 from longtide_server.training.train import train_encoder
 
@@ -69,9 +71,17 @@ class PlainBlock(Block):
         self.norm = nn.Identity()
         self.feed_forward = nn.Identity()
 
-    def forward(self, x: Tensor, lengths: Tensor | None, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y, (h, c) = self.lstm(x, (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))
-        return self.dropout(self.project(y)), h.squeeze(0), c.squeeze(0)
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """What follows the recurrence, without x."""
+        return self.dropout(self.project(y))
+
+
+class Unforgiving(Objective):
+    """What users have had counts as much as what is new to them."""
+
+    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
+        none = item[:0]
+        return super().item_loss(query, item, count, embeddings, replace(past, had=Had(none, none, none)))
 
 
 def with_model(**changes: bool | float) -> Callable[[Settings], Settings]:
@@ -84,17 +94,28 @@ def same(settings: Settings) -> Settings:
     return settings
 
 
-VARIANTS: dict[str, tuple[type[Encoder], type[Block], Callable[[Settings], Settings]]] = {
-    "the encoder": (Encoder, Block, same),
-    "without the last-item path": (WithoutShortTerm, Block, same),
-    "without the memories": (WithoutLongTerm, Block, same),
-    "without the gate": (WithoutGate, Block, same),
-    "without either path": (WithoutInterests, Block, same),
-    "without norm, residual and feed-forward": (Encoder, PlainBlock, same),
-    "without time gaps": (Encoder, Block, with_model(use_gaps=False)),
-    "without values": (Encoder, Block, with_model(use_values=False)),
-    "without types": (Encoder, Block, with_model(use_types=False)),
-    "without request times in training": (Encoder, Block, with_model(use_request_time=False)),
+@dataclass(frozen=True)
+class Variant:
+    """An encoder, and how it is trained."""
+
+    change: Callable[[Settings], Settings] = same
+    encoder: type[Encoder] = Encoder
+    block: type[Block] = Block
+    objective: type[Objective] = Objective
+
+
+VARIANTS = {
+    "the encoder": Variant(),
+    "without the last-item path": Variant(encoder=WithoutShortTerm),
+    "without the memories": Variant(encoder=WithoutLongTerm),
+    "without the gate": Variant(encoder=WithoutGate),
+    "without either path": Variant(encoder=WithoutInterests),
+    "without norm, residual and feed-forward": Variant(block=PlainBlock),
+    "with what users have had counting in full": Variant(objective=Unforgiving),
+    "without time gaps": Variant(with_model(use_gaps=False)),
+    "without values": Variant(with_model(use_values=False)),
+    "without types": Variant(with_model(use_types=False)),
+    "without request times in training": Variant(with_model(use_request_time=False)),
 }
 
 
@@ -117,15 +138,19 @@ def every(sequences: Sequences, users: int) -> Sequences:
 
 def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, str | float]]:
     """A variant, trained and judged; the whole encoder also when it is told the time of the request."""
-    encoder, block, change = VARIANTS[name]
-    settings = change(settings)
+    variant = VARIANTS[name]
+    settings = variant.change(settings)
     begun = time.process_time()
-    with patch.object(train_module, "Encoder", encoder), patch.object(model_module, "Block", block):
+    with (
+        patch.object(train_module, "Encoder", variant.encoder),
+        patch.object(train_module, "Objective", variant.objective),
+        patch.object(model_module, "Block", variant.block),
+    ):
         model = train_encoder(settings.model, settings.train, holdout, lambda _: None)
     seconds = time.process_time() - begun
     queries = last_queries(model, holdout.history, holdout.users, settings.train.batch_events)
     rows = [_row(name, ranks_by(queries, model, holdout), seconds)]
-    if change is same and model.request_time is not None and encoder is Encoder and block is Block:
+    if variant == Variant() and model.request_time is not None:
         timed = model.request_time(torch.from_numpy(queries), torch.from_numpy(_waits(holdout))).detach().numpy()
         rows.append(_row(f"{name}, told the time of the request", ranks_by(timed, model, holdout), seconds))
     return rows
@@ -157,8 +182,8 @@ def main() -> None:
     holdout = hold_out_last(sequences)
     print(f"{asked.log.parent.name}, {sequences.user_count} users\n\n| | HR@10 | NDCG@10 | CPU s |\n|---|---|---|---|")
     rows = []
-    for name, (_, _, change) in VARIANTS.items():
-        if change is not same and change(settings) == settings:
+    for name, variant in VARIANTS.items():
+        if variant.change is not same and variant.change(settings) == settings:
             continue  # the log has no such input
         for row in measured(name, settings, holdout):
             rows.append(row)

@@ -1,0 +1,43 @@
+"""Every variant of the ablation can still be trained: the benchmark itself would take hours to say that one cannot."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.bench.ablation import VARIANTS, measured
+
+from longtide_server.training.dataset import Sequences, hold_out_last
+from longtide_server.training.settings import settings_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+USERS, EVENTS, ITEMS = 40, 6, 20
+
+
+@pytest.fixture(scope="module")
+def log() -> Sequences:
+    """Everything that an encoder can read."""
+    rng, count = np.random.default_rng(0), USERS * EVENTS
+    gaps = rng.exponential(1e5, (USERS, EVENTS))
+    gaps[:, 0] = 0.0
+    return Sequences(
+        user_ids=tuple(f"u{n}" for n in range(USERS)),
+        item_ids=tuple(f"i{n}" for n in range(ITEMS)),
+        offsets=np.arange(0, count + 1, EVENTS),
+        items=rng.integers(1, ITEMS + 1, count),
+        types=rng.integers(1, 5, count),
+        times=(1.7e9 + gaps.cumsum(axis=1)).reshape(-1),
+        gaps=gaps.reshape(-1).astype(np.float32),
+        values=rng.normal(3.0, 1.0, count).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_trained_and_judged(log, name):
+    settings = settings_for(log, times_are_real=True, seed=0)
+    small = replace(settings.model, dim=8, hidden=8, dropout=0.0)
+    settings = replace(settings, model=small, train=replace(settings.train, epochs=2, learning_rate=0.02))
+    rows = measured(name, settings, hold_out_last(log))
+    assert rows[0]["variant"] == name
+    assert all(0.0 <= row["ndcg@10"] <= row["hr@10"] <= 1.0 for row in rows)
+    assert len(rows) == (2 if name == "the encoder" else 1)  # told the time of the request, too
