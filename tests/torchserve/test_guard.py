@@ -74,6 +74,12 @@ def test_the_command_dies_with_a_killed_guard(tmp_path):
     assert_gone(tree, 3)
 
 
+def test_a_command_whose_guard_was_killed_before_the_kernel_knew_of_it_does_not_begin():
+    somebody_else = os.getppid()
+    command = subprocess.Popen(["sleep", "300"], preexec_fn=lambda: guard._die_with(somebody_else))  # noqa: PLW1509
+    assert command.wait(5) == -signal.SIGKILL
+
+
 def test_the_command_has_its_own_session_and_scratch(tmp_path):
     process = start(tmp_path)
     [shell, *_] = tree_of(process, 3)

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 GRACE_S = 5.0
@@ -65,7 +66,7 @@ def _run(command: tuple[str, ...]) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+        preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509 - this process has one thread
     )
     try:
         ended = os.pidfd_open(child.pid)
@@ -107,10 +108,12 @@ def _reap_orphans(deadline_s: float) -> None:
                 time.sleep(_POLL_S)
 
 
-def _die_with_parent() -> None:
+def _die_with(guard: int) -> None:
     # The last net: if this guard itself is killed with kill -9, the kernel kills the command. Workers then see their
     # connection close and leave.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != guard:  # it was killed before the kernel knew
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:
