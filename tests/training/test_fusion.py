@@ -144,3 +144,10 @@ def test_weights_are_sought_given_all_others():
     assert fusion.content > 0
     for user in users:
         assert rank(user, fusion, list(Source), 3, limit=1).items.tolist() == [3]
+
+
+def test_of_equals_those_weights_are_taken_that_are_surer_of_the_targets():
+    """The encoder alone ranks every target first; that the neighbours say the same must not be lost."""
+    user = candidates(encoder=RIGHT, neighbors=RIGHT, transitions=WRONG, popularity=WRONG)
+    fusion = fit_fusion(judge([user] * 4, np.array([3] * 4), 3))
+    assert fusion.neighbors > 0 == fusion.transitions

@@ -75,7 +75,7 @@ def fit_fusion(judged: Judged) -> Fusion:
     """
     if not len(judged.target):
         return Fusion()
-    best, best_score = Fusion(), -1.0
+    best, best_score, sureness = Fusion(), -1.0, -np.inf
     for floor in FLOORS:
         columns = {
             source: log_features(judged.probability[:, source - 1], floor, judged.item_count)
@@ -88,9 +88,21 @@ def fit_fusion(judged: Judged) -> Fusion:
                 + transitions * columns[Source.TRANSITIONS]
             )
             score = ndcg_at_k(ranks(judged, fused), K)
-            if score > best_score:
+            # A small log has many equals: the one that is surer of the targets has more to go by.
+            if score > best_score or (score == best_score and _sureness(judged, fused) > sureness):
                 best, best_score = Fusion(1.0, neighbors, transitions, 0.0, floor), score
+                sureness = _sureness(judged, fused)
     return _refined(judged, best, best_score)
+
+
+def _sureness(judged: Judged, fused: NDArray[np.float64]) -> float:
+    """The mean log-probability of the targets that are candidates, by fused log scores (N,); 0 where none is."""
+    there = np.flatnonzero(judged.target != NOT_RANKED)
+    if not len(there):
+        return 0.0
+    owner = np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(fused)))
+    share = np.bincount(owner, np.exp(fused - fused.max()), len(judged.starts))
+    return float(np.mean(fused[judged.target[there]] - fused.max() - np.log(share[there])))
 
 
 def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
