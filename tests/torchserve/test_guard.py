@@ -75,9 +75,10 @@ def test_the_command_dies_with_a_killed_guard(tmp_path):
 
 
 def test_a_command_whose_guard_was_killed_before_the_kernel_knew_of_it_does_not_begin():
-    somebody_else = os.getppid()
-    command = subprocess.Popen(["sleep", "300"], preexec_fn=lambda: guard._die_with(somebody_else))  # noqa: PLW1509
-    assert command.wait(5) == -signal.SIGKILL
+    program = "import sys; from longtide_server.torchserve import guard; guard._die_with(int(sys.argv[1])); print(1)"
+    for parent, expected in ((os.getpid(), (0, b"1\n")), (0, (-signal.SIGKILL, b""))):
+        ended = subprocess.run([sys.executable, "-c", program, str(parent)], check=False, capture_output=True)
+        assert (ended.returncode, ended.stdout) == expected
 
 
 def test_the_command_has_its_own_session_and_scratch(tmp_path):

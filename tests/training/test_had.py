@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.had import Past, had_by
+from longtide_server.training.had import Past, had_by, past_of
 
 
 def histories(*items: list[int], item_count: int = 5) -> Sequences:
@@ -55,3 +55,19 @@ def test_who_has_no_events_has_had_nothing():
     had = had_by(histories([], [1]), np.array([0]), 3)
     moment, item = Past(had, torch.tensor([0]), torch.tensor([2])).pairs()
     assert (len(had.items), len(moment), len(item)) == (0, 0, 0)
+
+
+def test_a_process_without_a_share_of_a_batch_has_no_moments():
+    none = torch.zeros(0, dtype=torch.int64)
+    moment, item = Past(had_by(histories([], [1]), np.array([0]), 1), none, none).pairs()
+    assert (len(moment), len(item)) == (0, 0)
+
+
+def test_events_from_anywhere_in_a_log_know_what_their_users_have_had():
+    rng = np.random.default_rng(0)
+    sequences = histories(*(rng.integers(1, 9, size).tolist() for size in (7, 0, 5, 9)), item_count=8)
+    events = rng.permutation(21)[:12]
+    moment, item = past_of(sequences, events, torch.device("cpu")).pairs()
+    for number, event in enumerate(events.tolist()):
+        begin = max(start for start in (0, 7, 12) if start <= event)
+        assert sorted(item[moment == number].tolist()) == sorted(set(sequences.items[begin : event + 1].tolist()))

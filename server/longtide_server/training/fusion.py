@@ -59,7 +59,7 @@ def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
     if not len(fused):
         return np.full(len(judged.target), NOT_RANKED, np.int64)
     found = judged.target != NOT_RANKED
-    owner = np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(fused)))
+    owner = _owner(judged)
     bar = np.where(found, fused[np.where(found, judged.target, 0)], np.inf)[owner]
     earlier = np.arange(len(fused)) < judged.target[owner]
     ahead = (fused > bar) | ((fused == bar) & earlier)
@@ -75,7 +75,7 @@ def fit_fusion(judged: Judged) -> Fusion:
     """
     if not len(judged.target):
         return Fusion()
-    best, best_score, sureness = Fusion(), -1.0, -np.inf
+    best, best_score, best_sureness = Fusion(), -1.0, -np.inf
     for floor in FLOORS:
         columns = {
             source: log_features(judged.probability[:, source - 1], floor, judged.item_count)
@@ -88,10 +88,11 @@ def fit_fusion(judged: Judged) -> Fusion:
                 + transitions * columns[Source.TRANSITIONS]
             )
             score = ndcg_at_k(ranks(judged, fused), K)
-            # A small log has many equals: the one that is surer of the targets has more to go by.
-            if score > best_score or (score == best_score and _sureness(judged, fused) > sureness):
-                best, best_score = Fusion(1.0, neighbors, transitions, 0.0, floor), score
-                sureness = _sureness(judged, fused)
+            if score < best_score:
+                continue
+            sureness = _sureness(judged, fused)  # decides between equals, of which a small log has many
+            if (score, sureness) > (best_score, best_sureness):
+                best, best_score, best_sureness = Fusion(1.0, neighbors, transitions, 0.0, floor), score, sureness
     return _refined(judged, best, best_score)
 
 
@@ -100,9 +101,14 @@ def _sureness(judged: Judged, fused: NDArray[np.float64]) -> float:
     there = np.flatnonzero(judged.target != NOT_RANKED)
     if not len(there):
         return 0.0
-    owner = np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(fused)))
-    share = np.bincount(owner, np.exp(fused - fused.max()), len(judged.starts))
-    return float(np.mean(fused[judged.target[there]] - fused.max() - np.log(share[there])))
+    above = fused - fused.max()
+    total = np.bincount(_owner(judged), np.exp(above), len(judged.starts))  # (V,)
+    return float(np.mean(above[judged.target[there]] - np.log(total[there])))
+
+
+def _owner(judged: Judged) -> NDArray[np.int64]:
+    """(N,) whose candidate each row is."""
+    return np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(judged.probability)))
 
 
 def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:

@@ -44,7 +44,7 @@ class Past:
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Moments (Q,), ascending, from 0, each as often as it has had items by then; and these items (Q,)."""
-        span = int(torch.cat([self.had.since, self.place]).max()) + 1
+        span = 1 + max((int(places.max()) for places in (self.had.since, self.place) if len(places)), default=0)
         order = self.had.row * span + self.had.since
         first = torch.searchsorted(order, self.row * span)  # (N,)
         count = torch.searchsorted(order, self.row * span + self.place, right=True) - first
@@ -62,3 +62,12 @@ def had_by(sequences: Sequences, users: NDArray[np.int64], events: int, device: 
     _, first = np.unique(row * (sequences.item_count + 1) + items, return_index=True)
     first.sort()
     return Had(*(torch.from_numpy(part[first]).to(device) for part in (items, row, place)))
+
+
+def past_of(sequences: Sequences, events: NDArray[np.int64], device: torch.device) -> Past:
+    """What the users of events (N,) of the log have had by then."""
+    owner = np.searchsorted(sequences.offsets, events, side="right") - 1
+    users, row = np.unique(owner, return_inverse=True)
+    place = events - sequences.offsets[owner]
+    had = had_by(sequences, users, int(place.max()) + 1, device)
+    return Past(had, torch.from_numpy(row).to(device), torch.from_numpy(place).to(device))

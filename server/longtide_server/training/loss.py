@@ -99,8 +99,8 @@ def sampled_softmax_loss(
     query (N, D); positive (N, D) the targets' embeddings; negatives (M, D); target (N,) and negative_ids (M,) item
     numbers; negative_chance (M,) the probability that one draw gives that item; weight (N,). A negative counts as
     1 / (M * its chance) items, which makes the estimated sum over the other items right on average (importance
-    sampling, Bengio & Senecal 2008); a negative that is the target itself is left out, and one
-    that was had by then counts HAD_COUNTS.
+    sampling, Bengio & Senecal 2008); a negative that is the target itself is left out, and one that was had by then
+    counts HAD_COUNTS of that.
     """
     own = (query * positive).sum(dim=1, keepdim=True) / temperature  # (N, 1)
     others = torch.mm(query.to(dtype), negatives.to(dtype).t()).float() / temperature  # (N, M)

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from longtide_server.content import ContentWeights
 from longtide_server.training.content import ContentPart
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.had import Past, had_by
+from longtide_server.training.had import past_of
 from longtide_server.training.model import Encoder
 from longtide_server.training.moments import encode_moments, newest_moments
 from longtide_server.training.train import TrainConfig, objective_of
@@ -77,7 +77,7 @@ def _fitted(
         parts = queries[batch], sequences.items[events[batch] + 1]
         query, item = (torch.from_numpy(part).to(model.device) for part in parts)
         alone = known & (torch.rand(len(known), device=model.device) < SHARE)
-        past = _past(sequences, events[batch], model.device)
+        past = past_of(sequences, events[batch], model.device)
         table = torch.where(alone.unsqueeze(1), normalize(tower(), dim=1), embeddings)
         loss = objective.item_loss(query, item, torch.ones(len(item), device=model.device), table, past)
         if loss.requires_grad:
@@ -86,15 +86,6 @@ def _fitted(
             optimizer.step()
         schedule.step()
     return tower.eval()
-
-
-def _past(sequences: Sequences, events: NDArray[np.int64], device: torch.device) -> Past:
-    """What the users of events (N,) of the log have had by then."""
-    owner = np.searchsorted(sequences.offsets, events, side="right") - 1
-    users, row = np.unique(owner, return_inverse=True)
-    place = events - sequences.offsets[owner]
-    had = had_by(sequences, users, int(place.max()) + 1, device)
-    return Past(had, torch.from_numpy(row).to(device), torch.from_numpy(place).to(device))
 
 
 def _regressed(part: ContentPart, embeddings: Tensor, counts: Tensor) -> ContentPart:
