@@ -26,7 +26,7 @@ from longtide_server.training import model as model_module
 from longtide_server.training import train as train_module
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
 from longtide_server.training.encoding import last_queries, ranks_by
-from longtide_server.training.had import Had, Past
+from longtide_server.training.had import Past
 from longtide_server.training.log import read_log, times_are_real
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.model import Block, Encoder, ModelConfig
@@ -80,8 +80,7 @@ class Unforgiving(Objective):
     """What users have had counts as much as what is new to them."""
 
     def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
-        none = item[:0]
-        return super().item_loss(query, item, count, embeddings, replace(past, had=Had(none, none, none)))
+        return super().item_loss(query, item, count, embeddings, replace(past, count=torch.zeros_like(past.count)))
 
 
 def with_model(**changes: bool | float) -> Callable[[Settings], Settings]:

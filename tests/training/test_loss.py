@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from longtide_server.training import loss
-from longtide_server.training.had import HAD_COUNTS, Had, Past
+from longtide_server.training.had import HAD_COUNTS, Past
 from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
 
 TEMPERATURE = 0.07
@@ -69,16 +69,15 @@ def test_in_bfloat16_it_is_close_and_its_gradients_stay_float32(problem):
 
 @pytest.fixture
 def past():
-    """Two users, one of whom has had item 2 since the first event and item 5 since the third; of 50 moments."""
-    had = Had(torch.tensor([2, 5, 9]), torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]))
-    return Past(had, torch.arange(50) % 2, torch.arange(50) // 2 % 4)
+    """Two histories: of the items 2 and 5, and of the item 9; 50 moments after none, some or all of them."""
+    row, place = torch.arange(50) % 2, torch.arange(50) // 2 % 3
+    return Past(torch.tensor([2, 5, 9]), 2 * row, torch.minimum(place, 2 - row))
 
 
 def had_by_hand(past):
     mask = torch.zeros(50, 9, dtype=torch.bool)
-    for moment, (row, place) in enumerate(zip(past.row.tolist(), past.place.tolist(), strict=True)):
-        for item, since in ((2, 0), (5, 2)) if row == 0 else ((9, 1),):
-            mask[moment, item - 1] = place >= since
+    for moment, (begin, count) in enumerate(zip(past.begin.tolist(), past.count.tolist(), strict=True)):
+        mask[moment, past.items[begin : begin + count] - 1] = True
     return mask
 
 
@@ -96,6 +95,34 @@ def test_what_was_had_counts_less_but_for_the_target(problem, past, monkeypatch,
         torch.autograd.grad(found, (query, items)), torch.autograd.grad(expected, (query, items)), strict=True
     ):
         assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+class Watched(Past):
+    """Says how many pairs were made at a time."""
+
+    most = 0
+
+    def pairs(self):
+        moment, item = super().pairs()
+        Watched.most = max(Watched.most, len(moment))
+        return moment, item
+
+    def of(self, moments):
+        return Watched(self.items, self.begin[moments], self.count[moments])
+
+
+@pytest.mark.parametrize("way", ["whole", "sampled"])
+def test_long_histories_do_not_fill_the_memory(problem, monkeypatch, way):
+    """Everybody has had everything: a pair for every cell, however many histories there are."""
+    monkeypatch.setattr(loss, "SLICE_CELLS", 27)
+    monkeypatch.setattr(Watched, "most", 0)
+    query, items, target = problem
+    past = Watched(torch.arange(1, 10), torch.zeros(50, dtype=torch.int64), torch.full((50,), 9))
+    if way == "whole":
+        full_softmax_loss(query, items, target, torch.ones(50), TEMPERATURE, past=past)
+    else:
+        sampled(query, items, target, torch.arange(9), torch.full((9,), 1 / 9), past)
+    assert Watched.most == 27
 
 
 # From a sample
@@ -121,11 +148,13 @@ def test_a_large_sample_costs_what_the_whole_catalogue_does(problem):
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
 
 
-def test_what_was_had_counts_less_in_a_sample_too(problem, past):
+@pytest.mark.parametrize("cells", [1, 5, 10_000])
+def test_what_was_had_counts_less_in_a_sample_too(problem, past, monkeypatch, cells):
     query, items, target = problem
     chance = torch.full((9,), 1 / 9)
     drawn = torch.multinomial(chance, 100_000, replacement=True, generator=torch.Generator().manual_seed(1))
     expected = full_softmax_loss(query, items, target, torch.ones(50), TEMPERATURE, past=past)
+    monkeypatch.setattr(loss, "SLICE_CELLS", cells)
     assert_close(sampled(query, items, target, drawn, chance, past), expected, rtol=0.01, atol=0)
 
 

@@ -194,6 +194,8 @@ class Chunk:
     """(B,) which rows of the piece before these are; of the batch, for the first piece."""
     lengths: NDArray[np.int64]
     """(B,) events of each row."""
+    events: NDArray[np.int64]
+    """(B, T) their numbers among all events of the sequences; 0 where there is padding."""
     items: NDArray[np.int64]
     """(B, T)"""
     types: NDArray[np.int64]
@@ -221,6 +223,7 @@ EMPTY = Chunk(
     first=0,
     keep=np.zeros(1, np.int64),
     lengths=np.ones(1, np.int64),
+    events=_empty(np.int64),
     items=_empty(np.int64),
     types=_empty(np.int64),
     gaps=_empty(np.float32),
@@ -269,6 +272,7 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
             first=first,
             keep=keep,
             lengths=left,
+            events=index,
             items=np.where(inside, sequences.items[index], 0),
             types=sequences.types[index],
             gaps=sequences.gaps[index],

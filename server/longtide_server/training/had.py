@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from longtide_server.training.dataset import Sequences
@@ -22,52 +21,50 @@ that nothing else would say of somebody who has not that it does not follow."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Had:
-    """The items of R histories, one history after the other, each item once and where it came first."""
+    """What the users of a log have had, and of each of its N events, which part of that had come by then."""
 
     items: Tensor
-    """(P,) from 1."""
-    row: Tensor
-    """(P,) ascending: whose."""
-    since: Tensor
-    """(P,) the places in the history, from 0; ascending for each row."""
+    """(P,) from 1: every item of each history once, in the order in which they came, one history after the other."""
+    begin: Tensor
+    """(N,) where the history of the event's user begins among these."""
+    count: Tensor
+    """(N,) how many of that history's had come by the event, its own item among them."""
+
+    def at(self, events: Tensor) -> Past:
+        """What the users of events (M,) of the log had had by then."""
+        return Past(self.items, self.begin[events], self.count[events])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """N moments in such histories."""
+    """What had been had by M moments."""
 
-    had: Had
-    row: Tensor
-    """(N,) whose moment it is."""
-    place: Tensor
-    """(N,) of the last event that the moment knows, from 0."""
+    items: Tensor
+    """(P,) as in `Had`."""
+    begin: Tensor
+    """(M,) of each moment's, the first place among the items."""
+    count: Tensor
+    """(M,) how many of them."""
+
+    def of(self, moments: slice) -> Past:
+        """The same of some of the moments."""
+        return Past(self.items, self.begin[moments], self.count[moments])
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Moments (Q,), ascending, from 0, each as often as it has had items by then; and these items (Q,)."""
-        span = 1 + max((int(places.max()) for places in (self.had.since, self.place) if len(places)), default=0)
-        order = self.had.row * span + self.had.since
-        first = torch.searchsorted(order, self.row * span)  # (N,)
-        count = torch.searchsorted(order, self.row * span + self.place, right=True) - first
-        moment = torch.repeat_interleave(count)  # (Q,)
-        before = torch.cumsum(count, dim=0) - count
-        return moment, self.had.items[torch.arange(len(moment), device=moment.device) + (first - before)[moment]]
+        """Moments (Q,), ascending, from 0, each as often as it has had items by then; and these items (Q,).
+
+        Long histories make many: ask for some moments at a time.
+        """
+        moment = torch.repeat_interleave(self.count)  # (Q,)
+        skipped = self.begin - (torch.cumsum(self.count, dim=0) - self.count)  # (M,)
+        return moment, self.items[torch.arange(len(moment), device=moment.device) + skipped[moment]]
 
 
-def had_by(sequences: Sequences, users: NDArray[np.int64], events: int, device: torch.device | None = None) -> Had:
-    """What users (R,) have had in the first so many events of their histories."""
-    lengths = np.minimum(sequences.lengths[users], events)
-    row = np.repeat(np.arange(len(users)), lengths)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    items = sequences.items[sequences.offsets[users][row] + place]
-    _, first = np.unique(row * (sequences.item_count + 1) + items, return_index=True)
-    first.sort()
-    return Had(*(torch.from_numpy(part[first]).to(device) for part in (items, row, place)))
-
-
-def past_of(sequences: Sequences, events: NDArray[np.int64], device: torch.device) -> Past:
-    """What the users of events (N,) of the log have had by then."""
-    owner = np.searchsorted(sequences.offsets, events, side="right") - 1
-    users, row = np.unique(owner, return_inverse=True)
-    place = events - sequences.offsets[owner]
-    had = had_by(sequences, users, int(place.max()) + 1, device)
-    return Past(had, torch.from_numpy(row).to(device), torch.from_numpy(place).to(device))
+def had_in(sequences: Sequences, device: torch.device | None = None) -> Had:
+    """What the users of a log have had by each of its events."""
+    owner = np.repeat(np.arange(sequences.user_count), sequences.lengths)  # (N,)
+    new = np.zeros(len(owner), np.int64)
+    new[np.unique(owner * (sequences.item_count + 1) + sequences.items, return_index=True)[1]] = 1
+    known = np.cumsum(new)
+    begin = (known - new)[sequences.offsets[owner]]
+    return Had(*(torch.from_numpy(part).to(device) for part in (sequences.items[new == 1], begin, known - begin)))

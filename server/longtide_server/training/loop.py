@@ -17,7 +17,7 @@ from torch import nn
 from longtide_server.training.checkpoint import Checkpoints, State
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks
 from longtide_server.training.encoding import inputs, ranks_of_targets
-from longtide_server.training.had import had_by
+from longtide_server.training.had import Had, had_in
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.objective import Batch, Objective
 from longtide_server.training.workers import ALONE, Workers
@@ -153,10 +153,11 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:
         learner.restore(reached)
     joined = run.workers.join(objective)
+    had = had_in(phase.sequences, run.workers.device)
     begun = time.monotonic()
     while learner.epoch < phase.epochs and learner.waited < phase.patience:
         epoch, loss_sum, counted = learner.epoch + 1, 0.0, 0.0
-        for done, loss, count in _epoch(phase, joined, learner, users, run.workers):
+        for done, loss, count in _epoch(phase, joined, learner, had, users, run.workers):
             loss_sum, counted = loss_sum + loss, counted + count
             report(Progress(phase.name, epoch, phase.epochs, done, loss_sum / counted, time.monotonic() - begun))
         ndcg, hit_rate = _judge(phase, objective, run.workers)
@@ -169,7 +170,7 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
 
 
 def _epoch(
-    phase: Phase, objective: nn.Module, learner: Learner, users: NDArray[np.int64], workers: Workers
+    phase: Phase, objective: nn.Module, learner: Learner, had: Had, users: NDArray[np.int64], workers: Workers
 ) -> Iterator[tuple[float, float, float]]:
     """One pass; yields after every step: share done, the loss summed over its events, what they count."""
     state_size = learner.objective.encoder.state_size
@@ -182,7 +183,7 @@ def _epoch(
                 state = torch.zeros(len(piece.users), state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
-            loss, counted, state = objective(_batch(phase.sequences, piece, workers.device), state)
+            loss, counted, state = objective(_batch(piece, had, workers.device), state)
             total = workers.total(float(counted))
             if not total:
                 continue
@@ -205,10 +206,10 @@ def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterato
         yield EMPTY
 
 
-def _batch(sequences: Sequences, piece: Chunk, device: torch.device) -> Batch:
+def _batch(piece: Chunk, had: Had, device: torch.device) -> Batch:
     nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
-    had = had_by(sequences, piece.users, piece.first + piece.items.shape[1], device)
-    return Batch(had, piece.first, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
+    past = had.at(torch.from_numpy(piece.events[piece.targets > 0]).to(device))
+    return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
 def _judge(phase: Phase, objective: Objective, workers: Workers) -> tuple[float | None, float | None]:

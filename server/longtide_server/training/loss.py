@@ -32,9 +32,6 @@ class _FullSoftmax(torch.autograd.Function):
     ) -> Tensor:
         """query (N, D), items (I, D), target (N,) from 0, weight (N,) -> loss; gradients are kept for backward."""
         rows = max(1, SLICE_CELLS // items.size(0))
-        moment, cell = _cells(past, query, items.size(0))  # (Q,) each
-        slices = torch.arange(0, query.size(0) + rows, rows, device=query.device)
-        ends = torch.searchsorted(moment, slices).tolist()
         loss = query.new_zeros(())
         query_grad, items_grad = torch.empty_like(query), torch.zeros_like(items)
         low_query, low_items = query.to(dtype), items.to(dtype)
@@ -43,9 +40,11 @@ class _FullSoftmax(torch.autograd.Function):
             counts = weight[at : at + rows].unsqueeze(1)  # (R, 1)
             logits = torch.mm(part, low_items.t()).float().div_(temperature)  # (R, I)
             own = logits.gather(1, wanted)  # (R, 1)
-            had = cell[ends[at // rows] : ends[at // rows + 1]] - at * items.size(0)
-            logits.view(-1).index_add_(0, had, torch.full_like(had, math.log(HAD_COUNTS), dtype=logits.dtype))
-            logits.scatter_(1, wanted, own)
+            if past is not None:
+                moment, item = past.of(slice(at, at + rows)).pairs()  # (Q,) each
+                had = moment * items.size(0) + item - 1  # cells of the flat logits, none of them twice
+                logits.view(-1).index_add_(0, had, torch.full_like(had, math.log(HAD_COUNTS), dtype=logits.dtype))
+                logits.scatter_(1, wanted, own)
             log_z = torch.logsumexp(logits, dim=1, keepdim=True)  # (R, 1)
             loss += ((log_z - own) * counts).sum()
             share = logits.sub_(log_z).exp_()
@@ -112,21 +111,16 @@ def sampled_softmax_loss(
     return ((log_z - own.squeeze(1)) * weight).sum()
 
 
-def _cells(past: Past | None, query: Tensor, item_count: int) -> tuple[Tensor, Tensor]:
-    """Moments (Q,), ascending, and cells (Q,) of the flat logits (N * I,): of what each of them has had."""
-    if past is None:
-        none = torch.zeros(0, dtype=torch.int64, device=query.device)
-        return none, none
-    moment, item = past.pairs()
-    return moment, moment * item_count + item - 1
-
-
 def _had(past: Past, negative_ids: Tensor) -> Tensor:
     """(N, M) whether a negative, from 0, was had by then."""
     asked, column = torch.unique(negative_ids, return_inverse=True)
-    moment, item = past.pairs()
-    at = torch.searchsorted(asked, item - 1).clamp(max=len(asked) - 1)  # (Q,)
-    there = asked[at] == item - 1
-    had = torch.zeros(len(past.row), len(asked), dtype=torch.bool, device=negative_ids.device)
-    had[moment[there], at[there]] = True
+    place = torch.full((int(negative_ids.max()) + 2,), -1, device=negative_ids.device)  # -1 where none was drawn
+    place[asked] = torch.arange(len(asked), device=negative_ids.device)
+    had = torch.zeros(len(past.count), len(asked), dtype=torch.bool, device=negative_ids.device)
+    rows = max(1, SLICE_CELLS // max(1, int(past.count.max()))) if len(had) else 1
+    for first in range(0, len(had), rows):
+        moment, item = past.of(slice(first, first + rows)).pairs()  # (Q,) each
+        at = place[(item - 1).clamp(max=len(place) - 1)]
+        there = at >= 0
+        had[first + moment[there], at[there]] = True
     return had[:, column]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, normalize
 
-from longtide_server.training.had import Had, Past
+from longtide_server.training.had import Past
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
 from longtide_server.training.model import Encoder
@@ -32,10 +32,8 @@ class Wanted:
 class Batch:
     """One piece of B histories, T events each, and what came next; item 0 where there is nothing."""
 
-    had: Had
-    """What the B users have had."""
-    first: int
-    """The place of the piece in their histories."""
+    past: Past
+    """What had been had by each of the events that have a successor, in the order of the rows."""
     items: Tensor
     types: Tensor
     gaps: Tensor
@@ -79,7 +77,7 @@ class Objective(nn.Module):
         asked = query
         if self.encoder.request_time is not None:
             asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
-        loss = self.item_loss(asked, item, count, embeddings, _past(batch, there))
+        loss = self.item_loss(asked, item, count, embeddings, batch.past)
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
             loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)
@@ -112,9 +110,3 @@ class Objective(nn.Module):
         valued = ~torch.isnan(values)
         error = (head.values(query, item) - torch.nan_to_num(values)).abs() / head.value_std
         return cross_entropy(head.type_logits(query), types, reduction="sum") + (error * valued).sum()
-
-
-def _past(batch: Batch, there: Tensor) -> Past:
-    """The past of the N events of a batch that have a successor; there (B, T) says which these are."""
-    row, step = torch.nonzero(there, as_tuple=True)
-    return Past(batch.had, row, batch.first + step)

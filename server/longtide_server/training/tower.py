@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from longtide_server.content import ContentWeights
 from longtide_server.training.content import ContentPart
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.had import past_of
+from longtide_server.training.had import had_in
 from longtide_server.training.model import Encoder
 from longtide_server.training.moments import encode_moments, newest_moments
 from longtide_server.training.train import TrainConfig, objective_of
@@ -66,6 +66,7 @@ def _fitted(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     objective = objective_of(model, sequences, settings)
+    had = had_in(sequences, model.device)
     embeddings = model.item_embeddings().detach()  # (I + 1, D)
     known = model.items.content().detach().any(dim=1)  # (I + 1,)
     counts = torch.from_numpy(np.bincount(sequences.items, minlength=len(embeddings))).to(model.device)
@@ -77,7 +78,7 @@ def _fitted(
         parts = queries[batch], sequences.items[events[batch] + 1]
         query, item = (torch.from_numpy(part).to(model.device) for part in parts)
         alone = known & (torch.rand(len(known), device=model.device) < SHARE)
-        past = past_of(sequences, events[batch], model.device)
+        past = had.at(torch.from_numpy(events[batch]).to(model.device))
         table = torch.where(alone.unsqueeze(1), normalize(tower(), dim=1), embeddings)
         loss = objective.item_loss(query, item, torch.ones(len(item), device=model.device), table, past)
         if loss.requires_grad:
