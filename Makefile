@@ -96,10 +96,8 @@ bench-content: setup  ## Measure what the content of items is worth (hours; goes
 bench-gpu: setup  ## Measure what a GPU is worth, where there is one (a quarter of an hour; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.gpu --data $(LOGS) --scorer $(SCORER) --work $(BENCH) $(if $(JSON),--json "$(JSON)")
 
-bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours)
-	$(BIN)/python -m tests.bench.ablation $(LOGS)/amazon-beauty/interactions.csv.gz
-	$(BIN)/python -m tests.bench.ablation $(LOGS)/movielens-1m/interactions.csv.gz --users 2000
-	$(BIN)/python -m tests.bench.ablation $(LOGS)/movielens-100k/interactions.csv.gz
+bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours; goes on where it was; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.ablation --data $(LOGS) --work $(BENCH) $(if $(JSON),--json "$(JSON)")
 
 .venv-rectools/.installed: constraints.txt
 	$(PYTHON) -m venv --clear .venv-rectools

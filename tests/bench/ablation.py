@@ -1,25 +1,30 @@
 """`make bench-ablation`: what each part of the encoder earns, on validation targets.
 
-    python -m tests.bench.ablation LOG [--users N] [--seed N] [--json FILE]
+    python -m tests.bench.ablation --data DIR [--seed N] [--jobs N] [--work DIR] [--json FILE]
 
 Every variant is trained with the settings that `longtide train` chooses for the log, and judged by each user's
-second-to-last event; the last ones, which tests are scored by, are cut off before. `--users` takes at most so many
-users, evenly from the whole log, where a log takes long.
+second-to-last event; the last ones, which tests are scored by, are cut off before. Where a log takes long, some of its
+users have to do, evenly from the whole log.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tests.bench.figures import Figure, plain, publish
+from tests.bench.pieces import Pieces
 from torch import Tensor, nn
 
 from longtide_server.training import model as model_module
@@ -165,30 +170,82 @@ def _row(name: str, ranks: NDArray[np.int64], seconds: float) -> dict[str, str |
     return {"variant": name, **found, "cpu_s": round(seconds)}
 
 
+@dataclass(frozen=True)
+class Log:
+    """A log, and how many of its users are enough where it takes long."""
+
+    folder: str
+    users: int = 1_000_000
+
+
+LOGS = (Log("amazon-beauty"), Log("movielens-1m", 2000), Log("movielens-100k"))
+
+
+def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
+    """What `longtide train` would choose for the log without its last events, and each user's target."""
+    read, _ = read_log(data / log.folder / "interactions.csv.gz")
+    # Everyone's last event is for tests; what is chosen between here is judged by the one before it.
+    sequences = hold_out_last(every(to_sequences(read), log.users)).history
+    settings = settings_for(sequences, times_are_real=times_are_real(read), seed=seed)
+    return replace(settings, train=replace(settings.train, patience=settings.train.epochs)), hold_out_last(sequences)
+
+
+def differing(settings: Settings) -> list[str]:
+    """The variants that differ from the encoder on a log: some inputs it does not have."""
+    return [
+        name for name, variant in VARIANTS.items() if variant.change is same or variant.change(settings) != settings
+    ]
+
+
+def studied(data: Path, work: Path, log: Log, seed: int, name: str) -> list[dict[str, str | float]]:
+    """A variant's rows, now or from an earlier run; in a process of its own."""
+
+    def do() -> dict[str, Any]:
+        return {"rows": measured(name, *prepared(data, log, seed))}
+
+    words = name.replace(",", "").replace(" ", "-")
+    rows: list[dict[str, str | float]] = Pieces(work).piece(f"{log.folder}.ablation.{words}.{seed}", do)["rows"]
+    return rows
+
+
+def figures(rows: dict[str, list[dict[str, Any]]]) -> Iterator[Figure]:
+    """All rows, by log, for machines."""
+    for folder, found in rows.items():
+        for row in found:
+            for metric in ("hr@10", "ndcg@10"):
+                note = f"validation targets; {row['cpu_s']} s of a core"
+                yield plain(f"{folder} {row['variant']} {metric}", row[metric], "share", note)
+
+
+def show(log: Log, rows: list[dict[str, Any]]) -> None:
+    """A table."""
+    print(f"\n{log.folder}\n\n| | HR@10 | NDCG@10 | CPU s |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['variant']} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |")
+
+
 def main() -> None:
-    """Print a row for each variant that differs on this log."""
+    """Print a table for each log, with a row for each variant that differs there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
+    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    log, _ = read_log(asked.log)
-    # Everyone's last event is for tests; what is chosen between here is judged by the one before it.
-    sequences = hold_out_last(every(to_sequences(log), asked.users)).history
-    settings = settings_for(sequences, times_are_real=times_are_real(log), seed=asked.seed)
-    settings = replace(settings, train=replace(settings.train, patience=settings.train.epochs))
-    holdout = hold_out_last(sequences)
-    print(f"{asked.log.parent.name}, {sequences.user_count} users\n\n| | HR@10 | NDCG@10 | CPU s |\n|---|---|---|---|")
-    rows = []
-    for name, variant in VARIANTS.items():
-        if variant.change is not same and variant.change(settings) == settings:
-            continue  # the log has no such input
-        for row in measured(name, settings, holdout):
-            rows.append(row)
-            print(f"| {row['variant']} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // asked.jobs))
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        work = {
+            log: [
+                pool.submit(studied, asked.data, asked.work, log, asked.seed, name)
+                for name in differing(prepared(asked.data, log, asked.seed)[0])
+            ]
+            for log in LOGS
+        }
+        rows = {log: [row for one in trainings for row in one.result()] for log, trainings in work.items()}
+    for log, found in rows.items():
+        show(log, found)
+    publish(list(figures({log.folder: found for log, found in rows.items()})), asked.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.figures import Figure, at_least, at_most, plain, publish
+from tests.bench.pieces import Pieces
 
 HERE = Path(__file__).parent
 LONGTIDE = (sys.executable, "-m", "longtide_server")
@@ -61,24 +62,12 @@ PEAK_GIB = 6.0
 EVENTS_A_CALL = 1000
 
 
-class Bench:
-    """Does pieces of work, and keeps what each gave."""
+class Bench(Pieces):
+    """Cuts, trains, predicts and scores."""
 
     def __init__(self, data: Path, scorer: Path, work: Path) -> None:
-        self.data, self.scorer, self.work = data, scorer, work
-        work.mkdir(parents=True, exist_ok=True)
-
-    def piece(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a piece of work gave, now or in an earlier run."""
-        path = self.work / f"{name}.json"
-        if path.is_file():
-            return dict(json.loads(path.read_text()))
-        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-        found = do()
-        draft = path.with_suffix(".partial")
-        draft.write_text(json.dumps(found, indent=1))
-        draft.replace(path)
-        return found
+        super().__init__(work)
+        self.data, self.scorer = data, scorer
 
     def cut(self, log: Log) -> tuple[Path, Path]:
         """The training log and the targets."""
