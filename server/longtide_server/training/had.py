@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longtide_server.training.dataset import Sequences
 
-HAD_COUNTS = 0.05
+HAD_COUNTS = 0.01
 """In a softmax, beside an item that is new to the user. Not 0: who is at the third episode has had the second one, so
 that nothing else would say of somebody who has not that it does not follow."""
 
