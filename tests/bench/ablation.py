@@ -37,7 +37,7 @@ from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.model import Block, Encoder, ModelConfig
 from longtide_server.training.objective import Objective
 from longtide_server.training.settings import Settings, settings_for
-from longtide_server.training.train import train_encoder
+from longtide_server.training.train import fine_tune, train_encoder
 
 
 class WithoutShortTerm(Encoder):
@@ -151,6 +151,8 @@ def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, 
         patch.object(model_module, "Block", variant.block),
     ):
         model = train_encoder(settings.model, settings.train, holdout, lambda _: None)
+        if settings.train.fine_tune_epochs:
+            fine_tune(model, settings.model, settings.train, holdout, lambda _: None)
     seconds = time.process_time() - begun
     queries = last_queries(model, holdout.history, holdout.users, settings.train.batch_events)
     rows = [_row(name, ranks_by(queries, model, holdout), seconds)]

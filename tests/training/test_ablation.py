@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.bench import ablation
 from tests.bench.ablation import VARIANTS, measured
 
 from longtide_server.training.dataset import Sequences, hold_out_last
@@ -41,3 +42,13 @@ def test_a_variant_is_trained_and_judged(log, name):
     assert rows[0]["variant"] == name
     assert all(0.0 <= row["ndcg@10"] <= row["hr@10"] <= 1.0 for row in rows)
     assert len(rows) == (2 if name == "the encoder" else 1)  # told the time of the request, too
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_log_with_two_phases_of_training_has_both(log, monkeypatch, epochs):
+    tuned = []
+    monkeypatch.setattr(ablation, "fine_tune", lambda *arguments: tuned.append(arguments))
+    settings = settings_for(log, times_are_real=True, seed=0)
+    short = replace(settings.train, epochs=1, fine_tune_epochs=epochs)
+    measured("the encoder", replace(settings, train=short), hold_out_last(log))
+    assert len(tuned) == epochs
