@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,7 +167,7 @@ class Bench(Pieces):
         predicted = self.work / f"{name}.jsonl"
 
         def do() -> dict[str, Any]:
-            return asyncio.run(compare_with_server(self.work / name, train, predicted, self.work))
+            return asyncio.run(compare_with_server(self.work / name, train, predicted))
 
         return self.piece(f"{log.folder}.served.{seed}", do)
 
@@ -227,13 +228,13 @@ def write_transitions(train: Path, recs: Path) -> None:
             file.write(json.dumps({"user_id": user, "items": [sequences.item_ids[n - 1] for n in row if n]}) + "\n")
 
 
-async def compare_with_server(snapshot: Path, train: Path, predicted: Path, work: Path) -> dict[str, Any]:
+async def compare_with_server(snapshot: Path, train: Path, predicted: Path) -> dict[str, Any]:
     """Write the log's events through the SDK, ask for everyone, and compare the first ten with the file's."""
     from longtide import AsyncClient, Event
 
     with predicted.open(encoding="utf-8") as file:
         expected = {line["user_id"]: line["items"][:10] for line in map(json.loads, file)}
-    with running_server(snapshot, work) as target:
+    with running_server(snapshot) as target:
         async with AsyncClient(target) as client:
             begun = time.monotonic()
             batch: list[Event] = []
@@ -265,10 +266,16 @@ def rows_of(path: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def running_server(snapshot: Path, work: Path) -> Iterator[str]:
-    """A real server, TorchServe included; yields its address."""
-    command = (*LONGTIDE, "serve", "--snapshot", snapshot, "--data-dir", work / "server", "--listen", "127.0.0.1:0")
-    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as process:
+def running_server(snapshot: Path) -> Iterator[str]:
+    """A real server that knows no event yet, TorchServe included; yields its address."""
+    with (
+        tempfile.TemporaryDirectory(prefix="longtide-server-") as data,
+        subprocess.Popen(
+            [*LONGTIDE, "serve", "--snapshot", str(snapshot), "--data-dir", data, "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
