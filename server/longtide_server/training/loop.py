@@ -18,6 +18,7 @@ from longtide_server.training.checkpoint import Checkpoints, State
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks
 from longtide_server.training.encoding import inputs, ranks_of_targets
 from longtide_server.training.had import Had, had_in
+from longtide_server.training.memory import give_back
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.objective import Batch, Objective
 from longtide_server.training.workers import ALONE, Workers
@@ -163,6 +164,7 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
         ndcg, hit_rate = _judge(phase, objective, run.workers)
         learner.finish_epoch(ndcg)
         _keep(run, phase, learner)
+        give_back()
         loss, elapsed = loss_sum / max(counted, 1.0), time.monotonic() - begun
         report(Progress(phase.name, epoch, phase.epochs, 1.0, loss, elapsed, True, ndcg, hit_rate))
     objective.load_state_dict(learner.best)

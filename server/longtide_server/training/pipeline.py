@@ -54,6 +54,7 @@ from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
 from longtide_server.training.linking import link
 from longtide_server.training.loop import Progress, Run
+from longtide_server.training.memory import give_back
 from longtide_server.training.model import Encoder, ServingEncoder
 from longtide_server.training.moments import encode_moments
 from longtide_server.training.offline import OfflineRecommender
@@ -168,6 +169,8 @@ def publish_trained(
     measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
     best = max(range(len(tried)), key=lambda way: measured[way].get("fusion", {}).get("ndcg@10", 0.0))
     settings, fusion, metrics = replace(settings, transitions=tried[best]), fusions[best], measured[best]
+    del judged  # with the candidates of all who judged
+    give_back()
     if trained.served.items.content is not None:
         report(Step("Learning what content says of new items"))
     newcomers = _described(trained.served, sequences, settings, new, infos)
