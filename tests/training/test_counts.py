@@ -1,9 +1,11 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from longtide_server.candidates import TransitionSettings
+from longtide_server.events import EventType
 from longtide_server.training import counts
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
@@ -81,3 +83,22 @@ def test_a_log_shorter_than_the_lags_is_counted_all_the_same():
 
 def test_an_item_may_follow_itself():
     assert rows(count_transitions(sequences([A, A, A]), TransitionSettings(lags=2))) == {A: [(A, 1.0)]}
+
+
+def test_counted_for_some_items_at_a_time_the_same_is_found(monkeypatch):
+    rng = np.random.default_rng(0)
+    log = sequences(*([int(item) for item in rng.integers(1, 9, size)] for size in range(30)), item_count=8)
+    settings = TransitionSettings(lags=3)
+    whole = count_transitions(log, settings)
+    monkeypatch.setattr(counts, "PAIRS_AT_ONCE", 100)
+    found = count_transitions(log, settings)
+    assert rows(found) == rows(whole) != {}
+    assert len(found.offsets) == len(whole.offsets)
+
+
+def test_nobody_is_led_to_what_was_disliked():
+    log = sequences([A, B, C], [A, B, D])
+    disliked = replace(log, types=np.where(log.items == B, EventType.DISLIKE, EventType.VIEW))
+    assert count_popularity(disliked).tolist() == [0.0, 0.5, 0.0, 0.25, 0.25]
+    found = rows(count_transitions(disliked, TransitionSettings(lags=2, decay=0.5)))
+    assert found == {A: [(C, 0.5), (D, 0.5)], B: [(C, 0.5), (D, 0.5)]}

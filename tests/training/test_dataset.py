@@ -93,6 +93,25 @@ def test_the_last_event_of_everyone_with_enough_events_is_held_back():
     assert found.history.item_ids == whole.item_ids
 
 
+def test_what_was_new_last_is_the_target_and_what_came_after_it_is_held_back_too():
+    whole = spelled(eva="abcab", bob="abbb", cho="aabbccc")
+    found = hold_out_last(whole, min_events=3)
+    # What one has had is not recommended again: as a target it could not be reached. Bob has but an a before his b.
+    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert [whole.item_ids[item - 1] for item in found.targets] == ["c", "c"]
+    assert words(found.history) == {"eva": "ab", "bob": "abbb", "cho": "aabb"}
+
+
+def test_a_dislike_is_no_target():
+    types = [EventType.VIEW, EventType.VIEW, EventType.LIKE, EventType.DISLIKE]
+    whole = to_sequences(log(*(("eva", item, n) for n, item in enumerate("abcd")), types=types))
+    found = hold_out_last(whole)
+    assert [whole.item_ids[item - 1] for item in found.targets] == ["c"]
+    assert words(found.history) == {"eva": "ab"}
+    assert hold_out_after(whole, 3.0).users.tolist() == []
+    assert [whole.item_ids[item - 1] for item in hold_out_after(whole, 1.5).targets] == ["c"]
+
+
 def test_without_anyone_with_enough_events_nothing_is_held_back():
     found = hold_out_last(spelled(eva="ab", bob="ba"), min_events=3)
     assert len(found.users) == len(found.targets) == 0

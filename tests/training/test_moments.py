@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from longtide_server.events import EventType
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.moments import encode_moments, newest_moments
@@ -31,6 +34,12 @@ LOG = sequences([1, 2, 3, 4], [5], [6, 7])  # events 0 to 3, 4, and 5 to 6
 def test_every_event_that_something_followed_is_a_moment():
     assert newest_moments(LOG, most=100).tolist() == [0, 1, 2, 5]
     assert newest_moments(LOG, most=4).tolist() == [0, 1, 2, 5]
+
+
+def test_before_a_dislike_there_is_no_moment():
+    log = replace(LOG, types=np.where(LOG.items == 3, EventType.DISLIKE, EventType.VIEW))
+    assert newest_moments(log, most=100).tolist() == [0, 2, 5]
+    assert newest_moments(log, most=2).tolist() == [2, 5]
 
 
 def test_where_not_all_fit_everyone_keeps_as_many_of_their_newest():

@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,10 @@ from longtide_server.answers import Query
 from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
+from longtide_server.events import EventType
 from longtide_server.item import Item
-from longtide_server.snapshot import CURRENT, check_files, load_snapshot
+from longtide_server.ranking import Fusion
+from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
 from longtide_server.training import pipeline
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
@@ -19,6 +22,14 @@ from longtide_server.training.pipeline import Step, train_and_publish
 from longtide_server.training.settings import Settings, settings_for, with_overrides
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def anyone_judges():
+    """The logs of these tests are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "MIN_TARGETS", 1)
+        yield
 
 
 def sequences(*words: str) -> Sequences:
@@ -165,6 +176,51 @@ def test_the_smallest_logs_are_published(log, tmp_path):
 
 def test_where_nothing_can_be_held_back_the_manifest_measures_nothing(tmp_path):
     assert published(sequences("ab", "ba"), tmp_path).manifest.metrics == {}
+
+
+def test_too_few_targets_choose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MIN_TARGETS", len(WALKS.user_ids) + 1)
+    told = []
+    train_and_publish(WALKS, {}, quick(WALKS), tmp_path, told.append)
+    manifest = load_snapshot(tmp_path).manifest
+    assert (manifest.fusion, manifest.metrics) == (Fusion(), {})
+    epochs = [progress for progress in told if isinstance(progress, Progress) and progress.finished]
+    assert {progress.ndcg for progress in epochs} == {None}
+
+
+def test_targets_that_no_history_holds_choose_nothing(tmp_path):
+    """Everybody's last item is theirs alone."""
+    log = sequences("abcx", "bcay", "cabz")
+    assert published(log, tmp_path).manifest.metrics == {}
+
+
+def test_a_log_of_repeats_is_judged_by_what_was_new(tmp_path):
+    doubled = sequences(*("".join(letter * 2 for letter in word) for word in ("abcde", "bcdef", "cdefa", "defab")))
+    assert published(doubled, tmp_path).manifest.metrics["transitions"]["hr@10"] == 1.0
+
+
+def test_dislikes_alone_say_nothing_of_what_people_want(tmp_path):
+    disliked = replace(WALKS, types=np.full(len(WALKS.items), EventType.DISLIKE))
+    with pytest.raises(InvalidInput, match="dislikes only"):
+        published(disliked, tmp_path)
+
+
+def test_what_is_disliked_is_recommended_to_nobody_who_has_not_met_it(tmp_path):
+    """Everyone on the way from a to e dislikes d, which comes after c."""
+    log = sequences(*["abcde"] * 6, *["abc"] * 2)
+    log = replace(log, types=np.where(log.items == log.item_ids.index("d") + 1, EventType.DISLIKE, EventType.VIEW))
+    snapshot = published(log, tmp_path, settings=with_overrides(quick(log), {"train.epochs": "20"}))
+    assert asyncio.run(lists(snapshot, log, ["u6", "u7"])) == [["e", "d"]] * 2
+
+
+async def lists(snapshot: Snapshot, log: Sequences, user_ids: list[str]) -> list[list[str]]:
+    """Two items for each user."""
+    offline = OfflineRecommender(snapshot, log)
+    try:
+        answers = [answer async for answer in offline.answers([Query(user_id, 2) for user_id in user_ids])]
+    finally:
+        await offline.close()
+    return [[item.item_id for item in answer.recommendations] for answer in answers]
 
 
 def test_without_a_user_with_two_events_there_is_nothing_to_learn(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longtide_server.events import EventType
 from longtide_server.training.log import Log
 
 
@@ -48,6 +49,22 @@ class Sequences:
         """(U,) events of each user."""
         return np.diff(self.offsets)
 
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """(N,) whose event each is."""
+        return np.repeat(np.arange(self.user_count), self.lengths)
+
+    @property
+    def chosen(self) -> NDArray[np.bool_]:
+        """(N,) whether the item was wanted. Who dislikes one has had it, but nobody is to be led to it by that."""
+        return np.asarray(self.types != EventType.DISLIKE)
+
+    def firsts(self) -> NDArray[np.bool_]:
+        """(N,) whether the item was new to the user: what they have had is not recommended to them."""
+        found = np.zeros(len(self.items), bool)
+        found[np.unique(self.owner * (self.item_count + 1) + self.items, return_index=True)[1]] = True
+        return found
+
     def of(self, user: int) -> slice:
         """Where a user's events are."""
         return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
@@ -56,8 +73,7 @@ class Sequences:
 def to_sequences(log: Log) -> Sequences:
     """Sort a log into sequences. Items get their numbers by falling frequency, then by id."""
     rank = _by_frequency(np.bincount(log.item, minlength=len(log.item_ids)), log.item_ids)
-    number = np.empty(len(rank), np.int64)
-    number[rank] = np.arange(1, len(rank) + 1)
+    number = _places(rank)
 
     order = np.lexsort((log.time_s, log.user))  # lexsort is stable: ties keep the order of the log
     user, times = log.user[order], log.time_s[order]
@@ -79,6 +95,19 @@ def to_sequences(log: Log) -> Sequences:
 def _by_frequency(counts: NDArray[np.int64], item_ids: tuple[str, ...]) -> list[int]:
     """The places of items, the most frequent first, equally frequent ones by id."""
     return sorted(range(len(item_ids)), key=lambda i: (-counts[i], item_ids[i]))
+
+
+def _places(rank: list[int]) -> NDArray[np.int64]:
+    """The other way round: of each item, its place from 1 on."""
+    places = np.empty(len(rank), np.int64)
+    places[rank] = np.arange(1, len(rank) + 1)
+    return places
+
+
+def places_by_frequency(sequences: Sequences) -> NDArray[np.int64]:
+    """(I + 1,) each item's place where the most frequent of these sequences is first, of equals the smaller id."""
+    counts = np.bincount(sequences.items, minlength=sequences.item_count + 1)[1:]
+    return np.concatenate([[0], _places(_by_frequency(counts, sequences.item_ids))])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,22 +154,29 @@ def _held_out(
 
 
 def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
-    """Hold back the last event of every user who has at least `min_events`."""
-    users = np.flatnonzero(sequences.lengths >= min_events)
-    last = sequences.offsets[1:][users] - 1
-    keep = np.ones(len(sequences.items), bool)
-    keep[last] = False
-    return _held_out(sequences, keep, users, last)
+    """Hold back what everyone last chose that was new to them, and what they did after it.
+
+    Who has less than `min_events` events up to there keeps them all and has no target.
+    """
+    could_be = np.flatnonzero(sequences.firsts() & sequences.chosen)
+    owner = sequences.owner
+    target = np.full(sequences.user_count, -1, np.int64)
+    target[owner[could_be]] = could_be  # of those of one user, the last one stays
+    users = np.flatnonzero((target >= 0) & (target - sequences.offsets[:-1] >= min_events - 1))
+    end = sequences.offsets[1:].copy()
+    end[users] = target[users]
+    return _held_out(sequences, np.arange(len(owner)) < end[owner], users, target[users])
 
 
 def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
-    """Hold back everything from a moment on; the target of a user is the first item held back that is new to them."""
+    """Hold back everything from a moment on; the target of a user is what they chose first that was new to them."""
     keep = sequences.times < time_s
+    could_be = ~keep & sequences.chosen
     users, targets = [], []
     for user in range(sequences.user_count):
         span = sequences.of(user)
         seen = set(sequences.items[span][keep[span]].tolist())
-        later = span.start + np.flatnonzero(~keep[span])
+        later = span.start + np.flatnonzero(could_be[span])
         new = next((event for event in later.tolist() if sequences.items[event] not in seen), None)
         if new is not None:
             users.append(user)

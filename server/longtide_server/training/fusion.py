@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,10 @@ K = 10
 class Judged:
     """Candidates of V users side by side, with the place of each user's target."""
 
-    probability: NDArray[np.float64]
-    """(N, len(Source)) rows of all users' candidates, one user after the other."""
+    said: Mapping[Source, NDArray[np.float64]]
+    """(N,) each: what the sources that say anything say of all users' candidates, one user after the other."""
+    places: NDArray[np.int64]
+    """(N,) of equal scores, the candidate with the smaller one is first."""
     starts: NDArray[np.int64]
     """(V,) the first row of each user."""
     target: NDArray[np.int64]
@@ -40,29 +43,40 @@ class Judged:
     item_count: int
 
 
-def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], item_count: int) -> Judged:
-    """Line up the candidates of users with their targets (V,)."""
-    if not candidates:
-        return Judged(np.zeros((0, len(Source))), np.zeros(0, np.int64), np.zeros(0, np.int64), item_count)
+def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Judged:
+    """Line up the candidates of users with their targets (V,).
+
+    places (I + 1,): of items with equal scores, the one with the smaller place is first.
+    """
     sizes = np.array([len(found.items) for found in candidates], np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)])[: len(sizes)].astype(np.int64)
     target = np.full(len(targets), NOT_RANKED, np.int64)
     for user, (found, item) in enumerate(zip(candidates, targets.tolist(), strict=True)):
         place = int(np.searchsorted(found.items, item))
         if place < len(found.items) and found.items[place] == item:
             target[user] = starts[user] + place
-    return Judged(np.concatenate([found.probability for found in candidates]), starts, target, item_count)
+    said = {source: _joined([found.probability[:, source - 1] for found in candidates]) for source in Source}
+    return Judged(
+        {source: column for source, column in said.items() if column.any()},
+        places[_joined([found.items for found in candidates]).astype(np.int64)],
+        starts,
+        target,
+        item_count=len(places) - 1,
+    )
+
+
+def _joined(columns: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0), *columns])
 
 
 def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(V,) rank of every target by the fused scores (N,), ties going to the smaller item, as in `ranking.rank`."""
+    """(V,) rank of every target by the fused scores (N,)."""
     if not len(fused):
         return np.full(len(judged.target), NOT_RANKED, np.int64)
     found = judged.target != NOT_RANKED
-    owner = _owner(judged)
-    bar = np.where(found, fused[np.where(found, judged.target, 0)], np.inf)[owner]
-    earlier = np.arange(len(fused)) < judged.target[owner]
-    ahead = (fused > bar) | ((fused == bar) & earlier)
+    owner, row = _owner(judged), np.where(found, judged.target, 0)
+    bar = np.where(found, fused[row], np.inf)[owner]
+    ahead = (fused > bar) | ((fused == bar) & (judged.places < judged.places[row][owner]))
     counted = np.bincount(owner[ahead], minlength=len(judged.starts))
     return np.where(found, counted, NOT_RANKED)
 
@@ -76,9 +90,10 @@ def fit_fusion(judged: Judged) -> Fusion:
     if not len(judged.target):
         return Fusion()
     best, best_score, best_sureness = Fusion(), -1.0, -np.inf
+    silent = np.zeros(len(judged.places))
     for floor in FLOORS:
         columns = {
-            source: log_features(judged.probability[:, source - 1], floor, judged.item_count)
+            source: log_features(judged.said.get(source, silent), floor, judged.item_count)
             for source in (Source.ENCODER, Source.NEIGHBORS, Source.TRANSITIONS)
         }
         for neighbors, transitions in itertools.product(WEIGHTS, WEIGHTS):
@@ -108,16 +123,16 @@ def _sureness(judged: Judged, fused: NDArray[np.float64]) -> float:
 
 def _owner(judged: Judged) -> NDArray[np.int64]:
     """(N,) whose candidate each row is."""
-    return np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(judged.probability)))
+    return np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(judged.places)))
 
 
 def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
     features = {
-        name: log_features(column, fusion.floor, judged.item_count)
+        name: log_features(judged.said[source], fusion.floor, judged.item_count)
         for name in EVERY_WEIGHTS
-        if (column := judged.probability[:, Source[name.upper()] - 1]).any()
+        if (source := Source[name.upper()]) in judged.said
     }
-    fused = _fused(judged, fusion)
+    fused = fused_scores(judged, fusion)
     for _ in range(ROUNDS):
         before = score
         for name, feature in features.items():
@@ -131,19 +146,21 @@ def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
     return fusion
 
 
-def _fused(judged: Judged, fusion: Fusion) -> NDArray[np.float64]:
+def fused_scores(judged: Judged, fusion: Fusion) -> NDArray[np.float64]:
     """(N,) the fused log scores of all candidates."""
-    say = np.flatnonzero(fusion.weights)
-    return log_features(judged.probability[:, say], fusion.floor, judged.item_count) @ fusion.weights[say]
+    fused = np.zeros(len(judged.places))
+    for source, column in judged.said.items():
+        if weight := fusion.weights[source - 1]:
+            fused += weight * log_features(column, fusion.floor, judged.item_count)
+    return fused
 
 
 def source_metrics(judged: Judged, fusion: Fusion) -> dict[str, dict[str, float]]:
     """HR@10 and NDCG@10 on the validation targets: the fusion, and every source that says something alone."""
     if not len(judged.target):
         return {}
-    orders = {"fusion": _fused(judged, fusion)}
-    alone = {source.name.lower(): judged.probability[:, source - 1] for source in Source}
-    orders |= {name: column for name, column in alone.items() if column.any()}
+    orders = {"fusion": fused_scores(judged, fusion)}
+    orders |= {source.name.lower(): column for source, column in judged.said.items()}
     found = {name: ranks(judged, fused) for name, fused in orders.items()}
     return {
         name: {"hr@10": round(hr_at_k(rank, K), 4), "ndcg@10": round(ndcg_at_k(rank, K), 4)}

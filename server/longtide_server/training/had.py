@@ -62,9 +62,7 @@ class Past:
 
 def had_in(sequences: Sequences, device: torch.device | None = None) -> Had:
     """What the users of a log have had by each of its events."""
-    owner = np.repeat(np.arange(sequences.user_count), sequences.lengths)  # (N,)
-    new = np.zeros(len(owner), np.int64)
-    new[np.unique(owner * (sequences.item_count + 1) + sequences.items, return_index=True)[1]] = 1
+    owner, new = sequences.owner, sequences.firsts().astype(np.int64)  # (N,) each
     known = np.cumsum(new)
     begin = (known - new)[sequences.offsets[owner]]
     return Had(*(torch.from_numpy(part).to(device) for part in (sequences.items[new == 1], begin, known - begin)))

@@ -12,22 +12,23 @@ from longtide_server.training.model import Encoder
 
 
 def newest_moments(sequences: Sequences, most: int) -> NDArray[np.int64]:
-    """Events that have a successor, at most `most`: every user's newest ones, as many for each as fit.
+    """Events after which something was chosen, at most `most`: every user's newest ones, as many for each as fit.
 
     When not even one for each user fits, the users whose newest one is latest have one.
     """
     lengths = sequences.lengths
     left = np.repeat(sequences.offsets[1:], lengths) - 1 - np.arange(len(sequences.items))  # events after this one
-    ages = left[left > 0]
+    told = (left > 0) & np.append(sequences.chosen[1:], False)
+    ages = left[told]
     if len(ages) <= most:
-        return np.flatnonzero(left > 0)
+        return np.flatnonzero(told)
     per_age = np.cumsum(np.bincount(ages))
     oldest = int(np.searchsorted(per_age, most, side="right")) - 1
     if oldest == 0:
-        newest = np.flatnonzero(left == 1)
+        newest = np.flatnonzero(told & (left == 1))
         latest = np.argsort(-sequences.times[newest], kind="stable")[:most]
         return np.sort(newest[latest])
-    return np.flatnonzero((left > 0) & (left <= oldest))
+    return np.flatnonzero(told & (left <= oldest))
 
 
 def encode_moments(
@@ -44,10 +45,9 @@ def encode_moments(
         inside = offset < piece.lengths[:, None]
         wanted = inside & (row[np.where(inside, event, 0)] >= 0)
         vectors[row[event[wanted]]] = query[wanted]
-    owner = np.repeat(np.arange(sequences.user_count, dtype=np.int32), sequences.lengths)
     return (
         Positions(
-            user=owner[events],
+            user=sequences.owner[events].astype(np.int32),
             next_item=sequences.items[events + 1].astype(np.int32),
             weight=_recency(sequences, events),
         ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, normalize
 
+from longtide_server.events import EventType
 from longtide_server.training.had import Past
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loss import full_softmax_loss, sampled_softmax_loss
@@ -84,11 +85,11 @@ class Objective(nn.Module):
         return loss, count.sum(), state.detach().float()
 
     def _counts(self, types: Tensor) -> Tensor:
-        """(N,) what each event counts."""
-        one = torch.ones(len(types), device=types.device)
+        """(N,) what each event counts; a dislike leads nobody to its item."""
+        chosen = (types != EventType.DISLIKE).float()
         if self.wanted is None or self.wanted.event_type == 0:
-            return one
-        return torch.where(types == self.wanted.event_type, one, self.wanted.other_weight)
+            return chosen
+        return torch.where(types == self.wanted.event_type, chosen, self.wanted.other_weight * chosen)
 
     def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
         """How far query vectors (N, D) are from the items (N,) that came next, each times what it counts (N,), summed.

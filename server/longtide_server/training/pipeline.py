@@ -47,9 +47,9 @@ from longtide_server.snapshot import (
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.content import Content
 from longtide_server.training.counts import count_popularity, count_transitions
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, places_by_frequency
 from longtide_server.training.encoding import last_queries
-from longtide_server.training.fusion import Judged, fit_fusion, judge, source_metrics
+from longtide_server.training.fusion import fit_fusion, judge, source_metrics
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
 from longtide_server.training.linking import link
@@ -69,6 +69,8 @@ DIRECTION_MOMENTS = 100_000
 SEARCH_KS = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 FUSION_USERS = 3_000
 MIN_EVENTS = 3
+MIN_TARGETS = 50
+"""With fewer, chance would choose what they were asked to choose."""
 TRANSITIONS_TRIED = (TransitionSettings(5, 0.7), TransitionSettings(20, 0.9))
 """Next steps alone, or what belongs to the same stretch of a history: which one helps more depends on the log."""
 
@@ -120,6 +122,8 @@ def prepare_training(
     """Fail now what would fail after the training, and find what an earlier, killed training of the same log left."""
     if not (sequences.lengths >= 2).any():
         raise InvalidInput("no user of the log has two events; there is nothing to learn what follows what from")
+    if not sequences.chosen.any():
+        raise InvalidInput("the log has dislikes only; there is nothing to learn what people want from")
     prepare(directory)
     log = (sequences.item_ids, sequences.offsets, sequences.items, sequences.types, sequences.gaps, sequences.values)
     told = () if content is None else (content.text, content.image, content.labels, content.offsets, content.names)
@@ -131,7 +135,7 @@ def train(
 ) -> Trained:
     """All phases of training; in every process that takes part, with the same outcome."""
     holdout = hold_out_last(sequences, MIN_EVENTS)
-    if not len(holdout.users):  # too small to hold anything back: learn from all of it, judge by nothing
+    if np.isin(holdout.targets, holdout.history.items).sum() < MIN_TARGETS:  # learn from all of it, judge by nothing
         holdout = nothing_held_out(sequences)
     report(Step("Training the encoder"))
     model = train_encoder(settings.model, settings.train, holdout, report, run, content)
@@ -164,42 +168,55 @@ def publish_trained(
         first = replace(settings, transitions=tried[0])
         described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
         _publish(trained.judged, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
-        judged = asyncio.run(_judged(Path(scratch), holdout, tried, settings))
-    fusions = [fit_fusion(one) for one in judged]
-    measured = [source_metrics(one, fusion) for one, fusion in zip(judged, fusions, strict=True)]
-    best = max(range(len(tried)), key=lambda way: measured[way].get("fusion", {}).get("ndcg@10", 0.0))
-    settings, fusion, metrics = replace(settings, transitions=tried[best]), fusions[best], measured[best]
-    del judged  # with the candidates of all who judged
+        fits = asyncio.run(_fits(Path(scratch), holdout, tried, settings))
+    best = max(fits, key=lambda fit: fit.metrics.get("fusion", {}).get("ndcg@10", 0.0))
+    settings = replace(settings, transitions=best.transitions)
     give_back()
     if trained.served.items.content is not None:
         report(Step("Learning what content says of new items"))
     newcomers = _described(trained.served, sequences, settings, new, infos)
     report(Step("Building and publishing the snapshot"))
-    folder = _publish(trained.served, trained.head, newcomers, sequences, infos, settings, fusion, metrics, directory)
+    folder = _publish(
+        trained.served, trained.head, newcomers, sequences, infos, settings, best.fusion, best.metrics, directory
+    )
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
 
 
-async def _judged(
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The weights that do best where transitions are read in one way, and how well."""
+
+    transitions: TransitionSettings
+    fusion: Fusion
+    metrics: dict[str, dict[str, float]]
+
+
+async def _fits(
     directory: Path, holdout: Holdout, tried: Sequence[TransitionSettings], settings: Settings
-) -> list[Judged]:
-    """What the sources, built without the targets, say to users whose targets are known; by way to read transitions."""
+) -> list[_Fit]:
+    """What the sources, built without the targets, are worth to users whose targets are known; by way, in order."""
     users = _sample(len(holdout.users), FUSION_USERS, settings)
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history, kept_users=len(users) + 1)
     ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
-    judged = []
+    places = places_by_frequency(holdout.history)  # the items' numbers know how often the targets were chosen
+    fits = []
     try:
         for transitions in tried:
             counted = count_transitions(holdout.history, transitions)
             manifest = replace(snapshot.manifest, transitions=transitions)
             offline.reads(replace(snapshot, transitions=counted, manifest=manifest))
             candidates = [found async for found in offline.candidates(ids, limit=10)]
-            judged.append(judge(candidates, holdout.targets[users], holdout.history.item_count))
+            judged = judge(candidates, holdout.targets[users], places)
+            del candidates  # hundreds of megabytes, as is what they were lined up to
+            fusion = fit_fusion(judged)
+            fits.append(_Fit(transitions, fusion, source_metrics(judged, fusion)))
+            del judged
     finally:
         await offline.close()
-    return judged
+    return fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
