@@ -200,6 +200,12 @@ def test_predict_names_a_time_that_is_none(log, trained, tmp_path):
     assert "times.csv: row 2, column timestamp: 'tomorrow' is not" in refusal(done)
 
 
+def test_predict_says_in_a_sentence_what_it_cannot_write(log, trained, tmp_path):
+    (tmp_path / "lists.jsonl.partial").mkdir()
+    done = run("predict", trained, log, "--out", tmp_path / "lists.jsonl")
+    assert (done.exit_code, done.stderr.strip()) == (1, f"longtide: {tmp_path}/lists.jsonl.partial: Is a directory")
+
+
 def test_predict_again_replaces_what_was_there(log, trained, tmp_path):
     (tmp_path / "lists.jsonl").write_text("old\n")
     run("predict", trained, log, "--out", tmp_path / "lists.jsonl")

@@ -49,6 +49,10 @@ CONTENT_VECTORS = "content_vectors.npy"
 CONTENT = "content.npz"
 RELATIONS = "relations.npz"
 
+DRAFT, VALIDATION, TRAINING = ".draft-", ".validation-", ".training-"
+"""What the folders begin with that only trainings under way need."""
+LEFTOVER_AGE_S = 7 * 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
@@ -158,7 +162,7 @@ def publish(directory: Path, build: Callable[[Path], Manifest]) -> Path:
     CURRENT replaced after that.
     """
     prepare(directory)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory))
     try:
         manifest = build(draft)
         files = {path.name: _facts(path) for path in sorted(draft.iterdir())}
@@ -199,7 +203,7 @@ def copy_snapshot(folder: Path, directory: Path) -> Path:
         check_files(target, read_manifest(target))
         return target
     prepare(directory)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory))
     try:
         shutil.copytree(folder, draft, dirs_exist_ok=True)
         draft.chmod(0o755)
@@ -211,11 +215,20 @@ def copy_snapshot(folder: Path, directory: Path) -> Path:
 
 
 def prepare(directory: Path) -> None:
-    """Make a snapshot directory. InvalidInput when that cannot be."""
+    """Make a snapshot directory that can be written to. InvalidInput when that cannot be."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
     except OSError as exc:
         raise InvalidInput(f"{directory}: cannot be a snapshot directory: {exc.strerror}") from exc
+
+
+def sweep(directory: Path, now_s: float) -> None:
+    """Clear away what killed trainings left in a snapshot directory, and nobody has taken up for a week."""
+    for prefix in (DRAFT, VALIDATION, TRAINING):
+        for folder in directory.glob(f"{prefix}*"):
+            if now_s - folder.stat().st_mtime > LEFTOVER_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def resolve(directory: Path) -> Path:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import SnapshotError
-from longtide_server.neighbors import NeighborIndex, Positions, build_index, principal_directions, project, recall
+from longtide_server.neighbors import (
+    NeighborIndex,
+    Positions,
+    build_index,
+    index_bytes,
+    principal_directions,
+    project,
+    recall,
+)
 
 
 def positions(count):
@@ -82,10 +90,22 @@ def test_recall_is_1_for_a_search_that_looks_at_everything(build):
 def test_recall_is_the_share_of_true_neighbours_found(build):
     vectors = random_units(300, 8, seed=1)
     index = build(vectors)
-    # Of the 10 true ones a search for 5 can find 5.
-    assert recall(index, vectors, vectors[:20], count=5, search_k=10_000, at=10) == 0.5
+    assert 0.0 < recall(index, vectors, vectors[:20], count=10, search_k=20, at=10) < 1.0
     elsewhere = -vectors  # what the index holds is the opposite of what is asked for
     assert recall(index, elsewhere, vectors[:20], count=10, search_k=10_000, at=10) == 0.0
+
+
+def test_a_search_for_fewer_is_asked_for_no_more(build):
+    vectors = random_units(300, 8, seed=1)
+    assert recall(build(vectors), vectors, vectors[:20], count=5, search_k=10_000, at=10) == 1.0
+
+
+def test_an_index_takes_about_the_disk_that_is_asked_for(tmp_path):
+    vectors = random_units(5_000, 64, seed=1)
+    for trees in (5, 20):
+        build_index(vectors, tmp_path / "index.ann", trees)
+        size = (tmp_path / "index.ann").stat().st_size
+        assert size < index_bytes(5_000, 64, trees) < 2.5 * size
 
 
 def test_equal_moments_are_interchangeable(build):

@@ -1,14 +1,16 @@
 """Published whole or not at all; loaded unharmed or not at all."""
 
 import shutil
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from longtide_server.errors import SnapshotError
-from longtide_server.snapshot import CURRENT, MANIFEST, load_snapshot, publish, read_manifest, resolve
+from longtide_server.errors import InvalidInput, SnapshotError
+from longtide_server.snapshot import CURRENT, MANIFEST, load_snapshot, prepare, publish, read_manifest, resolve, sweep
 
 FILES = [
     "behavior.npz",
@@ -95,6 +97,22 @@ def test_a_snapshot_is_never_overwritten(tmp_path, manifest):
         publish(tmp_path, writes(manifest, one="2"))
     assert (first / "one").read_text() == "1"
     assert contents(tmp_path) == [CURRENT, "world"]
+
+
+def test_where_nothing_can_be_written_there_is_no_snapshot_directory():
+    with pytest.raises(InvalidInput, match="cannot be a snapshot directory"):
+        prepare(Path("/proc"))
+
+
+def test_what_killed_trainings_left_is_cleared_away_after_a_week(tmp_path):
+    for name in (".draft-a", ".validation-b", ".training-c", ".kept", "20260101T000000-1"):
+        (tmp_path / name / "file").mkdir(parents=True)
+    (tmp_path / ".training-c" / "file").touch()
+    now_s = time.time()
+    sweep(tmp_path, now_s + 6 * 86_400)
+    assert len(list(tmp_path.iterdir())) == 5
+    sweep(tmp_path, now_s + 8 * 86_400)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "20260101T000000-1"]
 
 
 def test_a_trained_snapshot_holds_what_the_log_says(tiny_snapshot):

@@ -2,6 +2,7 @@ import gzip
 import json
 import time
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,8 @@ def test_one_user_and_one_item_are_a_log(write):
         ("2019-10-01 00:00:00.25", 1569888000.25),
         ("2019-10-01T02:00:00+02:00", 1569888000.0),
         ("2019-10-01", 1569888000.0),
+        ("20191001", 1569888000.0),
+        ("20191301", 20191301.0),
         ("0", 0.0),
     ],
 )
@@ -185,6 +188,11 @@ def test_the_unit_of_numbers_is_the_columns_not_the_rows(write):
 def test_one_time_in_another_unit_does_not_change_the_others(write):
     path = write(HEAD + "u,i,1569888000\nu,j,1569888000000\nu,k,1569888001\n")
     assert complaint(path) == "row 3, column timestamp: '1569888000000' is more than a day in the future"
+
+
+def test_numbers_are_days_only_where_all_of_them_are(write):
+    assert read(write(HEAD + "u,i,20191001\nu,j,20191002\n")).time_s.tolist() == [1569888000.0, 1569974400.0]
+    assert read(write(HEAD + "u,i,20191001\nu,j,20191099\n")).time_s.tolist() == [20191001.0, 20191099.0]
 
 
 def test_parquet_times_and_dates_are_read(write_parquet):
@@ -291,6 +299,29 @@ def test_a_row_is_bad_where_the_event_would_be_refused(write, user, time_s, valu
         assert complaint(path).startswith("row 1, column ")
     else:
         assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize("rest", [5, 20_000], ids=["to the end", "longer than a field may be"])
+def test_a_quote_that_swallows_rows_is_never_skipped_over(write, rest):
+    path = write(HEAD + 'u,h,1\nu,"i,2\n' + "u,j,3\n" * rest)
+    with pytest.raises(LogError, match=r"row 3: .*; it runs on over the \d+ lines after it"):
+        read_log(path, skip_bad_rows=True)
+
+
+def test_a_missing_number_of_a_parquet_file_is_nothing(write_parquet):
+    path = write_parquet(user_id=["u", "u"], item_id=["i", "j"], timestamp=[1, 2], value=[NAN, 5.0])
+    np.testing.assert_array_equal(read(path).value, np.array([NAN, 5.0], np.float32))
+    path = write_parquet(user_id=["u"], item_id=[NAN], timestamp=[1])
+    assert complaint(path) == "row 1, column item_id: is missing"
+
+
+def test_ids_that_are_decimals_keep_all_their_digits(write_parquet):
+    ids = [Decimal(1_700_000_000_000_000_001), Decimal(1_700_000_000_000_000_002)]
+    path = write_parquet(user_id=pa.array(ids, pa.decimal128(38, 0)), item_id=["i", "i"], timestamp=[1, 1])
+    assert read(path).user_ids == ("1700000000000000001", "1700000000000000002")
+    prices = pa.array([Decimal("2.50"), Decimal("3.00")], pa.decimal128(9, 2))
+    path = write_parquet(user_id=["u", "u"], item_id=["i", "j"], timestamp=[1, 2], value=prices)
+    assert read(path).value.tolist() == [2.5, 3.0]
 
 
 def test_the_first_bad_row_of_the_file_is_told_whatever_is_wrong_with_it(write):

@@ -1,6 +1,7 @@
 """Training that is interrupted, and training by several processes."""
 
 import copy
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from longtide_server.errors import Unavailable
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out
 from longtide_server.training.heads import BehaviorHead
@@ -96,6 +98,16 @@ def test_a_damaged_checkpoint_is_reported_and_the_phase_begins_anew(tmp_path, ca
     everything(told.append, checkpoints)
     assert (told[0].phase, told[0].epoch) == ("pre-training", 1)
     assert "checkpoint_unreadable" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_and_what_was_reached_before_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("pre-training", {"epoch": 1})
+    (tmp_path / f".pre-training-{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(Unavailable, match="cannot be written; is the disk full"):
+        checkpoints.save("pre-training", {"epoch": 2, "weights": torch.zeros(100_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["pre-training.pt"]
+    assert checkpoints.load("pre-training") == {"epoch": 1}
 
 
 def test_a_checkpoint_belongs_to_one_log_and_one_way_to_train_it(tmp_path):

@@ -1,5 +1,7 @@
 import asyncio
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from longtide_server.answers import Query
 from longtide_server.candidates import Source, Transitions, TransitionSettings
 from longtide_server.catalog import ItemInfo
-from longtide_server.errors import InvalidInput
+from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.ranking import Fusion
@@ -236,6 +238,12 @@ def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
         train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
     (kept,) = tmp_path.iterdir()  # the training is not lost: the next one, with more trees, takes it up
     assert kept.name.startswith(".training-")
+
+
+def test_an_index_that_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
+    with pytest.raises(Unavailable, match="the neighbour index needs"):
+        train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
 
 
 def test_what_items_share_is_published_and_measured_as_a_source(tmp_path):

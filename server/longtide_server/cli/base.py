@@ -67,6 +67,8 @@ class Commands(click.Group):
             _fail(str(exc), 2)
         except (errors.LongtideError, LongtideError) as exc:
             _fail(str(exc), 1)
+        except OSError as exc:  # of a file or a disk, which the message names
+            _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc), 1)
 
 
 def _fail(message: str, status: int) -> None:

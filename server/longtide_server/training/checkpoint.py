@@ -18,6 +18,8 @@ import structlog
 import torch
 
 from longtide import __version__
+from longtide_server.errors import Unavailable
+from longtide_server.snapshot import TRAINING
 
 log = structlog.get_logger(__name__)
 
@@ -43,13 +45,20 @@ class Checkpoints:
         return state
 
     def save(self, phase: str, state: State) -> None:
-        """Replace what the phase had reached; a reader, or a kill, sees the old state or the new one."""
+        """Replace what the phase had reached; a reader, or a kill, sees the old state or the new one.
+
+        Unavailable where it cannot be written.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{phase}-{os.getpid()}"
-        with draft.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with draft.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as exc:  # the latter is torch's, of a disk that is full
+            draft.unlink(missing_ok=True)
+            raise Unavailable(f"{draft}: cannot be written; is the disk full? ({exc})") from exc
         draft.replace(self.folder / f"{phase}.pt")
 
     def clear(self) -> None:
@@ -63,4 +72,4 @@ def checkpoints_of(directory: Path, *identity: object) -> Checkpoints:
     for part in identity:
         data = getattr(part, "data", None)
         digest.update(data.tobytes() if isinstance(data, memoryview) else repr(part).encode())
-    return Checkpoints(directory / f".training-{digest.hexdigest()[:16]}")
+    return Checkpoints(directory / f"{TRAINING}{digest.hexdigest()[:16]}")

@@ -34,6 +34,7 @@ _UNITS_ABOVE = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 """(a number above this is of a unit, that many of which are a second)"""
 _FIRST_REAL_TIME_S = 631_152_000.0
 """1990: no log of behaviour is older, so a smaller number is a counter and not a date."""
+_FIRST_DAY, _LAST_DAY = 19_900_101, 20_991_231
 _LAST_TIME_S = 253_402_300_799.0
 """The end of the year 9999, the last that a Timestamp of the contract can say."""
 
@@ -198,7 +199,8 @@ class TimeFormat:
         readable = np.flatnonzero(~np.isnan(numbers) | ~np.isnan(dates))
         if len(readable) == 0:
             return None
-        as_numbers = not np.isnan(numbers[readable[0]])
+        # Where every number is a date as well, it is meant: as seconds, 20260131 would be a day in August 1970.
+        as_numbers = not np.isnan(numbers[readable[0]]) and bool(np.isnan(dates[~np.isnan(numbers)]).any())
         return cls(as_numbers, _units_per_second(numbers[column.codes]) if as_numbers else 1.0)
 
 
@@ -214,11 +216,18 @@ def _times(column: Column, faults: Faults, now_s: float, times: TimeFormat | Non
 
 
 def _numbers_and_dates(column: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each value as a number and as seconds since 1970 of a date; NaN where it is none."""
-    numbers = np.array([_number(value) for value in column.values], dtype=np.float64)
-    # What is a number is no date: 20260131 would be both.
-    pairs = zip(column.values, np.isnan(numbers).tolist(), strict=True)
-    return numbers, np.array([iso_time_s(value) if is_text else np.nan for value, is_text in pairs], dtype=np.float64)
+    """Each value as a number and as seconds since 1970 of a date; NaN where it is none. 20260131 is both."""
+    numbers = [_number(value) for value in column.values]
+    dates = [
+        iso_time_s(value) if number != number else _day_s(number)
+        for value, number in zip(column.values, numbers, strict=True)
+    ]
+    return np.array(numbers, np.float64), np.array(dates, np.float64)
+
+
+def _day_s(number: float) -> float:
+    """Seconds since 1970 of a day written as a number of eight digits; NaN where it is none."""
+    return iso_time_s(f"{number:.0f}") if _FIRST_DAY <= number <= _LAST_DAY and number.is_integer() else np.nan
 
 
 def _units_per_second(numbers: NDArray[np.float64]) -> float:

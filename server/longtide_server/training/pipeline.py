@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +20,8 @@ from numpy.typing import NDArray
 from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo, write_catalog
 from longtide_server.content import ContentTower, ContentWeights
-from longtide_server.errors import InvalidInput
-from longtide_server.neighbors import NeighborIndex, build_index, principal_directions, project, recall
+from longtide_server.errors import InvalidInput, Unavailable
+from longtide_server.neighbors import NeighborIndex, build_index, index_bytes, principal_directions, project, recall
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
     BEHAVIOR,
@@ -36,12 +38,14 @@ from longtide_server.snapshot import (
     REQUEST_TIME,
     TRANSITIONS,
     USERS,
+    VALIDATION,
     EncoderFacts,
     Manifest,
     NeighborSettings,
     load_snapshot,
     prepare,
     publish,
+    sweep,
     write_users,
 )
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
@@ -109,7 +113,7 @@ def train_and_publish(
     """Train, fit and publish a snapshot; returns its folder.
 
     InvalidInput when no user has enough events to learn from, or when no search_k reaches the recall that publishing
-    asks for.
+    asks for; Unavailable when the disk is full.
     """
     run = Run(Workers(device=best_device()), prepare_training(sequences, settings, directory, known.content))
     trained = train(sequences, settings, report, run, known.content)
@@ -125,6 +129,7 @@ def prepare_training(
     if not sequences.chosen.any():
         raise InvalidInput("the log has dislikes only; there is nothing to learn what people want from")
     prepare(directory)
+    sweep(directory, time.time())
     log = (sequences.item_ids, sequences.offsets, sequences.items, sequences.types, sequences.gaps, sequences.values)
     told = () if content is None else (content.text, content.image, content.labels, content.offsets, content.names)
     return checkpoints_of(directory, settings.model, settings.train, *log, *told)
@@ -164,7 +169,7 @@ def publish_trained(
     holdout = trained.holdout
     report(Step("Fitting the fusion on validation data"))
     tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
-    with tempfile.TemporaryDirectory(prefix="longtide-validation-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=VALIDATION, dir=directory) as scratch:
         first = replace(settings, transitions=tried[0])
         described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
         _publish(trained.judged, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
@@ -325,6 +330,7 @@ def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folde
     np.save(folder / DIRECTIONS, directions)
     shadows = project(vectors, directions)
     del vectors  # a gigabyte for a million moments, and the index needs room
+    _require_space(folder, index_bytes(len(shadows), shadows.shape[1], settings.neighbors.trees))
     build_index(shadows, folder / INDEX, settings.neighbors.trees)
     index = NeighborIndex(folder / INDEX, directions, positions)
     queries = _held_out_queries(model, sequences, settings)
@@ -337,6 +343,13 @@ def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folde
         f"the neighbour index finds {found:.3f} of the true neighbours at search_k {SEARCH_KS[-1]}; "
         f"{REQUIRED_RECALL} is required. Try more trees: --set neighbors.trees={2 * settings.neighbors.trees}"
     )
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Unavailable where a disk is too full: a file that Annoy maps into memory and cannot fill kills the process."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Unavailable(f"{folder}: the neighbour index needs {needed >> 20} MiB; the disk has {free >> 20} left")
 
 
 def _held_out_queries(model: Encoder, sequences: Sequences, settings: Settings) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,17 @@ _TICKS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # wh
 _DAY_S = 86_400.0
 
 _NOT_SCALAR = {dict: "an object", list: "a list", bool: "true or false"}
+
+
+class CsvReader(Protocol):
+    """What csv.reader makes."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
+
+    def __next__(self) -> list[str]: ...
+
 
 Scalar = str | int | float
 Record = tuple[int, Sequence[Any] | None]
@@ -313,7 +324,7 @@ def _read_csv(path: Path, wanted: list[str], _texts: Mapping[str, Texts], piece_
         reader = csv.reader(text, strict=True)
         header = _csv_header(path, reader)
         places = [(name, header.index(name)) for name in wanted if name in header]
-        records = _csv_records(reader, len(header), lost)
+        records = _csv_records(path, reader, len(header), lost)
         for cells, rows, bad in _encoded(records, places, lost, piece_rows):
             yield header, cells, rows, bad, share()
 
@@ -331,16 +342,20 @@ def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     return header
 
 
-def _csv_records(reader: Iterator[list[str]], width: int, lost: list[BadRow]) -> Iterator[Record]:
+def _csv_records(path: Path, reader: CsvReader, width: int, lost: list[BadRow]) -> Iterator[Record]:
     row = 1
     while True:
         row += 1
+        lines = reader.line_num
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as exc:
-            lost.append(BadRow(row, "", _csv_fault(exc)))
+            bad, swallowed = BadRow(row, "", _csv_fault(exc)), reader.line_num - lines - 1
+            if swallowed > 0:  # to skip this row would be to lose all that it swallowed
+                raise LogError(f"{path}: {bad}; it runs on over the {swallowed} lines after it") from exc
+            lost.append(bad)
             yield row, None
             continue
         if len(cells) == width:
@@ -534,7 +549,7 @@ def _is_plain(kind: Any) -> bool:  # noqa: ANN401
 
 
 def _scalars(values: Any) -> list[Scalar | None]:  # noqa: ANN401
-    """Plain values of an Arrow array: times become seconds since 1970, decimals floats, bytes text."""
+    """Plain values of an Arrow array: times become seconds since 1970, decimals numbers, bytes text, NaN nothing."""
     kind = values.type
     if pa.types.is_timestamp(kind):
         ticks = values.cast(pa.int64()).to_pylist()
@@ -542,8 +557,10 @@ def _scalars(values: Any) -> list[Scalar | None]:  # noqa: ANN401
     if pa.types.is_date(kind):
         days = values.cast(pa.date32()).cast(pa.int32()).to_pylist()
         return [None if day is None else day * _DAY_S for day in days]
-    if pa.types.is_decimal(kind):
-        return [None if number is None else float(number) for number in values.to_pylist()]
+    if pa.types.is_decimal(kind):  # ids of more digits than a float has are among them
+        return [None if n is None else int(n) if n == n.to_integral_value() else float(n) for n in values.to_pylist()]
+    if pa.types.is_floating(kind):
+        return [None if number != number else number for number in values.to_pylist()]
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [None if raw is None else raw.decode("utf-8", "surrogateescape") for raw in values.to_pylist()]
     scalars: list[Scalar | None] = values.to_pylist()
