@@ -40,6 +40,14 @@ def test_what_is_seen_and_the_padding_leave_empty_places():
     assert score.tolist() == [9.0, 0.5, 0.9, 0.5, 0.9]  # the caller's own
 
 
+def test_of_many_the_best_are_those_that_a_sort_of_all_finds():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        score, seen = rng.integers(0, 4, 30) / 4, rng.integers(1, 30, 5)
+        order = sorted(set(range(1, 30)) - set(seen.tolist()), key=lambda item: (-score[item], item))
+        assert best_unseen(score, seen, 6).tolist() == order[:6]
+
+
 def test_an_item_that_scores_0_is_still_an_item():
     assert best_unseen(np.zeros(4), NOTHING, 5).tolist() == [1, 2, 3, 0, 0]
 

@@ -201,8 +201,7 @@ def test_the_temporal_split_counts_users_who_came_after_it_and_they_get_what_is_
     assert holdout.history.item_ids == ("a", "b", "c", "d")
     assert spelled(holdout) == [*"dabcdabc", "b", "-"]
 
-    # The settings are those of the whole log, which counts an item more.
-    found = evaluate(holdout, {}, quick(log), lambda _: None)
+    found = evaluate(holdout, {}, quick(holdout.history), lambda _: None)
     assert found.users == 10
     for way in ("longtide", "transitions", "popularity"):
         assert found.overall[way]["hr@10"] == 0.9
@@ -221,6 +220,12 @@ def test_the_temporal_split_counts_users_who_came_after_it_and_they_get_what_is_
 def test_a_log_without_targets_is_refused(split):
     with pytest.raises(InvalidInput, match=f"the {split} split of this log leaves no user"):
         hold_out(sequences("aa", "aa"), split)
+
+
+def test_no_moment_divides_a_log_without_times():
+    with pytest.raises(InvalidInput, match="no moment divides it"):
+        hold_out(sequences("abc", "bca"), "temporal", times_are_real=False)
+    assert len(hold_out(sequences("abc", "bca"), "leave-one-out", times_are_real=False).users) == 2
 
 
 # The next behaviour
@@ -255,6 +260,16 @@ def test_targets_without_a_value_or_outside_the_catalogue_do_not_count():
     head = BehaviorHead(ModelConfig(2, dim=2)).eval()
     found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
     assert (found.valued_targets, found.value_mae, found.value_mae_user_median) == (0, None, None)
+
+
+def test_where_nobody_had_a_value_before_there_is_no_median():
+    holdout = Holdout(
+        sequences("ab"), np.array([0]), np.array([1]), np.array([1]), np.array([5], np.float32), np.zeros(1)
+    )
+    head = BehaviorHead(ModelConfig(2, dim=2)).eval()
+    found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
+    assert found.value_mae is not None
+    assert found.value_mae_user_median is None
 
 
 def test_the_arrays_of_a_head_say_what_the_head_says():

@@ -9,7 +9,7 @@ from longtide_server.errors import EncoderUnavailable, Unavailable
 from longtide_server.snapshot import load_snapshot
 from longtide_server.training import offline
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.offline import LogHistories, OfflineRecommender, recommended_items
+from longtide_server.training.offline import LogHistories, OfflineRecommender
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import settings_for, with_overrides
 
@@ -140,9 +140,8 @@ async def test_an_answer_without_the_encoder_is_an_error_and_no_worse_number(rec
         await answers(recommender, LOG.user_ids[:1])
 
 
-async def test_lists_are_catalogue_numbers_with_zeros_behind(recommender, snapshot):
-    found = await answers(recommender, ["from-a", "nobody"], limit=4)
-    table = recommended_items(found, snapshot, 5)
+async def test_lists_are_catalogue_numbers_with_zeros_behind(recommender):
+    table = await recommender.lists([Query("from-a", 4), Query("nobody", 4)], 5)
     assert table.shape == (2, 5)
     assert sorted(table[0].tolist()) == [0, 0, 6, 7, 8]  # f, g and h are left for from-a
     assert table[0, 3:].tolist() == [0, 0]

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from longtide_server.request_time import query_after
-from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out, to_sequences
+from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out, select, to_sequences
 from longtide_server.training.encoding import last_queries
 from longtide_server.training.evaluate import evaluate
 from longtide_server.training.log import read_log
@@ -105,18 +105,18 @@ def by_the_minute_or_the_day(tmp_path, users: int = 300) -> Sequences:
 
 def test_training_learns_what_a_wait_means(tmp_path):
     sequences = by_the_minute_or_the_day(tmp_path)
-    holdout = hold_out_last(sequences)
+    last = sequences.offsets[1:] - 1
+    history = select(sequences, ~np.isin(np.arange(len(sequences.items)), last))
     config = ModelConfig(sequences.item_count, dim=16, hidden=16, blocks=1, dropout=0.0, use_request_time=True)
     settings = TrainConfig(epochs=20, learning_rate=5e-3, batch_events=512)
-    model = train_encoder(config, settings, nothing_held_out(holdout.history), lambda _: None)
+    model = train_encoder(config, settings, nothing_held_out(history), lambda _: None)
     assert model.request_time is not None
 
-    queries = last_queries(model, holdout.history, holdout.users, 512)
-    ends = holdout.history.times[holdout.history.offsets[1:] - 1]
-    waits = holdout.times - ends[holdout.users]
+    queries = last_queries(model, history, np.arange(history.user_count), 512)
+    waits = sequences.gaps[last]
     weights, embeddings = model.request_time.weights(), model.item_embeddings().detach().numpy()
     timed = np.stack([query_after(weights, query, wait) for query, wait in zip(queries, waits.tolist(), strict=True)])
-    assert ((embeddings[1:] @ timed.T).argmax(axis=0) + 1 == holdout.targets).mean() > 0.95
+    assert ((embeddings[1:] @ timed.T).argmax(axis=0) + 1 == sequences.items[last]).mean() > 0.95
     # Without the time it is a coin's toss, and the encoder says so: both are as likely.
     numbers = [sequences.item_ids.index(name) + 1 for name in ("soon", "late")]
     chance = np.exp(queries @ embeddings[1:].T / model.temperature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,26 @@ def given_vectors(path: Path | None, described: Described) -> GivenVectors:
     return described.vectors if path is None else read_vectors(path)
 
 
-def read_for_training(
-    log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any  # noqa: ANN401
-) -> tuple[Sequences, Described, Settings]:  # fmt: skip
-    """Sequences, what is said of items, and the settings that the log and the options give."""
-    from longtide_server.training.settings import settings_for, with_overrides
+@dataclass(frozen=True, slots=True, eq=False)
+class ForTraining:
+    """What training begins with."""
 
+    sequences: Sequences
+    described: Described
+    times_are_real: bool
+    overrides: Mapping[str, str]
+    seed: int
+
+    def settings(self, sequences: Sequences) -> Settings:
+        """What these sequences, of the log or of a part of it, and the options give."""
+        from longtide_server.training.settings import settings_for, with_overrides
+
+        chosen = settings_for(sequences, times_are_real=self.times_are_real, seed=self.seed)
+        return with_overrides(chosen, self.overrides)
+
+
+def read_for_training(log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any) -> ForTraining:  # noqa: ANN401
+    """The log, what is said of its items, and how the settings are chosen."""
     pairs = [override.partition("=") for override in overrides]
     for name, equals, _ in pairs:
         if not equals:
@@ -95,5 +109,4 @@ def read_for_training(
         raise errors.LogError(
             f"{log or 'the event store'}: no user has two events; there is nothing to learn what follows what from"
         )
-    settings = settings_for(sequences, times_are_real=real, seed=seed)
-    return sequences, described, with_overrides(settings, {name: value for name, _, value in pairs})
+    return ForTraining(sequences, described, real, {name: value for name, _, value in pairs}, seed)

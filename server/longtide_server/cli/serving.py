@@ -167,8 +167,8 @@ def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | 
     configure_logging("console", logging.WARNING)
     if log is None:
         log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
-    sequences, described, settings = read_for_training(log, (), seed=0, **rest)
-    run(sequences, described, settings, text_model, work_dir, listen, console)
+    read = read_for_training(log, (), seed=0, **rest)
+    run(read.sequences, read.described, read.settings(read.sequences), text_model, work_dir, listen, console)
 
 
 @click.command()

@@ -57,11 +57,12 @@ def train(
     from longtide_server.training.settings import setting_names
     from longtide_server.training.workers import workers
 
-    sequences, described, settings = read_for_training(log, overrides, **rest)
+    read = read_for_training(log, overrides, **rest)
+    sequences, settings = read.sequences, read.settings(read.sequences)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    infos, given = described.infos, given_vectors(vectors, described)
+    infos, given = read.described.infos, given_vectors(vectors, read.described)
     with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
         with team.leader_first():
             known = known_items(sequences.item_ids, infos, given, text_model, report)
@@ -198,14 +199,16 @@ def evaluate(
 
     if plot:
         _check_plot(plot)
-    sequences, described, settings = read_for_training(log, overrides, **rest)
+    read = read_for_training(log, overrides, **rest)
+    holdout = hold_out(read.sequences, split, times_are_real=read.times_are_real)
+    settings = read.settings(holdout.history)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
         return
-    holdout, given = hold_out(sequences, split), given_vectors(vectors, described)
+    given = given_vectors(vectors, read.described)
     with TrainingDisplay(messages) as display:
         item_ids = holdout.history.item_ids
-        said = described.infos
+        said = read.described.infos
         infos = {item_id: said[item_id] for item_id in item_ids if item_id in said}  # others are not ranked
         known = known_items(item_ids, infos, given, text_model, display)
         found = run(holdout, infos, settings, display, known.content)

@@ -43,6 +43,8 @@ def best_unseen(score: NDArray[np.float64], seen: NDArray[np.int64], k: int) -> 
     left = score.copy()
     left[seen] = -np.inf
     left[0] = -np.inf
-    order = np.argsort(-left, kind="stable")[:k]
+    bar = np.partition(left, -k)[-k] if k < len(left) else -np.inf
+    near = np.flatnonzero(left >= bar)  # to sort them all takes several times as long
+    order = near[np.argsort(-left[near], kind="stable")][:k]
     best = np.where(np.isfinite(left[order]), order, 0)
     return np.pad(best, (0, k - len(best)))

@@ -30,7 +30,7 @@ from longtide_server.training.content import Content
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last, without_hindsight
 from longtide_server.training.known_items import KnownItems
 from longtide_server.training.metrics import NOT_RANKED, coverage_at_k, hr_at_k, mrr_at_k, ndcg_at_k
-from longtide_server.training.offline import OfflineRecommender, recommended_items
+from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.pipeline import MIN_EVENTS, Report, train_and_publish
 from longtide_server.training.settings import Settings
 from longtide_server.training.slices import (
@@ -74,7 +74,8 @@ class BehaviorMetrics:
     value_mae: float | None
     """Mean absolute error of the predicted value; None where no target has a value."""
     value_mae_user_median: float | None
-    """What the median of the user's earlier values reaches, or of all values where the user has none."""
+    """What the median of the user's earlier values reaches, or of all values where the user has none; None where
+    nobody had a value before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,18 @@ class Evaluation:
     """Of Longtide; None where the log has neither types nor values to learn."""
 
 
-def hold_out(sequences: Sequences, split: Split) -> Holdout:
-    """Targets of a split: everyone's last event, or the first new item after the time at which 90 % had happened.
+def hold_out(sequences: Sequences, split: Split, *, times_are_real: bool = True) -> Holdout:
+    """Targets of a split: what was new to everyone last, or first after the time at which 90 % had happened.
 
-    The history knows nothing of what was held back, not even that an item will exist.
+    The history knows nothing of what was held back, not even that an item will exist. InvalidInput where nobody has a
+    target, and where times are to divide a log that has none.
     """
     if split == "leave-one-out":
         holdout = hold_out_last(sequences, MIN_EVENTS)
+    elif not times_are_real:
+        raise InvalidInput(
+            "the times of this log are all equal, or count events: no moment divides it; leave-one-out does"
+        )
     else:
         holdout = hold_out_after(sequences, float(np.quantile(sequences.times, TEMPORAL_SHARE)))
     if not len(holdout.users):
@@ -119,10 +125,8 @@ def evaluate(
 ) -> Evaluation:
     """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed.
 
-    content: of the history's items.
+    settings: for the history, which may hold less items than the log; content: of the history's items.
     """
-    # The settings were chosen for the whole log, which may hold items that the history does not.
-    settings = replace(settings, model=replace(settings.model, item_count=holdout.history.item_count))
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
         train_and_publish(holdout.history, infos, settings, Path(scratch), report, KnownItems(content))
         longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
@@ -184,14 +188,14 @@ async def _recommend(directory: Path, holdout: Holdout) -> tuple[dict[str, NDArr
         if snapshot.request_time is not None:
             times = zip(asked["longtide"], holdout.times.tolist(), strict=True)
             asked["longtide_timed"] = [replace(query, request_time_s=time_s) for query, time_s in times]
-        answers = {way: [answer async for answer in offline.answers(queries)] for way, queries in asked.items()}
+        lists = {way: await offline.lists(queries, max(CUTS)) for way, queries in asked.items()}
         queries = await offline.queries(ids) if snapshot.behavior else None
     finally:
         await offline.close()
     behavior = None
     if snapshot.behavior is not None and queries is not None:
         behavior = behavior_metrics(snapshot.behavior, queries, snapshot.embeddings, holdout)
-    return {way: recommended_items(found, snapshot, max(CUTS)) for way, found in answers.items()}, behavior
+    return lists, behavior
 
 
 def behavior_metrics(
@@ -208,6 +212,7 @@ def behavior_metrics(
     if len(valued):
         predicted = predicted_value(weights, queries[valued], embeddings[holdout.targets[valued]])
         error = round(float(np.abs(predicted - holdout.values[valued]).mean()), 4)
+    if len(valued) and not np.isnan(holdout.history.values).all():
         baseline = round(float(np.abs(_user_medians(holdout, valued) - holdout.values[valued]).mean()), 4)
     return BehaviorMetrics(
         type_accuracy=round(float((types == holdout.types[known]).mean()), 4),

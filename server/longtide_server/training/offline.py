@@ -80,7 +80,7 @@ class OfflineRecommender:
         local = LocalEncoder(snapshot.path / ENCODER, AnswerSizes.of(snapshot.embeddings))
         self._encoder = CoalescingEncoder(local, CALL_TIMEOUT_S, local.batches)
         self._states = UserStates(snapshot, LogHistories(sequences), self._encoder, kept_users, CALL_TIMEOUT_S)
-        self._live = LiveCatalog(snapshot.catalog)
+        self._catalog, self._live = snapshot.catalog, LiveCatalog(snapshot.catalog)
         self._recommender = Recommender(snapshot, self._states, live=self._live)
 
     def reads(self, snapshot: Snapshot) -> None:
@@ -95,6 +95,16 @@ class OfflineRecommender:
                 if answer.degraded_reason:
                     raise Unavailable(answer.degraded_reason)
                 yield answer
+
+    async def lists(self, queries: Sequence[Query], k: int) -> NDArray[np.int64]:
+        """(Q, k) the items recommended for every query as catalogue numbers, 0 where a list is shorter."""
+        table = np.zeros((len(queries), k), np.int64)
+        row = 0
+        async for answer in self.answers(queries):
+            numbers = self._catalog.numbers(item.item_id for item in answer.recommendations[:k])
+            table[row, : len(numbers)] = numbers
+            row += 1
+        return table
 
     async def ranked(self, queries: Sequence[Query], item_ids: Sequence[str]) -> AsyncIterator[tuple[RankedItem, ...]]:
         """The given items in every query's order, in the order of the queries."""
@@ -127,12 +137,3 @@ class OfflineRecommender:
     async def close(self) -> None:
         """Let go of the encoder."""
         await self._encoder.close()
-
-
-def recommended_items(answers: Sequence[Answer], snapshot: Snapshot, k: int) -> NDArray[np.int64]:
-    """(B, k) the items of answers as catalogue numbers, 0 where a list is shorter."""
-    table = np.zeros((len(answers), k), np.int64)
-    for row, answer in enumerate(answers):
-        numbers = snapshot.catalog.numbers(item.item_id for item in answer.recommendations[:k])
-        table[row, : len(numbers)] = numbers
-    return table
