@@ -39,6 +39,18 @@ def test_where_nothing_is_known_of_the_log_there_is_nothing_to_learn_and_nothing
     assert known(["x", "y"], {}) is NOTHING_KNOWN
 
 
+def test_items_that_few_of_the_log_are_among_look_like_a_slip_of_ids():
+    told = []
+    known(["0a", "0b", "c"], told=told)
+    assert told == [
+        TextNotice(
+            "Of 3 items with events, 0 are described. Are the ids the same? The log has '0a', the items' side 'a'"
+        )
+    ]
+    assert known(["a", "b", "c"], told=told) is not NOTHING_KNOWN
+    assert len(told) == 1
+
+
 def test_given_vectors_are_rows_by_item_of_length_1(vectors):
     given = vectors(item_id=["new", "b", "of nothing"], image=[[3.0, 4.0], [0.0, 2.0], [1.0, 1.0]])
     found = known(["b", "a"], given=given)

@@ -45,6 +45,17 @@ def test_a_sparse_log_gets_a_shallow_encoder_and_much_dropout():
     assert (model.blocks, model.dropout) == (1, 0.5)
 
 
+def test_a_crawler_does_not_make_a_log_dense():
+    lengths = np.where(np.arange(1_000) == 7, 40_000, 3)
+    crawled = replace(
+        log(users=1, events_each=int(lengths.sum())),
+        user_ids=tuple(str(n) for n in range(1_000)),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    assert len(crawled.items) / crawled.user_count > 40
+    assert chosen(crawled).model == chosen(log(users=10_000, events_each=3)).model
+
+
 def test_a_small_dense_log_gets_narrow_vectors():
     narrow, wide = (chosen(log(users=1_000, events_each=each)).model for each in (199, 200))
     assert narrow.dim < wide.dim

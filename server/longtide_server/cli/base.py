@@ -93,7 +93,9 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Knowledge graph: head, relation, tail; an end is item:ID or entity:NAME.",
             ),
             click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
-            click.option("--skip-bad-rows", is_flag=True, help="Leave wrong rows out, and list them."),
+            click.option(
+                "--skip-bad-rows", is_flag=True, help="Leave wrong rows of the log out, and list the first of them."
+            ),
         )
     ):
         command = option(command)

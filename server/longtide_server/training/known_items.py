@@ -102,6 +102,12 @@ def known_items(
     Given text vectors are used instead of a language model; `text_model` as in `item_vectors`.
     """
     of_log = set(item_ids)
+    covered = sum(item_id in infos for item_id in item_ids)
+    if infos and 2 * covered < len(item_ids):
+        report(TextNotice(
+            f"Of {len(item_ids):,} items with events, {covered:,} are described. Are the ids the same? The log has "
+            f"{item_ids[0]!r}, the items' side {next(iter(infos))!r}"
+        ))  # fmt: skip
     new_ids = [item_id for item_id in infos if item_id not in of_log]
     if len(new_ids) > MOST_NEW_ITEMS:
         report(TextNotice(f"Of {len(new_ids):,} items without events, the first {MOST_NEW_ITEMS:,} of the file count"))

@@ -21,6 +21,8 @@ from longtide_server.training.train import TrainConfig
 from longtide_server.training.workers import CPU, best_device
 
 DENSE_EVENTS_PER_USER = 20.0
+LONGEST = 0.01
+"""Of a log's histories."""
 SMALL_LOG_EVENTS = 200_000
 STEPS_PER_EPOCH = 250
 BATCH_EVENTS = (768, 2048)
@@ -90,7 +92,7 @@ class Settings:
 def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Settings:
     """Defaults for a log."""
     events = len(sequences.items)
-    dense = events / max(1, sequences.user_count) >= DENSE_EVENTS_PER_USER
+    dense = _usual_length(sequences.lengths) >= DENSE_EVENTS_PER_USER
     small = dense and events < SMALL_LOG_EVENTS
     dim = 64 if small else 256
     use_types = len(np.unique(sequences.types)) > 1
@@ -130,6 +132,12 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
         neighbors=NeighborSettings(),
         transitions=TransitionSettings(lags=0),
     )
+
+
+def _usual_length(lengths: NDArray[np.int64]) -> float:
+    """The mean of all users' but the longest: one crawler must not make a log of short visits a dense one."""
+    kept = len(lengths) - int(LONGEST * len(lengths))
+    return float(np.sort(lengths)[:kept].mean()) if len(lengths) else 0.0
 
 
 def _mean_and_deviation(values: NDArray[np.float32]) -> tuple[float, float]:
