@@ -89,7 +89,7 @@ from longtide_server.snapshot import (
     resolve,
 )
 from longtide_server.snapshot_service import Snapshots, SnapshotService
-from longtide_server.state_file import SavedStates, save_states
+from longtide_server.state_file import SavedStates, save_states, sweep_states
 from longtide_server.stepping import Stepper
 from longtide_server.stores import Stores, open_stores
 from longtide_server.text_cache import TextCache, cache_folder
@@ -113,7 +113,9 @@ HANDLER = Path(longtide_handlers.__file__).parent / "encoder_handler.py"
 STATES = "states"
 SAVE_STATES_EVERY_S = 600.0
 TEXTS_PATIENCE_S = 30.0
-KEPT_STATE_FILES = 3
+STATES_KEPT_S = 2 * SAVE_STATES_EVERY_S
+"""Nobody who runs has saved into an older file: another snapshot's, or that of a worker there is no more."""
+KEPT_SIGNALS = 3
 LINK_S = 60.0
 CONNECTION_AGE_MS = 300_000
 EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
@@ -529,7 +531,9 @@ class Opener:
             trending = Trending(snapshot.catalog, wall_clock_s, before=counts)
             self._counting.append(trending)
             stack.callback(self._counting.remove, trending)
-            save = partial(_save, self._states, snapshot.snapshot_id, states, newcomers, trending)
+            save = partial(
+                _save, config.data_dir / STATES, self._states, snapshot.snapshot_id, states, newcomers, trending
+            )
             stack.push_async_callback(save)
             stack.push_async_callback(_cancelled, asyncio.create_task(_keep_saving(save)))
             stepper = Stepper(states)
@@ -582,13 +586,16 @@ def _saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
     return [SavedStates(file, snapshot_id) for file in files]
 
 
-async def _save(folder: Path, snapshot_id: str, states: UserStates, newcomers: Newcomers, trending: Trending) -> None:
-    """Save for the next run what is in memory alone, and leave no more than a few snapshots' files."""
+async def _save(
+    root: Path, folder: Path, snapshot_id: str, states: UserStates, newcomers: Newcomers, trending: Trending
+) -> None:
+    """Save for the next run what is in memory alone, and clear away what earlier ones have saved."""
     counts, pulled = trending.counts(), newcomers.pulled()
     for save in (
         partial(save_signals, folder, snapshot_id, counts, pulled),
         partial(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, states.rows()),
-        partial(_keep_newest, folder, KEPT_STATE_FILES),
+        partial(sweep_states, root, wall_clock_s() - STATES_KEPT_S),
+        partial(_keep_newest_signals, folder),
     ):
         try:
             await asyncio.to_thread(save)
@@ -596,11 +603,9 @@ async def _save(folder: Path, snapshot_id: str, states: UserStates, newcomers: N
             log.warning("states_not_saved", folder=str(folder), reason=str(exc))
 
 
-def _keep_newest(folder: Path, count: int) -> None:
-    """Of each kind of file, leave the newest."""
-    for kind in (".arrow", SUFFIX):
-        for old in sorted(folder.glob(f"*{kind}"), key=lambda file: file.stat().st_mtime)[:-count]:
-            old.unlink()
+def _keep_newest_signals(folder: Path) -> None:
+    for old in sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime)[:-KEPT_SIGNALS]:
+        old.unlink()
 
 
 async def _keep_saving(save: Callable[[], Awaitable[None]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def save_states(path: Path, snapshot_id: str, rows: Sequence[StateRow]) -> None:
                 columns = zip(*(_cells(row) for row in rows[at : at + ROWS_A_BATCH]), strict=True)
                 file.write_batch(pa.record_batch([pa.array(column) for column in columns], schema=schema))
         draft.replace(path)
+
+
+def sweep_states(root: Path, before_s: float) -> None:
+    """Delete every file that nobody has saved into since a moment, seconds since 1970: what it says of people who have
+    been deleted since then would stay."""
+    for kind in ("*.arrow", "*.partial"):
+        for file in root.rglob(kind):
+            with suppress(FileNotFoundError):  # another process does the same
+                if file.stat().st_mtime < before_s:
+                    file.unlink()
 
 
 class SavedStates:

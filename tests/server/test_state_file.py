@@ -1,11 +1,13 @@
 """States of an earlier run are used for exactly the histories that they are of, and for nothing else."""
 
+import os
+
 import numpy as np
 import pytest
 
 from longtide_server.encoder import Encoded
 from longtide_server.event_store import Version
-from longtide_server.state_file import SavedStates, StateRow, save_states
+from longtide_server.state_file import SavedStates, StateRow, save_states, sweep_states
 from longtide_server.user_state import UserStates
 
 SOON_S = 5.0
@@ -70,6 +72,20 @@ def test_a_file_that_was_cut_off_is_no_file(path):
     save_states(path, "s1", [StateRow(f"user:u{n}", VERSION, n, encoded(n)) for n in range(100)])
     path.write_bytes(path.read_bytes()[:-200])
     assert len(SavedStates(path, "s1")) == 0
+
+
+def test_files_that_nobody_saves_into_are_cleared_away_those_of_workers_too(path):
+    root = path.parent
+    current, another, worker = path, root / "s2.arrow", root / "worker-3" / "s1.arrow"
+    for file in (current, another, worker):
+        save_states(file, "s1", [StateRow("user:gone", VERSION, 1, encoded())])
+    (root / "s1.partial").touch()
+    for file in (another, worker, root / "s1.partial"):
+        os.utime(file, (1_000.0, 1_000.0))
+    (root / "s2.signals").touch()
+    sweep_states(root, before_s=2_000.0)
+    assert sorted(file.name for file in root.rglob("*") if file.is_file()) == ["s1.arrow", "s2.signals"]
+    assert len(SavedStates(current, "s1")) == 1
 
 
 async def test_another_run_encodes_only_what_is_new(world, path, event):
