@@ -59,8 +59,8 @@ class Client:
                 print(item.item_id, item.score)
 
     Every call has a timeout in seconds: the client's, or its own. Unary calls but `activate_snapshot` are tried up to 4
-    times while the server is UNAVAILABLE, within that timeout; nothing else is retried. Every call raises LongtideError
-    or one of its kinds.
+    times while the server is UNAVAILABLE, or gRPC refuses the call (CANCELLED), within that timeout; nothing else is
+    retried. Every call raises LongtideError or one of its kinds.
     """
 
     def __init__(

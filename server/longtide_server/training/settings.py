@@ -86,7 +86,7 @@ class Settings:
     transitions: TransitionSettings
     """With 0 lags, how transitions are counted is chosen on validation data."""
     max_moments: int = 1_000_000
-    """Moments in the neighbour index at most, the newest; each takes about 0.7 kB at 128 dimensions and 10 trees."""
+    """Moments in the neighbour index at most, the newest; each takes about 0.5 kB."""
 
 
 def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Settings:
