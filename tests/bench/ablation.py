@@ -31,11 +31,10 @@ from longtide_server.training import model as model_module
 from longtide_server.training import train as train_module
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
 from longtide_server.training.encoding import last_queries, ranks_by
-from longtide_server.training.had import Past
 from longtide_server.training.log import read_log, times_are_real
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.model import Block, Encoder, ModelConfig
-from longtide_server.training.objective import Objective
+from longtide_server.training.objective import Batch, Objective
 from longtide_server.training.settings import Settings, settings_for
 from longtide_server.training.train import fine_tune, train_encoder
 
@@ -84,8 +83,9 @@ class PlainBlock(Block):
 class Unforgiving(Objective):
     """What users have had counts as much as what is new to them."""
 
-    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
-        return super().item_loss(query, item, count, embeddings, replace(past, count=torch.zeros_like(past.count)))
+    def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nothing = replace(batch.past, count=torch.zeros_like(batch.past.count))
+        return super().forward(replace(batch, past=nothing), state)
 
 
 def with_model(**changes: bool | float) -> Callable[[Settings], Settings]:

@@ -102,6 +102,7 @@ class ContentPart(nn.Module):
         self.image: Tensor
         self.labels: Tensor
         self.offsets: Tensor
+        self.counts: Tensor
         self.shares: Tensor
         counts = np.diff(content.offsets)
         for name, array in (
@@ -109,6 +110,7 @@ class ContentPart(nn.Module):
             ("image", content.image),
             ("labels", content.labels),
             ("offsets", content.offsets[:-1]),
+            ("counts", counts),
             ("shares", np.repeat(1.0 / np.sqrt(np.maximum(counts, 1.0)), counts).astype(np.float32)),
         ):
             self.register_buffer(name, torch.from_numpy(array), persistent=False)
@@ -123,6 +125,19 @@ class ContentPart(nn.Module):
         if len(self.label_embedding):
             found = found + embedding_bag(
                 self.labels, self.label_embedding, self.offsets, mode="sum", per_sample_weights=self.shares
+            )
+        return found
+
+    def some(self, rows: Tensor) -> Tensor:
+        """(R, D) the same of items (R,)."""
+        found = self.text[rows] @ self.text_weight + self.image[rows] @ self.image_weight
+        if len(self.label_embedding):
+            count = self.counts[rows]  # (R,)
+            begin = torch.cumsum(count, dim=0) - count
+            row = torch.repeat_interleave(count)  # (N,)
+            label = torch.arange(len(row), device=rows.device) + (self.offsets[rows] - begin)[row]
+            found = found + embedding_bag(
+                self.labels[label], self.label_embedding, begin, mode="sum", per_sample_weights=self.shares[label]
             )
         return found
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +19,10 @@ from longtide_server.training.had import Had, had_in
 from longtide_server.training.memory import give_back
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.objective import Batch, Objective
+from longtide_server.training.optimizers import Optimizers
 from longtide_server.training.workers import ALONE, Workers
 
 EVALUATED_AT = 10
-MAX_GRADIENT_NORM = 1.0
-LEAST_LEARNING_RATE = 0.05
-"""Where the schedule ends, as a share of its peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +88,7 @@ class Learner:
     """Everything that changes while a phase runs."""
 
     objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
+    optimizers: Optimizers
     rng: np.random.Generator
     """Orders the batches."""
     best: State
@@ -116,8 +111,7 @@ class Learner:
         """What `restore` needs to go on as if nothing had happened: tensors and plain numbers."""
         return {
             "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.last_epoch,
+            "optimizers": self.optimizers.state(),
             "batch_order": self.rng.bit_generator.state,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -130,8 +124,7 @@ class Learner:
     def restore(self, state: State) -> None:
         """Take up what `state` said."""
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]
+        self.optimizers.restore(state["optimizers"])
         self.rng.bit_generator.state = state["batch_order"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and torch.cuda.is_available():
@@ -147,10 +140,11 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     """
     torch.manual_seed(phase.seed)
     users = np.flatnonzero(phase.sequences.lengths >= 2)
-    optimizer = _optimizer(objective, phase)
-    schedule = _schedule(optimizer, _steps(phase, users) * phase.epochs)
+    objective.sparse = bool(objective.negatives) and run.workers.count == 1  # NCCL cannot average sparse gradients
+    steps = _steps(phase, users) * phase.epochs
+    optimizers = Optimizers(objective, phase.learning_rate, phase.head_rate, phase.weight_decay, steps)
     rng = np.random.default_rng(phase.seed)
-    learner = Learner(objective, optimizer, schedule, rng, copy.deepcopy(objective.state_dict()))
+    learner = Learner(objective, optimizers, rng, copy.deepcopy(objective.state_dict()))
     if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:
         learner.restore(reached)
     joined = run.workers.join(objective)
@@ -189,11 +183,7 @@ def _epoch(
             total = workers.total(float(counted))
             if not total:
                 continue
-            learner.optimizer.zero_grad(set_to_none=True)
-            (loss * (workers.count / total)).backward()  # the mean over all events, once gradients are averaged
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), MAX_GRADIENT_NORM)
-            learner.optimizer.step()
-            learner.schedule.step()
+            learner.optimizers.step(loss * (workers.count / total))  # the mean over all events, gradients averaged
             yield number / len(groups), workers.total(float(loss.detach())), total
 
 
@@ -236,32 +226,3 @@ def _steps(phase: Phase, users: NDArray[np.int64]) -> int:
     lengths = phase.sequences.lengths
     groups = batches(phase.sequences, users, phase.batch_events, phase.chunk, None)
     return max(1, sum(-(-int(lengths[group].max()) // phase.chunk) for group in groups))
-
-
-def _optimizer(objective: Objective, phase: Phase) -> torch.optim.Optimizer:
-    """AdamW, Loshchilov & Hutter (2019); embeddings, biases and norms do not decay."""
-    groups: list[dict[str, Any]] = []
-    for part, rate in ((objective.encoder, 1.0), (objective.head, phase.head_rate)):
-        trained = [(name, weight) for name, weight in part.named_parameters() if weight.requires_grad] if part else []
-        for decays in (True, False):
-            weights = [weight for name, weight in trained if _decays(name, weight) is decays]
-            decay = phase.weight_decay if decays else 0.0
-            groups.append({"params": weights, "weight_decay": decay, "lr": rate * phase.learning_rate})
-    return torch.optim.AdamW([group for group in groups if group["params"]])
-
-
-def _decays(name: str, weight: torch.Tensor) -> bool:
-    return weight.dim() > 1 and "embedding" not in name and not name.startswith("items.ids.")
-
-
-def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A short warm-up, then half a cosine (SGDR, Loshchilov & Hutter 2017)."""
-    warm_up = max(1, min(100, steps // 20))
-
-    def factor(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        past = min(1.0, (step - warm_up) / max(1, steps - warm_up))
-        return LEAST_LEARNING_RATE + (1.0 - LEAST_LEARNING_RATE) * 0.5 * (1.0 + math.cos(math.pi * past))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -210,6 +210,13 @@ class ItemTable(nn.Module):
         table: Tensor = self.ids.weight + self.content()
         return table
 
+    def some(self, rows: Tensor, *, sparse: bool) -> Tensor:
+        """(R, D) the vectors of items (R,), none of them twice; whether their embeddings' gradient shall be sparse."""
+        table = embedding(rows, self.ids.weight, sparse=sparse)
+        if self.content is None:
+            return table
+        return table + self.content.some(rows)
+
 
 class Encoder(nn.Module):
     """Sequences of events to query vectors, and item embeddings to compare them with."""

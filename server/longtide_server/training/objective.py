@@ -59,30 +59,51 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder, self.head, self.wanted = encoder, head, wanted
         self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
+        self.sparse = False
+        """Whether the gradients of the items' embeddings are sparse; where there are negatives."""
         chance = popularity[1:].double() ** POPULARITY_POWER
         self.chance: Tensor
         self.register_buffer("chance", (chance / chance.sum()).float(), persistent=False)
 
     def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss summed over all events that have a successor, the sum of what they count, and state (B, S)."""
-        table = self.encoder.items()  # (I + 1, D)
+        drawn = self._drawn() if self.negatives else None
+        table, read, nexts, negatives = self._looked_up(batch, drawn)
         low = self.dtype == torch.bfloat16
         with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
-            query, state = self.encoder.encode(
-                embedding(batch.items, table), batch.types, batch.gaps, batch.values, state
-            )
+            query, state = self.encoder.encode(embedding(read, table), batch.types, batch.gaps, batch.values, state)
         there = batch.next_items > 0
-        query, item = query.float()[there], batch.next_items[there]  # (N, D), (N,)
+        query, item, place = query.float()[there], batch.next_items[there], nexts[there]  # (N, D), (N,), (N,)
         count = self._counts(batch.next_types[there])
         embeddings = normalize(table, dim=1)
         asked = query
         if self.encoder.request_time is not None:
             asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
-        loss = self.item_loss(asked, item, count, embeddings, batch.past)
+        if drawn is None:
+            loss = self.item_loss(asked, item, count, embeddings, batch.past)
+        else:
+            loss = self._sampled(asked, embeddings[place], item, embeddings[negatives], drawn, count, batch.past)
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
-            loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[item], *told)
+            loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[place], *told)
         return loss, count.sum(), state.detach().float()
+
+    def _drawn(self) -> Tensor:
+        """(M,) the items, from 0, that a step's softmax is estimated from."""
+        return torch.multinomial(self.chance, self.negatives, replacement=True)
+
+    def _looked_up(self, batch: Batch, drawn: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Items' vectors (R, D), and where among them are the batch's items (B, T), the next ones (B, T) and the drawn.
+
+        With negatives, these items' vectors alone: a step must not cost what the catalogue holds.
+        """
+        if drawn is None:
+            return self.encoder.items(), batch.items, batch.next_items, batch.items[:0]
+        asked = (batch.items, batch.next_items, drawn + 1)
+        rows, places = torch.unique(torch.cat([part.flatten() for part in asked]), return_inverse=True)
+        read, nexts, negatives = places.split([part.numel() for part in asked])
+        table = self.encoder.items.some(rows, sparse=self.sparse)
+        return table, read.view_as(batch.items), nexts.view_as(batch.next_items), negatives
 
     def _counts(self, types: Tensor) -> Tensor:
         """(N,) what each event counts; a dislike leads nobody to its item."""
@@ -96,12 +117,17 @@ class Objective(nn.Module):
 
         embeddings (I + 1, D): the items' vectors, of length 1; past: of the N moments.
         """
-        temperature = self.encoder.temperature
         if not self.negatives:
-            return full_softmax_loss(query, embeddings[1:], item - 1, count, temperature, self.dtype, past)
-        drawn = torch.multinomial(self.chance, self.negatives, replacement=True)  # (M,)
+            return full_softmax_loss(query, embeddings[1:], item - 1, count, self.encoder.temperature, self.dtype, past)
+        drawn = self._drawn()
+        return self._sampled(query, embeddings[item], item, embeddings[drawn + 1], drawn, count, past)
+
+    def _sampled(
+        self, query: Tensor, positive: Tensor, item: Tensor, negatives: Tensor, drawn: Tensor, count: Tensor,
+        past: Past,
+    ) -> Tensor:  # fmt: skip
         return sampled_softmax_loss(
-            query, embeddings[item], embeddings[drawn + 1], item - 1, drawn, self.chance[drawn], count, temperature,
+            query, positive, negatives, item - 1, drawn, self.chance[drawn], count, self.encoder.temperature,
             self.dtype, past,
         )  # fmt: skip
 
