@@ -14,7 +14,7 @@ from longtide_server.events import EventType
 from longtide_server.item import Item
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
-from longtide_server.training import pipeline
+from longtide_server.training import indexing, pipeline
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.known_items import NOTHING_GIVEN, known_items
@@ -86,7 +86,7 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
     assert len(snapshot.neighbors) == 6 * 4  # of the whole log: the validation targets are learnt in the end
     assert snapshot.popularity.tolist() == count_popularity(WALKS).tolist()
     np.testing.assert_allclose(np.linalg.norm(snapshot.embeddings[1:], axis=1), 1.0, rtol=1e-5)
-    assert snapshot.manifest.neighbors.recall >= pipeline.REQUIRED_RECALL
+    assert snapshot.manifest.neighbors.recall >= indexing.REQUIRED_RECALL
     steps = [step.text for step in told if isinstance(step, Step)]
     assert (steps[0], steps[-1]) == ("Training the encoder", "Building and publishing the snapshot")
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
@@ -233,11 +233,16 @@ def test_without_a_user_with_two_events_there_is_nothing_to_learn(tmp_path):
 
 
 def test_an_index_that_misses_too_much_is_not_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "REQUIRED_RECALL", 1.1)
-    with pytest.raises(InvalidInput, match=r"finds 1\.000 of the true neighbours .* 1\.1 is required.*trees=40"):
+    monkeypatch.setattr(indexing, "REQUIRED_RECALL", 1.1)
+    with pytest.raises(InvalidInput, match=r"finds 1\.000 of the true neighbours, .* 1\.1 is required.*trees=40"):
         train_and_publish(WALKS, {}, quick(WALKS), tmp_path, silent)
     (kept,) = tmp_path.iterdir()  # the training is not lost: the next one, with more trees, takes it up
     assert kept.name.startswith(".training-")
+
+
+def test_a_search_looks_ever_further_up_to_everything():
+    assert [*indexing._search_ks(0)] == [*indexing._search_ks(500)] == [500]
+    assert [*indexing._search_ks(3_000)] == [500, 1_000, 2_000, 4_000]
 
 
 def test_an_index_that_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch):

@@ -321,3 +321,8 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
         first += chunk
         keep = np.flatnonzero(lengths[alive] > first)
         alive = alive[keep]
+
+
+def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many of the numbers below count, drawn with a seed, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(count, min(most, count), replace=False))

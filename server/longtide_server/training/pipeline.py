@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import shutil
 import tempfile
 import time
 import uuid
@@ -20,20 +19,16 @@ from numpy.typing import NDArray
 from longtide_server.candidates import TransitionSettings
 from longtide_server.catalog import Catalog, ItemInfo, write_catalog
 from longtide_server.content import ContentTower, ContentWeights
-from longtide_server.errors import InvalidInput, Unavailable
-from longtide_server.neighbors import NeighborIndex, build_index, index_bytes, principal_directions, project, recall
+from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
     BEHAVIOR,
     CATALOG,
     CONTENT,
     CONTENT_VECTORS,
-    DIRECTIONS,
     EMBEDDINGS,
     ENCODER,
-    INDEX,
     POPULARITY,
-    POSITIONS,
     RELATIONS,
     REQUEST_TIME,
     TRANSITIONS,
@@ -41,7 +36,6 @@ from longtide_server.snapshot import (
     VALIDATION,
     EncoderFacts,
     Manifest,
-    NeighborSettings,
     load_snapshot,
     prepare,
     publish,
@@ -51,26 +45,28 @@ from longtide_server.snapshot import (
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.content import Content
 from longtide_server.training.counts import count_popularity, count_transitions
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, places_by_frequency
-from longtide_server.training.encoding import last_queries
+from longtide_server.training.dataset import (
+    Holdout,
+    Sequences,
+    drawn,
+    hold_out_last,
+    nothing_held_out,
+    places_by_frequency,
+)
 from longtide_server.training.fusion import fit_fusion, judge, source_metrics
 from longtide_server.training.heads import BehaviorHead
+from longtide_server.training.indexing import write_index
 from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
 from longtide_server.training.linking import link
 from longtide_server.training.loop import Progress, Run
 from longtide_server.training.memory import give_back
 from longtide_server.training.model import Encoder, ServingEncoder
-from longtide_server.training.moments import encode_moments
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
 from longtide_server.training.tower import fit_tower
 from longtide_server.training.train import fine_tune, refit, train_encoder
 from longtide_server.training.workers import Workers, best_device
 
-REQUIRED_RECALL = 0.9
-RECALL_QUERIES = 200
-DIRECTION_MOMENTS = 100_000
-SEARCH_KS = (500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 FUSION_USERS = 3_000
 MIN_EVENTS = 3
 MIN_TARGETS = 50
@@ -202,7 +198,7 @@ async def _fits(
     directory: Path, holdout: Holdout, tried: Sequence[TransitionSettings], settings: Settings
 ) -> list[_Fit]:
     """What the sources, built without the targets, are worth to users whose targets are known; by way, in order."""
-    users = _sample(len(holdout.users), FUSION_USERS, settings)
+    users = drawn(len(holdout.users), FUSION_USERS, settings.train.seed)
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history, kept_users=len(users) + 1)
     ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
@@ -300,7 +296,7 @@ def _publish(
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         if model.request_time is not None:
             np.savez(folder / REQUEST_TIME, **asdict(model.request_time.weights()))
-        neighbors = _write_index(model, sequences, settings, folder)
+        neighbors = write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
             created_time=now.isoformat(timespec="seconds"),
@@ -318,48 +314,3 @@ def _publish(
         )
 
     return publish(directory, build)
-
-
-def _write_index(model: Encoder, sequences: Sequences, settings: Settings, folder: Path) -> NeighborSettings:
-    """Index the moments, and choose how far a search must look: the least that finds 90 % of the true neighbours."""
-    positions, vectors = encode_moments(model, sequences, settings.max_moments, settings.train.batch_events)
-    np.savez(folder / POSITIONS, user=positions.user, next_item=positions.next_item, weight=positions.weight)
-    directions = principal_directions(
-        vectors[_sample(len(vectors), DIRECTION_MOMENTS, settings)], settings.neighbors.dim
-    )
-    np.save(folder / DIRECTIONS, directions)
-    shadows = project(vectors, directions)
-    del vectors  # a gigabyte for a million moments, and the index needs room
-    _require_space(folder, index_bytes(len(shadows), shadows.shape[1], settings.neighbors.trees))
-    build_index(shadows, folder / INDEX, settings.neighbors.trees)
-    index = NeighborIndex(folder / INDEX, directions, positions)
-    queries = _held_out_queries(model, sequences, settings)
-    found = 0.0
-    for search_k in SEARCH_KS:
-        found = recall(index, shadows, queries, settings.neighbors.count, search_k)
-        if found >= REQUIRED_RECALL:
-            return replace(settings.neighbors, search_k=search_k, recall=round(found, 4))
-    raise InvalidInput(
-        f"the neighbour index finds {found:.3f} of the true neighbours at search_k {SEARCH_KS[-1]}; "
-        f"{REQUIRED_RECALL} is required. Try more trees: --set neighbors.trees={2 * settings.neighbors.trees}"
-    )
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    """Unavailable where a disk is too full: a file that Annoy maps into memory and cannot fill kills the process."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Unavailable(f"{folder}: the neighbour index needs {needed >> 20} MiB; the disk has {free >> 20} left")
-
-
-def _held_out_queries(model: Encoder, sequences: Sequences, settings: Settings) -> NDArray[np.float32]:
-    """Vectors that are asked for in service and are not in the index: users after their last event."""
-    users = np.flatnonzero(sequences.lengths >= 1)
-    drawn = users[_sample(len(users), RECALL_QUERIES, settings)]
-    return last_queries(model, sequences, drawn, settings.train.batch_events)
-
-
-def _sample(count: int, most: int, settings: Settings) -> NDArray[np.int64]:
-    """At most so many of the numbers below count, drawn with the seed, ascending."""
-    rng = np.random.default_rng(settings.train.seed)
-    return np.sort(rng.choice(count, min(most, count), replace=False))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from longtide_server.training.content import Content
-from longtide_server.training.dataset import Holdout, Sequences
+from longtide_server.training.dataset import Holdout, Sequences, drawn
 from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loop import BY_ITSELF, Phase, Report, Run, learn
 from longtide_server.training.model import Encoder, ModelConfig
@@ -129,8 +129,4 @@ def objective_of(
 
 def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:
     """At most so many of the users as shall judge an epoch, drawn with the seed."""
-    if len(holdout.users) <= settings.validation_users:
-        return holdout
-    rng = np.random.default_rng(settings.seed)
-    drawn = np.sort(rng.choice(len(holdout.users), settings.validation_users, replace=False))
-    return holdout.of_users(drawn)
+    return holdout.of_users(drawn(len(holdout.users), settings.validation_users, settings.seed))
