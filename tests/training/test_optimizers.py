@@ -1,5 +1,7 @@
 """Steps that cost what they touch: the items' vectors that a step needs, their gradients, and what changes by them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,13 @@ from longtide_server.training.encoding import inputs
 from longtide_server.training.had import had_in
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.objective import Batch, Objective
-from longtide_server.training.optimizers import MAX_GRADIENT_NORM, Optimizers
+from longtide_server.training.optimizers import LAZY_RATE, MAX_GRADIENT_NORM, Optimizers, Rates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ITEMS = 40
 CONFIG = ModelConfig(ITEMS, dim=16, hidden=16, blocks=1, dropout=0.0)
+RATES = Rates(encoder=0.01, items=3.0, head=1.0, weight_decay=0.0)
 CPU = torch.device("cpu")
 
 
@@ -95,7 +98,7 @@ def test_a_step_changes_no_embedding_that_it_does_not_touch():
     trained = objective(4, sparse=True)
     trained.chance[ITEMS // 2 :] = 0.0  # nobody has the second half, and it is not drawn
     before = trained.encoder.items.ids.weight.detach().clone()
-    optimizers = Optimizers(trained, 0.01, 1.0, 0.0, steps=10)
+    optimizers = Optimizers(trained, RATES, steps=10)
     for _ in range(3):
         optimizers.step(loss_of(trained))
     changed = (trained.encoder.items.ids.weight != before).any(dim=1)
@@ -107,16 +110,33 @@ def test_a_step_changes_no_embedding_that_it_does_not_touch():
 @pytest.mark.parametrize("sparse", [False, True])
 def test_sparse_and_dense_steps_learn(sparse):
     trained = objective(10, sparse=sparse)
-    optimizers = Optimizers(trained, 0.01, 1.0, 0.0, steps=40)
+    optimizers = Optimizers(trained, RATES, steps=40)
     first = float(loss_of(trained).detach())
     for _ in range(40):
         optimizers.step(loss_of(trained))
     assert float(loss_of(trained).detach()) < 0.7 * first
 
 
+def largest_change(trained: Objective, name: str, rates: Rates) -> float:
+    """Of a weight, by the first step: with Adam, the learning rate."""
+    weight = dict(trained.named_parameters())[name]
+    before = weight.detach().clone()
+    Optimizers(trained, rates, steps=1).step(loss_of(trained))
+    return float((weight.detach() - before).abs().max())
+
+
+@pytest.mark.parametrize(("sparse", "times"), [(False, 3.0), (True, 3.0 * LAZY_RATE)])
+def test_item_embeddings_learn_faster_lazy_ones_faster_still(sparse, times):
+    rates = replace(RATES, encoder=1e-4)
+    gate = largest_change(objective(10, sparse=sparse), "encoder.gate.weight", rates)
+    assert gate == pytest.approx(1e-4, rel=0.01)
+    ids = largest_change(objective(10, sparse=sparse), "encoder.items.ids.weight", rates)
+    assert ids == pytest.approx(times * 1e-4, rel=0.01)
+
+
 def test_all_gradients_together_are_bounded():
     trained = objective(4, sparse=True)
-    optimizers = Optimizers(trained, 0.01, 1.0, 0.0, steps=10)
+    optimizers = Optimizers(trained, RATES, steps=10)
     optimizers.step(1_000.0 * loss_of(trained))
     gradients = [weight.grad.to_dense() for weight in trained.parameters() if weight.grad is not None]
     assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(
@@ -128,12 +148,12 @@ def test_what_was_kept_is_taken_up():
     runs = []
     for again in (False, True):
         trained = objective(4, sparse=True)
-        optimizers = Optimizers(trained, 0.01, 1.0, 0.0, steps=10)
+        optimizers = Optimizers(trained, RATES, steps=10)
         for step in range(4):
             if again and step == 2:
                 weights, state = trained.state_dict(), optimizers.state()
                 trained = objective(4, sparse=True)
-                optimizers = Optimizers(trained, 0.01, 1.0, 0.0, steps=10)
+                optimizers = Optimizers(trained, RATES, steps=10)
                 trained.load_state_dict(weights)
                 optimizers.restore(state)
             optimizers.step(loss_of(trained))

@@ -56,6 +56,11 @@ def test_a_crawler_does_not_make_a_log_dense():
     assert chosen(crawled).model == chosen(log(users=10_000, events_each=3)).model
 
 
+def test_embeddings_of_items_that_are_seldom_met_learn_faster():
+    assert chosen(log(users=1_000, events_each=5, items=50)).train.item_rate == 1.0
+    assert chosen(log(users=1_000, events_each=5, items=51)).train.item_rate > 1.0
+
+
 def test_a_small_dense_log_gets_narrow_vectors():
     narrow, wide = (chosen(log(users=1_000, events_each=each)).model for each in (199, 200))
     assert narrow.dim < wide.dim

@@ -19,7 +19,7 @@ from longtide_server.training.had import Had, had_in
 from longtide_server.training.memory import give_back
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 from longtide_server.training.objective import Batch, Objective
-from longtide_server.training.optimizers import Optimizers
+from longtide_server.training.optimizers import Optimizers, Rates
 from longtide_server.training.workers import ALONE, Workers
 
 EVALUATED_AT = 10
@@ -68,10 +68,7 @@ class Phase:
     name: str
     sequences: Sequences
     epochs: int
-    learning_rate: float
-    head_rate: float
-    """How many times as fast the head learns."""
-    weight_decay: float
+    rates: Rates
     batch_events: int
     """Events of one step, over all processes, padding included."""
     chunk: int
@@ -142,7 +139,7 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     users = np.flatnonzero(phase.sequences.lengths >= 2)
     objective.sparse = bool(objective.negatives) and run.workers.count == 1  # NCCL cannot average sparse gradients
     steps = _steps(phase, users) * phase.epochs
-    optimizers = Optimizers(objective, phase.learning_rate, phase.head_rate, phase.weight_decay, steps)
+    optimizers = Optimizers(objective, phase.rates, steps)
     rng = np.random.default_rng(phase.seed)
     learner = Learner(objective, optimizers, rng, copy.deepcopy(objective.state_dict()))
     if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:

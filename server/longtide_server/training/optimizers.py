@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,26 @@ from torch import Tensor, nn
 
 from longtide_server.training.objective import Objective
 
+IDS = "items.ids.weight"
 MAX_GRADIENT_NORM = 1.0
 LEAST_LEARNING_RATE = 0.05
 """Where the schedule ends, as a share of its peak."""
+LAZY_RATE = 3.0
+"""How many times as fast embeddings with lazy steps learn: AdamW goes on moving what a step does not touch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast a phase learns."""
+
+    encoder: float
+    """The peak of the schedule."""
+    items: float
+    """How many times as fast as that the embeddings of the items' numbers learn."""
+    head: float
+    """How many times as fast as that the head learns."""
+    weight_decay: float
+    """AdamW's, on everything but embeddings, biases and norms."""
 
 
 class Optimizers:
@@ -23,14 +41,12 @@ class Optimizers:
     costs what it touches and not what the catalogue holds.
     """
 
-    def __init__(
-        self, objective: Objective, learning_rate: float, head_rate: float, weight_decay: float, steps: int
-    ) -> None:
-        """head_rate: how many times as fast the head learns; steps: of the whole phase, about."""
-        groups, sparse = _groups(objective, learning_rate, head_rate, weight_decay)
-        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups)]
-        if sparse:
-            self._optimizers.append(torch.optim.SparseAdam(sparse, lr=learning_rate))
+    def __init__(self, objective: Objective, rates: Rates, steps: int) -> None:
+        """steps: of the whole phase, about."""
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(_groups(objective, rates))]
+        if objective.sparse:
+            lazy = LAZY_RATE * rates.items * rates.encoder
+            self._optimizers.append(torch.optim.SparseAdam([objective.encoder.items.ids.weight], lr=lazy))
         self._schedules = [_schedule(optimizer, steps) for optimizer in self._optimizers]
         self._parameters = list(objective.parameters())
 
@@ -60,27 +76,21 @@ class Optimizers:
             schedule.last_epoch = step
 
 
-def _groups(
-    objective: Objective, learning_rate: float, head_rate: float, weight_decay: float
-) -> tuple[list[dict[str, Any]], list[Tensor]]:
-    """What AdamW trains, in groups, and what has sparse gradients."""
-    sparse = [objective.encoder.items.ids.weight] if objective.sparse else []
+def _groups(objective: Objective, rates: Rates) -> list[dict[str, Any]]:
+    """What AdamW trains: all parameters by how fast they learn and whether they decay, but for those of lazy steps."""
     groups: list[dict[str, Any]] = []
-    for part, rate in ((objective.encoder, 1.0), (objective.head, head_rate)):
+    for part, rate in ((objective.encoder, 1.0), (objective.head, rates.head)):
         trained = [(name, weight) for name, weight in part.named_parameters() if weight.requires_grad] if part else []
-        for decays in (True, False):
-            weights = [
-                weight
-                for name, weight in trained
-                if _decays(name, weight) is decays and not any(weight is one for one in sparse)
-            ]
-            decay = weight_decay if decays else 0.0
-            groups.append({"params": weights, "weight_decay": decay, "lr": rate * learning_rate})
-    return [group for group in groups if group["params"]], sparse
+        ids = [weight for name, weight in trained if name == IDS and not objective.sparse]
+        kept = [weight for name, weight in trained if name != IDS and not _decays(name, weight)]
+        decaying = [weight for name, weight in trained if name != IDS and _decays(name, weight)]
+        for weights, times, decay in ((decaying, 1.0, rates.weight_decay), (kept, 1.0, 0.0), (ids, rates.items, 0.0)):
+            groups.append({"params": weights, "weight_decay": decay, "lr": times * rate * rates.encoder})
+    return [group for group in groups if group["params"]]
 
 
 def _decays(name: str, weight: Tensor) -> bool:
-    return weight.dim() > 1 and "embedding" not in name and not name.startswith("items.ids.")
+    return weight.dim() > 1 and "embedding" not in name
 
 
 def _clip(parameters: Iterable[nn.Parameter]) -> None:

@@ -24,6 +24,9 @@ DENSE_EVENTS_PER_USER = 20.0
 LONGEST = 0.01
 """Of a log's histories."""
 SMALL_LOG_EVENTS = 200_000
+SELDOM_EVENTS = 100
+SELDOM_RATE = 3.0
+"""Of items with fewer events each, on average, the embeddings learn faster: they get fewer chances to."""
 STEPS_PER_EPOCH = 250
 BATCH_EVENTS = (768, 2048)
 FULL_SOFTMAX_ITEMS = 30_000
@@ -51,6 +54,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.epochs": (1, 10_000),
     "train.patience": (1, 10_000),
     "train.learning_rate": (TINY, 10),
+    "train.item_rate": (TINY, 1_000),
     "train.fine_tune_epochs": (0, 10_000),
     "train.fine_tune_learning_rate": (TINY, 10),
     "train.target_type": (0, 12),
@@ -119,6 +123,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             # What validation holds back is an eighth of a sparse log, and most of what is known of its newest items.
             refit_epochs=1 if dense else 4,
             refit_learning_rate=4e-4 if dense else 2e-3,
+            item_rate=SELDOM_RATE if events < SELDOM_EVENTS * sequences.item_count else 1.0,
             fine_tune_epochs=8 if together else 2 if use_types or std > 0.0 else 0,
             fine_tune_learning_rate=2e-3 if together else 5e-4,
             head_weight=1.0 if together else 0.1,

@@ -19,6 +19,7 @@ from longtide_server.training.heads import BehaviorHead
 from longtide_server.training.loop import BY_ITSELF, Phase, Report, Run, learn
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.objective import Objective, Wanted
+from longtide_server.training.optimizers import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class TrainConfig:
     """Epochs without a better validation NDCG@10 before training stops early."""
     learning_rate: float = 2e-3
     """Peak of the schedule: a short warm-up, then a cosine down to a twentieth."""
+    item_rate: float = 1.0
+    """How many times as fast as the rest of the encoder the embeddings of the items' numbers learn."""
     fine_tune_epochs: int = 0
     """Passes that train the behaviour that is wanted, and the head for its type and value; 0 leaves them out."""
     fine_tune_learning_rate: float = 5e-4
@@ -111,10 +114,8 @@ def refit(
 
 
 def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, learning_rate: float) -> Phase:
-    return Phase(
-        name, sequences, epochs, learning_rate, settings.head_rate, settings.weight_decay, settings.batch_events,
-        settings.chunk, settings.seed,
-    )  # fmt: skip
+    rates = Rates(learning_rate, settings.item_rate, settings.head_rate, settings.weight_decay)
+    return Phase(name, sequences, epochs, rates, settings.batch_events, settings.chunk, settings.seed)
 
 
 def objective_of(
