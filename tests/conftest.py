@@ -6,6 +6,7 @@ import torch
 from tests.redis_servers import cli, redis_cluster, redis_server
 
 from longtide_server.catalog import ItemInfo
+from longtide_server.training import pipeline
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log
 from longtide_server.training.pipeline import train_and_publish
@@ -93,5 +94,7 @@ def train_on(path, directory):
     small = {"train.epochs": "1", "model.dim": "8", "model.hidden": "8", "train.chunk": "8"}
     settings = with_overrides(settings_for(sequences, times_are_real=True, seed=7), small)
     settings = replace(settings, model=replace(settings.model, use_values=True, value_std=2.0))
-    train_and_publish(sequences, {"item-1": ItemInfo("One", ("odd",))}, settings, directory, lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "MIN_TARGETS", 1)  # so that it is judged, small as it is
+        train_and_publish(sequences, {"item-1": ItemInfo("One", ("odd",))}, settings, directory, lambda _: None)
     return directory

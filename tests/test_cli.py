@@ -39,7 +39,7 @@ from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.snapshot import CATALOG, CURRENT, EMBEDDINGS, ENCODER, MANIFEST, resolve
-from longtide_server.training import scoring
+from longtide_server.training import pipeline, scoring
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log
 from longtide_server.training.scoring import Scored
@@ -84,6 +84,12 @@ def trained(log, one_thread):
     done = run("train", log, "--out", directory, *QUICK)
     assert done.exit_code == 0, done.output
     return directory
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Snapshots that are trained here are judged, small as their logs are."""
+    monkeypatch.setattr(pipeline, "MIN_TARGETS", 1)
 
 
 @pytest.fixture
@@ -422,7 +428,7 @@ def test_every_command_says_so_when_the_log_is_not_there(trained, tmp_path, comm
 )
 def test_a_log_that_is_only_unusual_is_read(tmp_path, content):
     (tmp_path / "log.csv").write_bytes(content.encode())
-    done = run("evaluate", tmp_path / "log.csv", "--show-settings")
+    done = run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--show-settings")
     assert done.exit_code == 0, done.output
 
 
@@ -641,9 +647,7 @@ def test_publish_needs_to_know_where_to(trained):
 def test_publish_says_so_when_it_cannot_copy(trained, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert refusal(run("publish", trained, "--to", tmp_path / "file")).startswith(f"{tmp_path / 'file'}: cannot be")
-    assert refusal(run("publish", trained, "--to", "/proc")).startswith(
-        "--to: the snapshot cannot be copied into /proc: "
-    )
+    assert refusal(run("publish", trained, "--to", "/proc")).startswith("/proc: cannot be a snapshot directory: ")
 
 
 def test_a_snapshot_is_not_published_into_another(trained, snapshot):
@@ -681,6 +685,7 @@ def serving(snapshot, tmp_path):
         server.stdout.close()
 
 
+@pytest.mark.usefixtures("judged")
 def test_a_snapshot_is_published_to_a_running_server_and_rolled_back(log, snapshot, serving, tmp_path):
     at = ("--target", serving)
     old = resolve(snapshot).name
