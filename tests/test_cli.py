@@ -1,6 +1,7 @@
 """The command line: what it prints, and that wrong input ends in one sentence and exit status 2."""
 
 import asyncio
+import errno
 import gc
 import gzip
 import json
@@ -14,6 +15,7 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -34,7 +36,7 @@ from longtide import (
 from longtide_server.attribution import make_token
 from longtide_server.cli import cli
 from longtide_server.cli import serving as serving_commands
-from longtide_server.cli.base import until_stopped
+from longtide_server.cli.base import Commands, until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
@@ -210,6 +212,32 @@ def test_predict_says_in_a_sentence_what_it_cannot_write(log, trained, tmp_path)
     (tmp_path / "lists.jsonl.partial").mkdir()
     done = run("predict", trained, log, "--out", tmp_path / "lists.jsonl")
     assert (done.exit_code, done.stderr.strip()) == (1, f"longtide: {tmp_path}/lists.jsonl.partial: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "longtide: No space left on device"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "lost.csv"), "longtide: lost.csv: No such file"),
+        (TimeoutError("a slip of ours"), None),
+    ],
+    ids=["disk", "file", "neither"],
+)
+def test_only_what_is_of_files_and_disks_is_a_sentence(error, said):
+    @click.group(cls=Commands)
+    def group():
+        pass
+
+    @group.command()
+    def fail():
+        raise error
+
+    done = CliRunner().invoke(group, ["fail"])
+    if said is None:
+        assert done.exception is error
+    else:
+        assert done.exit_code == 1
+        assert done.stderr.startswith(said)
 
 
 def test_predict_again_replaces_what_was_there(log, trained, tmp_path):
@@ -430,6 +458,23 @@ def test_a_log_that_is_only_unusual_is_read(tmp_path, content):
     (tmp_path / "log.csv").write_bytes(content.encode())
     done = run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--show-settings")
     assert done.exit_code == 0, done.output
+
+
+def test_an_evaluation_is_set_up_by_the_history_alone(tmp_path):
+    """Only what is held back has values."""
+    rows = [f"u{user},{item},{n},{5 - user if n == 3 else ''}" for user in range(3) for n, item in enumerate("abcd")]
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,value\n" + "\n".join(rows) + "\n")
+    whole = run("train", tmp_path / "log.csv", "--out", tmp_path / "out", "--show-settings").stdout
+    history = run("evaluate", tmp_path / "log.csv", "--show-settings").stdout
+    assert "model.use_values=true" in whole.splitlines()
+    assert "model.use_values=false" in history.splitlines()
+
+
+def test_no_moment_divides_a_log_whose_times_count_events(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        HEAD + "".join(f"u{user},{item},{n}\n" for user in range(3) for n, item in enumerate("abcd"))
+    )
+    assert "no moment divides it" in refusal(run("evaluate", tmp_path / "log.csv", "--split", "temporal"))
 
 
 def test_duplicate_rows_are_one_event(tmp_path):

@@ -227,8 +227,9 @@ def sweep(directory: Path, now_s: float) -> None:
     """Clear away what killed trainings left in a snapshot directory, and nobody has taken up for a week."""
     for prefix in (DRAFT, VALIDATION, TRAINING):
         for folder in directory.glob(f"{prefix}*"):
-            if now_s - folder.stat().st_mtime > LEFTOVER_AGE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # of the processes that train together, each does this
+                if now_s - folder.stat().st_mtime > LEFTOVER_AGE_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def resolve(directory: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -340,6 +341,21 @@ async def test_states_survive_a_restart(config, monkeypatch):
         await write(channel, event("e5", "item-6"))
         await recommended(channel)
     assert encoded == [5, 1]
+
+
+async def test_states_that_nobody_saves_into_any_more_do_not_stay(config):
+    folder = config().data_dir / "states"
+    old, signals = folder / "worker-1" / "another.arrow", folder / "another.signals"
+    for file in (old, signals):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (1_000.0, 1_000.0))
+    async with running(config()) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, event("e1"))
+        await recommended(channel)
+    assert not old.exists()
+    assert signals.exists()
+    assert len(list(folder.glob("*.arrow"))) == 1
 
 
 async def test_more_calls_than_are_allowed_are_refused_and_the_others_answered(config, monkeypatch):

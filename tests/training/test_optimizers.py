@@ -57,9 +57,7 @@ def content():
 
 def objective(negatives: int, *, sparse: bool = False, known=None) -> Objective:
     torch.manual_seed(0)
-    found = Objective(Encoder(CONFIG, known), torch.ones(ITEMS + 1), negatives, bfloat16=False)
-    found.sparse = sparse
-    return found
+    return Objective(Encoder(CONFIG, known), torch.ones(ITEMS + 1), negatives, bfloat16=False, sparse=sparse)
 
 
 def loss_of(trained: Objective) -> torch.Tensor:

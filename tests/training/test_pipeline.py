@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import tempfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,6 +91,11 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
     steps = [step.text for step in told if isinstance(step, Step)]
     assert (steps[0], steps[-1]) == ("Training the encoder", "Building and publishing the snapshot")
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_nothing_large_goes_where_temporary_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert published(WALKS, tmp_path).manifest.metrics
 
 
 def test_the_manifest_measures_every_source_on_the_validation_targets(tmp_path):

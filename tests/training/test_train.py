@@ -11,7 +11,8 @@ from longtide_server.training.encoding import last_queries, ranks_of_targets
 from longtide_server.training.had import HAD_COUNTS
 from longtide_server.training.metrics import NOT_RANKED, rank_of_target
 from longtide_server.training.model import Encoder, ModelConfig
-from longtide_server.training.train import TrainConfig, refit, train_encoder
+from longtide_server.training.train import TrainConfig, objective_of, refit, train_encoder
+from longtide_server.training.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +110,28 @@ def test_a_sample_of_the_catalogue_is_enough_to_learn_from():
     settings = TrainConfig(epochs=30, patience=30, learning_rate=0.02, negatives=6)
     model = train_encoder(small(WALKS), settings, holdout, silent)
     assert ranks_of_targets(model, holdout, 100).tolist() == [0] * 8
+
+
+def test_gradients_are_sparse_where_one_process_learns_from_a_sample():
+    def sparse(negatives: int, count: int) -> bool:
+        settings = TrainConfig(negatives=negatives)
+        return objective_of(Encoder(small(WALKS)), WALKS, settings, workers=Workers(count=count)).sparse
+
+    assert sparse(negatives=6, count=1)
+    assert not sparse(negatives=6, count=2)
+    assert not sparse(negatives=0, count=1)
+
+
+@pytest.mark.parametrize("negatives", [0, 6])
+def test_the_rate_of_the_items_embeddings_is_that_of_the_settings(negatives):
+    moved = []
+    for rate in (1.0, 3.0):
+        settings = TrainConfig(epochs=1, learning_rate=1e-4, negatives=negatives, item_rate=rate)
+        torch.manual_seed(settings.seed)
+        before = Encoder(small(WALKS)).items.ids.weight.detach()
+        model = train_encoder(small(WALKS), settings, nothing_held_out(WALKS), silent)
+        moved.append(float((model.items.ids.weight.detach() - before).abs().max()))
+    assert moved[1] == pytest.approx(3.0 * moved[0], rel=0.1)
 
 
 def test_a_refit_learns_what_validation_held_back():

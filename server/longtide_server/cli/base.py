@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
@@ -67,8 +68,10 @@ class Commands(click.Group):
             _fail(str(exc), 2)
         except (errors.LongtideError, LongtideError) as exc:
             _fail(str(exc), 1)
-        except OSError as exc:  # of a file or a disk, which the message names
-            _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc), 1)
+        except OSError as exc:
+            if exc.errno in (None, errno.EPIPE):  # not of a file or a disk; of the latter, click knows what to do
+                raise
+            _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror), 1)
 
 
 def _fail(message: str, status: int) -> None:

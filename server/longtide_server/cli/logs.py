@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from longtide_server import errors
 from longtide_server.cli.base import messages
@@ -18,15 +18,24 @@ if TYPE_CHECKING:  # numpy and pyarrow are imported by the commands that need th
     from longtide_server.training.settings import Settings
 
 
-def read_log_file(
-    log: Path | None,
-    columns: Mapping[str, str],
-    items: Path | None,
-    kg: Path | None,
-    item_columns: Mapping[str, str],
-    skip_bad_rows: bool,
-    store: str = "",
-) -> tuple[Sequences, Described, bool]:
+class LogOptions(TypedDict):
+    """What `log_options` let a command know, and `--store` where it has one."""
+
+    columns: Mapping[str, str]
+    items: Path | None
+    kg: Path | None
+    item_columns: Mapping[str, str]
+    skip_bad_rows: bool
+    store: NotRequired[str]
+
+
+class TrainingOptions(LogOptions):
+    """What the commands know that train."""
+
+    seed: int
+
+
+def read_log_file(log: Path | None, **options: Unpack[LogOptions]) -> tuple[Sequences, Described, bool]:
     """Sequences, what is said of items, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.graph import read_graph, with_facts
@@ -34,13 +43,14 @@ def read_log_file(
     from longtide_server.training.known_items import NOTHING_DESCRIBED
     from longtide_server.training.log import read_log, times_are_real
 
+    items, kg, store = options["items"], options["kg"], options.get("store", "")
     if (log is None) == (not store):
         raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
     if log is None:
         found, described = asyncio.run(_stored(store, with_items=items is None))
     else:
         described = NOTHING_DESCRIBED
-        found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
+        found, skipped = read_log(log, options["columns"], skip_bad_rows=options["skip_bad_rows"])
         if skipped.count:
             messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
             for row in skipped.details[:20]:
@@ -48,7 +58,7 @@ def read_log_file(
     if found.repeated_rows:
         messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
     if items:
-        described = read_items(items, item_columns)
+        described = read_items(items, options["item_columns"])
     if kg:
         described = replace(described, infos=with_facts(described.infos, read_graph(kg), found.item_ids))
     return to_sequences(found), described, times_are_real(found)
@@ -98,13 +108,15 @@ class ForTraining:
         return with_overrides(chosen, self.overrides)
 
 
-def read_for_training(log: Path | None, overrides: tuple[str, ...], seed: int, **rest: Any) -> ForTraining:  # noqa: ANN401
+def read_for_training(
+    log: Path | None, overrides: tuple[str, ...], seed: int, **options: Unpack[LogOptions]
+) -> ForTraining:
     """The log, what is said of its items, and how the settings are chosen."""
     pairs = [override.partition("=") for override in overrides]
     for name, equals, _ in pairs:
         if not equals:
             raise errors.InvalidInput.of(name, "--set takes KEY=VALUE, for example --set train.epochs=5")
-    sequences, described, real = read_log_file(log, **rest)
+    sequences, described, real = read_log_file(log, **options)
     if not (sequences.lengths >= 2).any():
         raise errors.LogError(
             f"{log or 'the event store'}: no user has two events; there is nothing to learn what follows what from"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import click
 
@@ -28,7 +28,7 @@ from longtide_server.cli.base import (
     text_option,
     until_stopped,
 )
-from longtide_server.cli.logs import read_for_training
+from longtide_server.cli.logs import LogOptions, read_for_training
 from longtide_server.config import LogFormat, ServerConfig
 
 SWITCH_S = 0.0005
@@ -160,13 +160,16 @@ def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
     help="Where the snapshot, the event log and TorchServe's files go.",
 )  # fmt: skip
 @text_option
-def quickstart(log: Path | None, listen: str, work_dir: Path, text_model: str | None, **rest: Any) -> None:  # noqa: ANN401
+def quickstart(
+    log: Path | None, listen: str, work_dir: Path, text_model: str | None, **rest: Unpack[LogOptions]
+) -> None:
     """Train, publish, serve and show recommendations: on LOG, or on the MovieLens log that comes with Longtide."""
     from longtide_server.quickstart.run import BUNDLED, run
 
     configure_logging("console", logging.WARNING)
     if log is None:
-        log, rest = BUNDLED.log, {**rest, **BUNDLED.options}
+        log = BUNDLED.log
+        rest["columns"], rest["items"], rest["item_columns"] = BUNDLED.columns, BUNDLED.items, BUNDLED.item_columns
     read = read_for_training(log, (), seed=0, **rest)
     run(read.sequences, read.described, read.settings(read.sequences), text_model, work_dir, listen, console)
 

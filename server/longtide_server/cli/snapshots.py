@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 import msgspec
@@ -18,7 +18,7 @@ from rich.text import Text
 from longtide import Client, SnapshotInfo
 from longtide_server import errors
 from longtide_server.cli.base import console, log_options, messages, store_option, target_option, training_options
-from longtide_server.cli.logs import given_vectors, read_for_training, read_log_file
+from longtide_server.cli.logs import LogOptions, TrainingOptions, given_vectors, read_for_training, read_log_file
 from longtide_server.snapshot import read_manifest, resolve
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
     log: Path | None, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
-    vectors: Path | None, tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Any,  # noqa: ANN401
+    vectors: Path | None, tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Unpack[TrainingOptions],
 ) -> None:  # fmt: skip
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
 
@@ -114,7 +114,9 @@ def _unheard(_: Told) -> None:
     help="When users will see their lists, a user_id and a timestamp each; without, that is not known.",
 )
 @log_options
-def predict(directory: Path, log: Path, k: int, out: Path, request_times: Path | None, **rest: Any) -> None:  # noqa: ANN401
+def predict(
+    directory: Path, log: Path, k: int, out: Path, request_times: Path | None, **rest: Unpack[LogOptions]
+) -> None:
     """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
 
     Retrieval, fusion and filters are the server's own.
@@ -175,7 +177,7 @@ def evaluate(
     text_model: str | None,
     vectors: Path | None,
     as_json: bool,
-    **rest: Any,  # noqa: ANN401
+    **rest: Unpack[TrainingOptions],
 ) -> None:
     """Measure on LOG: hold back targets, train on the rest, compare with popularity and item transitions.
 

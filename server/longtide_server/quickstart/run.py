@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -36,18 +35,16 @@ class Bundle:
     """A log that comes with Longtide, and how to read it."""
 
     log: Path
-    options: Mapping[str, Any]
+    columns: Mapping[str, str]
+    items: Path
+    item_columns: Mapping[str, str]
 
 
 BUNDLED = Bundle(
-    MOVIELENS / "ratings.csv.gz",
-    {
-        "columns": {"user_id": "userId", "item_id": "movieId"},
-        "items": MOVIELENS / "movies.csv.gz",
-        "item_columns": {"item_id": "movieId"},
-        "kg": None,
-        "skip_bad_rows": False,
-    },
+    log=MOVIELENS / "ratings.csv.gz",
+    columns={"user_id": "userId", "item_id": "movieId"},
+    items=MOVIELENS / "movies.csv.gz",
+    item_columns={"item_id": "movieId"},
 )
 
 

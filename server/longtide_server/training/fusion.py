@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,25 +47,20 @@ def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], places: 
 
     places (I + 1,): of items with equal scores, the one with the smaller place is first.
     """
+    if not candidates:
+        nothing = np.zeros(0, np.int64)
+        return Judged({}, nothing, nothing, nothing, len(places) - 1)
     sizes = np.array([len(found.items) for found in candidates], np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)])[: len(sizes)].astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     target = np.full(len(targets), NOT_RANKED, np.int64)
     for user, (found, item) in enumerate(zip(candidates, targets.tolist(), strict=True)):
         place = int(np.searchsorted(found.items, item))
         if place < len(found.items) and found.items[place] == item:
             target[user] = starts[user] + place
-    said = {source: _joined([found.probability[:, source - 1] for found in candidates]) for source in Source}
-    return Judged(
-        {source: column for source, column in said.items() if column.any()},
-        places[_joined([found.items for found in candidates]).astype(np.int64)],
-        starts,
-        target,
-        item_count=len(places) - 1,
-    )
-
-
-def _joined(columns: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0), *columns])
+    said = {source: np.concatenate([found.probability[:, source - 1] for found in candidates]) for source in Source}
+    said = {source: column for source, column in said.items() if column.any()}
+    items = np.concatenate([found.items for found in candidates])
+    return Judged(said, places[items], starts, target, len(places) - 1)
 
 
 def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:

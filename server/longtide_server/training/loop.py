@@ -137,7 +137,6 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     """
     torch.manual_seed(phase.seed)
     users = np.flatnonzero(phase.sequences.lengths >= 2)
-    objective.sparse = bool(objective.negatives) and run.workers.count == 1  # NCCL cannot average sparse gradients
     steps = _steps(phase, users) * phase.epochs
     optimizers = Optimizers(objective, phase.rates, steps)
     rng = np.random.default_rng(phase.seed)

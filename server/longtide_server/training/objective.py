@@ -50,17 +50,17 @@ class Objective(nn.Module):
 
     def __init__(
         self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,
-        head: BehaviorHead | None = None, wanted: Wanted | None = None,
+        head: BehaviorHead | None = None, wanted: Wanted | None = None, *, sparse: bool = False,
     ) -> None:  # fmt: skip
-        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax.
+        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax; sparse:
+        whether the gradients of the items' embeddings shall be, where not all of them are needed.
 
         With a head, `wanted` says what the parts of the loss count.
         """
         super().__init__()
         self.encoder, self.head, self.wanted = encoder, head, wanted
         self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
-        self.sparse = False
-        """Whether the gradients of the items' embeddings are sparse; where there are negatives."""
+        self.sparse = sparse and negatives > 0
         chance = popularity[1:].double() ** POPULARITY_POWER
         self.chance: Tensor
         self.register_buffer("chance", (chance / chance.sum()).float(), persistent=False)

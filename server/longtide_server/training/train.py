@@ -20,6 +20,7 @@ from longtide_server.training.loop import BY_ITSELF, Phase, Report, Run, learn
 from longtide_server.training.model import Encoder, ModelConfig
 from longtide_server.training.objective import Objective, Wanted
 from longtide_server.training.optimizers import Rates
+from longtide_server.training.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def train_encoder(
     model = Encoder(config, content).to(run.workers.device)
     phase = _phase("pre-training", holdout.history, settings, settings.epochs, settings.learning_rate)
     phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
-    learn(phase, objective_of(model, holdout.history, settings), run, report)
+    learn(phase, objective_of(model, holdout.history, settings, workers=run.workers), run, report)
     return model
 
 
@@ -91,7 +92,7 @@ def fine_tune(
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
     phase = _phase("fine-tuning", holdout.history, settings, epochs, rate)
-    learn(phase, objective_of(model, holdout.history, settings, head), run, report)
+    learn(phase, objective_of(model, holdout.history, settings, head, run.workers), run, report)
     return head
 
 
@@ -107,7 +108,7 @@ def refit(
     rate, epochs = settings.refit_learning_rate, settings.refit_epochs
     learn(
         _phase("refitting", sequences, settings, epochs, rate),
-        objective_of(model, sequences, settings, head),
+        objective_of(model, sequences, settings, head, run.workers),
         run,
         report,
     )
@@ -119,12 +120,17 @@ def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, 
 
 
 def objective_of(
-    model: Encoder, sequences: Sequences, settings: TrainConfig, head: BehaviorHead | None = None
+    model: Encoder,
+    sequences: Sequences,
+    settings: TrainConfig,
+    head: BehaviorHead | None = None,
+    workers: Workers = ALONE,
 ) -> Objective:
     """With a head, the objective of fine-tuning; without, that of pre-training."""
     popularity = torch.from_numpy(np.bincount(sequences.items, minlength=sequences.item_count + 1))
     wanted = Wanted(settings.target_type, settings.other_weight, settings.head_weight) if head else None
-    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted)
+    sparse = workers.count == 1  # NCCL cannot average sparse gradients
+    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted, sparse=sparse)
     return objective.to(model.device)
 
 
