@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -17,7 +18,8 @@ from longtide_server.encoder import AnswerSizes, LocalEncoder, Steps, TorchServe
 from longtide_server.snapshot import ENCODER, load_snapshot
 from longtide_server.torchserve.client import TorchServeClient
 
-PROTO = Path(__file__).parents[2] / "proto"
+ROOT = Path(__file__).parents[2]
+PROTO = ROOT / "proto"
 RING = [f"item-{letter}" for letter in "abcdefghijkl"]
 
 
@@ -264,3 +266,18 @@ def test_a_list_of_users_is_scored_into_a_file(client, server_address, command, 
     assert [row["user_id"] for row in rows] == ["user-0", "user-3", "nobody"]
     answers = client.recommend_many(["user-0", "user-3", "nobody"], 3)
     assert [row["item_ids"] for row in rows] == [ids(answer) for answer in answers]
+
+
+# What the guides show
+
+
+@pytest.mark.parametrize(("guide", "examples"), [("README.md", 1), ("sdk/README.md", 3)])
+def test_the_examples_of_a_guide_run(server_address, guide, examples):
+    told = (ROOT / guide).read_text()
+    found = re.findall(r"```python\n(.*?)```", told, re.DOTALL)
+    assert len(found) == examples
+    with Client(server_address, timeout=20.0) as client:
+        names = {"client": client}
+        for example in found:
+            exec(example.replace("127.0.0.1:50051", server_address), names)
+            names["client"] = client  # the example has closed its own
