@@ -1,6 +1,6 @@
 """The peer: RecTools' SASRec, by default with its own training, on the same training log. It has its own environment.
 
-    python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--epochs N] [--negatives N] [--seed N]
+    python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--seconds N] [--seed N]
 
 Writes twenty unseen items for every user, and prints a JSON object with the seconds that training took.
 """
@@ -8,10 +8,11 @@ Writes twenty unseen items for every user, and prints a JSON object with the sec
 import argparse
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
@@ -21,8 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("train", type=Path)
     parser.add_argument("recs", type=Path)
-    parser.add_argument("--epochs", type=int, default=3, help="3 is RecTools' default")
-    parser.add_argument("--negatives", type=int, help="sampled softmax with so many; RecTools' default is the full one")
+    parser.add_argument("--seconds", type=int, help="train as long as this, instead of RecTools' default of 3 epochs")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     seed_everything(asked.seed)
@@ -35,8 +35,8 @@ def main() -> None:
     log[Columns.Weight] = 1.0
     dataset = Dataset.construct(log)
 
-    loss = {} if asked.negatives is None else {"loss": "sampled_softmax", "n_negatives": asked.negatives}
-    model = SASRecModel(epochs=asked.epochs, **loss)
+    limit = {"get_trainer_func": trainer, "get_trainer_func_kwargs": {"seconds": asked.seconds}}
+    model = SASRecModel(**(limit if asked.seconds else {}))
     begun = time.monotonic()
     model.fit(dataset)
     seconds = time.monotonic() - begun
@@ -46,7 +46,14 @@ def main() -> None:
     with asked.recs.open("w", encoding="utf-8") as file:
         for user, items in lists.items():
             file.write(json.dumps({"user_id": str(user), "items": [str(item) for item in items]}) + "\n")
-    print(json.dumps({"train_s": round(seconds, 1)}))
+    print(json.dumps({"train_s": round(seconds, 1), "epochs": model.fit_trainer.current_epoch}))
+
+
+def trainer(seconds: int) -> Trainer:
+    """Like RecTools' own, but that it is the time that ends it."""
+    limit = timedelta(seconds=seconds)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(max_epochs=-1, max_time=limit, enable_checkpointing=False, devices=1, **quiet)
 
 
 if __name__ == "__main__":
