@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from longtide.v1 import recommendation_pb2
 from longtide_server.answers import Answer, Query
 from longtide_server.event_store import Version
+from longtide_server.evidence import Asker
 from longtide_server.observer import NOBODY, Observer
-from longtide_server.recommender import Asker, Recommender
+from longtide_server.recommender import Recommender
 
 ShownItems = Sequence[tuple[str, int]]
 """Items of an answer, each with the number of its first source."""

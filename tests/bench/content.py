@@ -316,7 +316,7 @@ async def product_order(
     directory: Path, histories: Any, cold: Sequence[str]
 ) -> tuple[NDArray[np.int64], dict[str, float]]:  # fmt: skip
     """(cases, cold items) the cold items by falling score, and how many of them whole lists show."""
-    from longtide_server.recommender import Query
+    from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.offline import OfflineRecommender
 

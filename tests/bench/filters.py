@@ -23,6 +23,7 @@ from longtide_server.catalog import Catalog, ItemInfo
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.event_store import History, Known, Version
 from longtide_server.events import Event, EventType
+from longtide_server.evidence import Asker
 from longtide_server.item import Item
 from longtide_server.item_filter import (
     AllOf,
@@ -38,7 +39,7 @@ from longtide_server.item_filter import (
 from longtide_server.live_catalog import LiveCatalog
 from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
-from longtide_server.recommender import Asker, Recommender
+from longtide_server.recommender import Recommender
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot
 from longtide_server.user_state import UserState, UserStates
 

@@ -10,10 +10,10 @@ import pytest
 from longtide_server.answers import Query
 from longtide_server.canary import Bars, try_out
 from longtide_server.candidates import Source
+from longtide_server.eligible import FEW_ITEMS
 from longtide_server.errors import EncoderUnavailable
 from longtide_server.item import Item
 from longtide_server.item_filter import HasPrice, HasTag, InCategory, NoneOf, Span
-from longtide_server.recommender import FEW_ITEMS
 
 SOON_S = 5.0
 RARE = HasTag(frozenset(["rare"]))
