@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.redis_servers import cli, redis_cluster, redis_server
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.training import pipeline
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.log import read_log

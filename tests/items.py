@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 
 
 def facts(item):

@@ -120,7 +120,7 @@ def test_the_server_brings_no_torch_and_no_training():
 
 
 def test_the_server_brings_opentelemetry_only_where_it_is_asked_to():
-    assert brought_along("longtide_server.app", ("opentelemetry.exporter", "longtide_server.tracing")) == "[]"
+    assert brought_along("longtide_server.app", ("opentelemetry.exporter", "longtide_server.watching.tracing")) == "[]"
 
 
 def test_the_command_line_brings_no_torch_before_it_is_needed():

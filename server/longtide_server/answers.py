@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longtide_server.candidates import Source
 from longtide_server.events import owner_key
-from longtide_server.item_filter import ItemFilter
+from longtide_server.items.item_filter import ItemFilter
+from longtide_server.sources.candidates import Source
 
 
 @dataclass(frozen=True, slots=True)

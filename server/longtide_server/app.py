@@ -33,13 +33,11 @@ from longtide.v1 import (
     users_pb2,
     users_pb2_grpc,
 )
-from longtide_server.activation import Activation
-from longtide_server.arrivals import Arrivals
-from longtide_server.calls import Calls
-from longtide_server.canary import Bars
-from longtide_server.catalog_service import CatalogService
+from longtide_server.catalog.catalog_writer import CatalogWriter, ItemCopies, keep_refreshing
+from longtide_server.catalog.freshness import Freshness
+from longtide_server.catalog.live_catalog import LiveCatalog
+from longtide_server.catalog.live_catalogs import LiveCatalogs, Together
 from longtide_server.catalog_store import CatalogStore
-from longtide_server.catalog_writer import CatalogWriter, ItemCopies, keep_refreshing
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import (
     MODEL_NAME,
@@ -57,28 +55,27 @@ from longtide_server.encoder_breaker import BreakingEncoder
 from longtide_server.errors import InvalidInput, LongtideError
 from longtide_server.event_store import EventStore, Histories
 from longtide_server.event_store.urls import hold_store, open_store
-from longtide_server.exposition import Exposition
 from longtide_server.feedback import Feedback
-from longtide_server.freshness import Freshness
-from longtide_server.health import keep_probing
-from longtide_server.history_writer import HistoryWriter
-from longtide_server.item_finder import ItemFinder
-from longtide_server.live_catalog import LiveCatalog
-from longtide_server.live_catalogs import LiveCatalogs, Together
-from longtide_server.metrics import Metrics
-from longtide_server.new_items import NewItems
-from longtide_server.newcomers import Newcomers
-from longtide_server.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
+from longtide_server.new_items.arrivals import Arrivals
+from longtide_server.new_items.new_items import NewItems
+from longtide_server.new_items.newcomers import Newcomers
+from longtide_server.new_items.pulls import Pulls
+from longtide_server.new_items.signals_file import SUFFIX, read_signals, save_signals
+from longtide_server.new_items.text_cache import TextCache, cache_folder
+from longtide_server.new_items.text_encoder import TextEncoder
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
-from longtide_server.pulls import Pulls
 from longtide_server.recommender import Recommender
-from longtide_server.responses import Responses
-from longtide_server.retention import keep_expiring
-from longtide_server.service import EventService, RecommendationService, wall_clock_s
-from longtide_server.serving import Serving
-from longtide_server.servings import Servings
-from longtide_server.signals_file import SUFFIX, read_signals, save_signals
-from longtide_server.similar_items import SimilarItems, spaces_of
+from longtide_server.rpc.catalog_service import CatalogService
+from longtide_server.rpc.health import keep_probing
+from longtide_server.rpc.service import EventService, RecommendationService, wall_clock_s
+from longtide_server.rpc.snapshot_service import Snapshots, SnapshotService
+from longtide_server.rpc.user_service import UserService
+from longtide_server.serving.activation import Activation
+from longtide_server.serving.canary import Bars
+from longtide_server.serving.item_finder import ItemFinder
+from longtide_server.serving.responses import Responses
+from longtide_server.serving.serving import Serving
+from longtide_server.serving.servings import Servings
 from longtide_server.snapshot import (
     ENCODER,
     Manifest,
@@ -88,19 +85,22 @@ from longtide_server.snapshot import (
     read_manifest,
     resolve,
 )
-from longtide_server.snapshot_service import Snapshots, SnapshotService
-from longtide_server.state_file import SavedStates, save_states, sweep_states
-from longtide_server.stepping import Stepper
+from longtide_server.sources.similar_items import SimilarItems, spaces_of
+from longtide_server.sources.trending import Trending
 from longtide_server.stores import Stores, open_stores
-from longtide_server.text_cache import TextCache, cache_folder
-from longtide_server.text_encoder import TextEncoder
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient
 from longtide_server.torchserve.config import TorchServeConfig
 from longtide_server.torchserve.process import TorchServe
-from longtide_server.trending import Trending
-from longtide_server.user_service import UserService
-from longtide_server.user_state import UserStates
+from longtide_server.users.history_writer import HistoryWriter
+from longtide_server.users.retention import keep_expiring
+from longtide_server.users.state_file import SavedStates, save_states, sweep_states
+from longtide_server.users.stepping import Stepper
+from longtide_server.users.user_state import UserStates
+from longtide_server.watching.calls import Calls
+from longtide_server.watching.exposition import Exposition
+from longtide_server.watching.metrics import Metrics
+from longtide_server.watching.observed import ObservedCatalogStore, ObservedEncoder, ObservedStore
 from longtide_server.workers.duties import Duties, Forwarding
 from longtide_server.workers.fleet import Fleet, Hosted
 from longtide_server.workers.link import Link, LinkGone
@@ -625,7 +625,7 @@ async def _watching(config: ServerConfig, stack: AsyncExitStack) -> Watching:
     if not config.otlp_endpoint:
         return Watching(observer, metrics, observer, Calls(observer))
     try:
-        from longtide_server.tracing import Tracing
+        from longtide_server.watching.tracing import Tracing
     except ImportError as exc:
         raise InvalidInput.of("otlp_endpoint", "needs pip install 'longtide[otel]'") from exc
     tracing = Tracing(config.otlp_endpoint)

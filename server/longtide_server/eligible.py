@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.answers import Query
-from longtide_server.candidates import (
+from longtide_server.catalog.live_catalog import LiveCatalog
+from longtide_server.evidence import Asker, Evidence, Sources
+from longtide_server.items.item_filter import ItemFilter
+from longtide_server.new_items.new_items import NewItems
+from longtide_server.snapshot import Snapshot
+from longtide_server.sources.candidates import (
     Candidates,
     Scored,
     Source,
@@ -20,12 +25,7 @@ from longtide_server.candidates import (
     nearest_allowed,
     tabulate,
 )
-from longtide_server.evidence import Asker, Evidence, Sources
-from longtide_server.item_filter import ItemFilter
-from longtide_server.live_catalog import LiveCatalog
-from longtide_server.new_items import NewItems
-from longtide_server.snapshot import Snapshot
-from longtide_server.user_state import TOP_N_MARGIN, UserState
+from longtide_server.users.user_state import TOP_N_MARGIN, UserState
 
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
 NO_ITEMS = np.zeros(0, np.int64)

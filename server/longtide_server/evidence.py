@@ -16,7 +16,15 @@ import structlog
 from numpy.typing import NDArray
 
 from longtide_server.answers import Query
-from longtide_server.candidates import (
+from longtide_server.encoder import Encoded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.events import USER_PREFIX
+from longtide_server.new_items.new_items import NewItems
+from longtide_server.observer import StageObserver
+from longtide_server.patience import Patience
+from longtide_server.ranking import Fusion
+from longtide_server.snapshot import Snapshot
+from longtide_server.sources.candidates import (
     NOTHING,
     Candidates,
     Scored,
@@ -26,19 +34,11 @@ from longtide_server.candidates import (
     neighbor_votes,
     transition_votes,
 )
-from longtide_server.content_source import ContentSource, Profile
-from longtide_server.encoder import Encoded
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
-from longtide_server.events import USER_PREFIX
-from longtide_server.neighbors import NO_NEIGHBORS, Neighbors
-from longtide_server.new_items import NewItems
-from longtide_server.observer import StageObserver
-from longtide_server.patience import Patience
-from longtide_server.ranking import Fusion
-from longtide_server.request_time import query_after
-from longtide_server.snapshot import Snapshot
-from longtide_server.trending import Trending
-from longtide_server.user_state import TOP_N_MARGIN, UserState, UserStates
+from longtide_server.sources.content_source import ContentSource, Profile
+from longtide_server.sources.neighbors import NO_NEIGHBORS, Neighbors
+from longtide_server.sources.request_time import query_after
+from longtide_server.sources.trending import Trending
+from longtide_server.users.user_state import TOP_N_MARGIN, UserState, UserStates
 
 SEARCHERS = os.cpu_count() or 1
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.answers import Link, SimilarUser, Voter
-from longtide_server.neighbors import Neighbors
 from longtide_server.snapshot import Snapshot
+from longtide_server.sources.neighbors import Neighbors
 
 NEIGHBORS_SHOWN = 3
 NEXT_ITEMS_SHOWN = 5

@@ -14,7 +14,7 @@ from longtide_server.attribution import Shown, day_of, make_token, read_token
 from longtide_server.errors import LongtideError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType
-from longtide_server.responses import ShownItems
+from longtide_server.serving.responses import ShownItems
 
 FLUSH_EVERY_S = 5.0
 MAX_KEYS = 10_000

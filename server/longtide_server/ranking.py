@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.candidates import Candidates, Source
+from longtide_server.sources.candidates import Candidates, Source
 
 TIE_WEIGHT = 1e-4
 """Popularity's least weight: it decides between items of which no weighted source knows anything."""

@@ -15,22 +15,22 @@ import structlog
 from numpy.typing import NDArray
 
 from longtide_server.answers import Answer, Query, RankedItem, Recommendation, SimilarUser
-from longtide_server.candidates import Candidates, Source, tabulate
+from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.eligible import Eligible
 from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
 from longtide_server.evidence import Asker, Evidence, Sources, wait_s, wanted_items
 from longtide_server.explanations import links, people, voters
-from longtide_server.exploration import explore
-from longtide_server.item_filter import size
-from longtide_server.live_catalog import LiveCatalog
-from longtide_server.new_items import NewItems, none_new
+from longtide_server.items.item_filter import size
+from longtide_server.new_items.exploration import explore
+from longtide_server.new_items.new_items import NewItems, none_new
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.patience import Patience
 from longtide_server.ranking import Ranked, rank
-from longtide_server.request_time import wait_class
 from longtide_server.snapshot import Snapshot
-from longtide_server.trending import Trending
-from longtide_server.user_state import UserState, UserStates
+from longtide_server.sources.candidates import Candidates, Source, tabulate
+from longtide_server.sources.request_time import wait_class
+from longtide_server.sources.trending import Trending
+from longtide_server.users.user_state import UserState, UserStates
 
 SOURCES = tuple(Source)  # by column: to make one of a number takes far longer
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for

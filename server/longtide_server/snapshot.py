@@ -21,15 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from longtide_server.behavior import BehaviorWeights
-from longtide_server.candidates import Transitions, TransitionSettings
-from longtide_server.catalog import Catalog, read_catalog
-from longtide_server.content import ContentTower, ContentWeights
+from longtide_server.catalog.catalog import Catalog, read_catalog
+from longtide_server.catalog.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput, SnapshotError
-from longtide_server.neighbors import NeighborIndex, Positions
 from longtide_server.ranking import Fusion
-from longtide_server.relations import RelationArrays, Relations
-from longtide_server.request_time import RequestTimeWeights
+from longtide_server.sources.behavior import BehaviorWeights
+from longtide_server.sources.candidates import Transitions, TransitionSettings
+from longtide_server.sources.neighbors import NeighborIndex, Positions
+from longtide_server.sources.relations import RelationArrays, Relations
+from longtide_server.sources.request_time import RequestTimeWeights
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

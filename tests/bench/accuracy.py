@@ -214,7 +214,7 @@ def write_transitions(train: Path, recs: Path) -> None:
     """Twenty items for everyone by the product's transition baseline."""
     import numpy as np
 
-    from longtide_server.candidates import TransitionSettings
+    from longtide_server.sources.candidates import TransitionSettings
     from longtide_server.training.baselines import transition_lists
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.log import read_log

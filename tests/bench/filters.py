@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from longtide_server.answers import Query
-from longtide_server.candidates import Transitions, TransitionSettings
-from longtide_server.catalog import Catalog, ItemInfo
+from longtide_server.catalog.catalog import Catalog, ItemInfo
+from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
 from longtide_server.event_store import History, Known, Version
 from longtide_server.events import Event, EventType
 from longtide_server.evidence import Asker
-from longtide_server.item import Item
-from longtide_server.item_filter import (
+from longtide_server.items.item import Item
+from longtide_server.items.item_filter import (
     AllOf,
     HasBrand,
     HasNumber,
@@ -36,12 +36,12 @@ from longtide_server.item_filter import (
     NoneOf,
     Span,
 )
-from longtide_server.live_catalog import LiveCatalog
-from longtide_server.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot
-from longtide_server.user_state import UserState, UserStates
+from longtide_server.sources.candidates import Transitions, TransitionSettings
+from longtide_server.sources.neighbors import NeighborIndex, Positions, build_index
+from longtide_server.users.user_state import UserState, UserStates
 
 MASKED_ITEMS = 100_000
 DIM, INDEX_DIM, TEMPERATURE = 128, 64, 0.07

@@ -367,7 +367,7 @@ def whole_histories(world: World) -> list[Any]:
 
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.log import read_log
-    from longtide_server.user_state import UserState, steps_between
+    from longtide_server.users.user_state import UserState, steps_between
 
     sequences = to_sequences(read_log(world.train)[0])
     zeros = np.zeros(world.snapshot.manifest.encoder.state_size, np.float32)

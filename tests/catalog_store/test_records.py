@@ -9,7 +9,7 @@ from tests.items import facts
 
 from longtide_server.catalog_store.records import FORMAT, MAX_RECORD_BYTES, from_record, size_violation, to_record
 from longtide_server.errors import Unavailable
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 
 FULL = Item(
     "i1",

@@ -11,7 +11,7 @@ from longtide_server.catalog_store import Revision
 from longtide_server.catalog_store import redis as redis_store
 from longtide_server.catalog_store.redis import KEYS
 from longtide_server.errors import Overloaded, Unavailable
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.stores import open_stores
 
 ITEMS, IDS, CHANGES, META = KEYS

@@ -13,7 +13,7 @@ from longtide_server.catalog_store import sqlite as sqlite_store
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.stores import open_stores
 
 EVENT = Event("e1", "ann", "a", 1, 0.0)

@@ -8,8 +8,8 @@ from tests.items import facts
 
 from longtide_server.catalog_store import Revision
 from longtide_server.events import Event, EventType
-from longtide_server.item import Item
-from longtide_server.item_fields import FIELDS
+from longtide_server.items.item import Item
+from longtide_server.items.item_fields import FIELDS
 from longtide_server.stores import open_stores
 
 FULL = Item(

@@ -15,27 +15,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longtide_server.activation import Activation
-from longtide_server.canary import Bars
-from longtide_server.candidates import Transitions, TransitionSettings
-from longtide_server.catalog import Catalog, ItemInfo
+from longtide_server.catalog.catalog import Catalog, ItemInfo
+from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import AnswerSizes, CoalescingEncoder, Encoded, LocalEncoder
 from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
-from longtide_server.history_writer import HistoryWriter
-from longtide_server.item_finder import ItemFinder
-from longtide_server.live_catalog import LiveCatalog
-from longtide_server.neighbors import NeighborIndex, Positions, build_index
-from longtide_server.new_items import none_new
+from longtide_server.new_items.new_items import none_new
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
-from longtide_server.request_time import RequestTimeWeights
-from longtide_server.responses import Responses
-from longtide_server.serving import Serving
-from longtide_server.servings import Servings
-from longtide_server.similar_items import SimilarItems, spaces_of
+from longtide_server.serving.activation import Activation
+from longtide_server.serving.canary import Bars
+from longtide_server.serving.item_finder import ItemFinder
+from longtide_server.serving.responses import Responses
+from longtide_server.serving.serving import Serving
+from longtide_server.serving.servings import Servings
 from longtide_server.snapshot import (
     CURRENT,
     ENCODER,
@@ -49,8 +44,13 @@ from longtide_server.snapshot import (
     read_manifest,
     resolve,
 )
-from longtide_server.trending import Trending
-from longtide_server.user_state import UserStates
+from longtide_server.sources.candidates import Transitions, TransitionSettings
+from longtide_server.sources.neighbors import NeighborIndex, Positions, build_index
+from longtide_server.sources.request_time import RequestTimeWeights
+from longtide_server.sources.similar_items import SimilarItems, spaces_of
+from longtide_server.sources.trending import Trending
+from longtide_server.users.history_writer import HistoryWriter
+from longtide_server.users.user_state import UserStates
 
 TEMPERATURE = 0.5
 DEGREES = {"a": 0, "b": 30, "c": 60, "d": 90, "e": 180}

@@ -19,8 +19,9 @@ from tests.redis_servers import cli
 
 from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Source, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
-from longtide_server import app, freshness
+from longtide_server import app
 from longtide_server.app import _cancelled, running
+from longtide_server.catalog import freshness
 from longtide_server.catalog_store.redis import RedisCatalogStore
 from longtide_server.cli import cli as commands
 from longtide_server.encoder import ON_CPU, ON_GPU, Batches, EncoderAt, LocalEncoder

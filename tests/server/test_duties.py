@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from longtide_server import servings as servings_module
 from longtide_server.encoder import ON_CPU, EncoderAt
 from longtide_server.errors import Conflict, SnapshotError
+from longtide_server.serving import servings as servings_module
 from longtide_server.snapshot import ENCODER
 from longtide_server.workers.duties import Duties
 from longtide_server.workers.messages import Abandon, Commit, Drain, Family, Look, Prepare, Sample

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from longtide_server.answers import Voter
 from longtide_server.explanations import NEIGHBORS_SHOWN, voters
-from longtide_server.neighbors import Neighbors
+from longtide_server.sources.neighbors import Neighbors
 
 MOMENTS = 40
 

@@ -6,11 +6,11 @@ import pytest
 
 from longtide_server import feedback as feedback_module
 from longtide_server.attribution import Shown
-from longtide_server.candidates import Source
 from longtide_server.errors import Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import OTHER_SURFACE, Feedback, Line, report, summed
+from longtide_server.sources.candidates import Source
 
 DAY_S = 86_400.0
 NOON_S = 1_767_268_800.0  # 2026-01-01 12:00 UTC

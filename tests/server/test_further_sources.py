@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Query
-from longtide_server.candidates import Source
-from longtide_server.item import Item
-from longtide_server.item_filter import HasTag, InCategory
-from longtide_server.new_items import NewItems
-from longtide_server.newcomers import Newcomers
+from longtide_server.items.item import Item
+from longtide_server.items.item_filter import HasTag, InCategory
+from longtide_server.new_items.new_items import NewItems
+from longtide_server.new_items.newcomers import Newcomers
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
+from longtide_server.sources.candidates import Source
 
 SOON_S = 5.0
 OFF = tuple((source, 0.0) for source in Source if source is not Source.EXPLORATION)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from longtide_server.candidates import Candidates, Source
 from longtide_server.ranking import Fusion, log_features, rank
+from longtide_server.sources.candidates import Candidates, Source
 
 EVERY = list(Source)
 ENCODER_ONLY = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0, floor=0.1)

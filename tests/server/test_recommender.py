@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Link, Query
-from longtide_server.candidates import Source
 from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.items.text_arrays import bytes_of_names
 from longtide_server.patience import MARGIN_S
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
-from longtide_server.relations import RelationArrays, Relations
 from longtide_server.snapshot import ENCODER
-from longtide_server.text_arrays import bytes_of_names
-from longtide_server.user_state import UserStates
+from longtide_server.sources.candidates import Source
+from longtide_server.sources.relations import RelationArrays, Relations
+from longtide_server.users.user_state import UserStates
 
 SOON_S = 5.0
 

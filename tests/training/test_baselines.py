@@ -1,6 +1,6 @@
 import numpy as np
 
-from longtide_server.candidates import TransitionSettings
+from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.baselines import best_unseen, popularity_lists, transition_lists
 from longtide_server.training.dataset import Sequences
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from longtide_server.candidates import TransitionSettings
 from longtide_server.events import EventType
+from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training import counts
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences

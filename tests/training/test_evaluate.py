@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from longtide_server.behavior import BehaviorWeights, predicted_value, type_probability
-from longtide_server.candidates import Candidates, Source
 from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion, rank
+from longtide_server.sources.behavior import BehaviorWeights, predicted_value, type_probability
+from longtide_server.sources.candidates import Candidates, Source
 from longtide_server.training.baselines import best_unseen
 from longtide_server.training.dataset import Holdout, Sequences
 from longtide_server.training.evaluate import (

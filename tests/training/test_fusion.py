@@ -3,8 +3,8 @@ from math import log2
 import numpy as np
 import pytest
 
-from longtide_server.candidates import Candidates, Source
 from longtide_server.ranking import Fusion, rank
+from longtide_server.sources.candidates import Candidates, Source
 from longtide_server.training.fusion import fit_fusion, fused_scores, judge, ranks, source_metrics
 from longtide_server.training.metrics import NOT_RANKED
 

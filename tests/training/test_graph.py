@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import LogError
-from longtide_server.relations import Relations
-from longtide_server.text_arrays import names_of
+from longtide_server.items.text_arrays import names_of
+from longtide_server.sources.relations import Relations
 from longtide_server.training import linking
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.graph import read_graph, with_facts

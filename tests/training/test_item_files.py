@@ -13,7 +13,7 @@ from tests.items import facts
 import longtide
 from longtide import UpsertResult
 from longtide_server.errors import LogError
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.training import item_files
 from longtide_server.training.importing import BadRowsFile
 from longtide_server.training.item_export import export_items

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import LogError
 from longtide_server.training import items
 

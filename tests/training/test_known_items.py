@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import LogError
 from longtide_server.training import known_items as module
 from longtide_server.training.known_items import NOTHING_GIVEN, NOTHING_KNOWN, known_items, read_vectors

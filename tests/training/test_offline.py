@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Query
-from longtide_server.candidates import Source
 from longtide_server.errors import EncoderUnavailable, Unavailable
 from longtide_server.snapshot import load_snapshot
+from longtide_server.sources.candidates import Source
 from longtide_server.training import offline
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.offline import LogHistories, OfflineRecommender

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.training.content import content_of
 from longtide_server.training.dataset import Sequences, batches, chunks
 from longtide_server.training.encoding import inputs

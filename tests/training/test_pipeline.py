@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Query
-from longtide_server.candidates import Source, Transitions, TransitionSettings
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.events import EventType
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
+from longtide_server.sources.candidates import Source, Transitions, TransitionSettings
 from longtide_server.training import indexing, pipeline
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences

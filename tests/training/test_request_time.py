@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from longtide_server.request_time import query_after
+from longtide_server.sources.request_time import query_after
 from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out, select, to_sequences
 from longtide_server.training.encoding import last_queries
 from longtide_server.training.evaluate import evaluate

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.item import Item
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.items.item import Item
 from longtide_server.stores import open_stores
 from longtide_server.training import stored
 from longtide_server.training.stored import read_catalogue

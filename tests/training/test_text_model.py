@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.training import text_model
 from longtide_server.training.text_model import default_model, fingerprint, named_model

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.content import item_text
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.catalog.content import item_text
 from longtide_server.errors import InvalidInput
-from longtide_server.text_cache import TextCache
+from longtide_server.new_items.text_cache import TextCache
 from longtide_server.training.display import TrainingDisplay
 from longtide_server.training.texts import (
     BATCH_TEXTS,

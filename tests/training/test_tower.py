@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.content import ContentTower
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.catalog.content import ContentTower
 from longtide_server.training.content import content_of
 from longtide_server.training.dataset import Sequences, nothing_held_out
 from longtide_server.training.model import ModelConfig

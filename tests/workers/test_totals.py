@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import generate_latest
 
-from longtide_server.metrics import Metrics
+from longtide_server.watching.metrics import Metrics
 from longtide_server.workers.messages import Sample, decode, encode
 from longtide_server.workers.totals import Totals, families_of
 

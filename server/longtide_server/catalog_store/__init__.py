@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from longtide_server.errors import FieldViolation
-from longtide_server.item import Item
-from longtide_server.item_fields import Fields
+from longtide_server.items.item import Item
+from longtide_server.items.item_fields import Fields
 
 PIECE_BYTES = 4_000_000
 """A page, or a piece of the changes, ends once its records are so many bytes together, be it short by then."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.errors import FieldViolation, Unavailable
-from longtide_server.item import AttributeValue, CategoryPath, Item
+from longtide_server.items.item import AttributeValue, CategoryPath, Item
 
 FORMAT = 1
 MAX_RECORD_BYTES = 262_144

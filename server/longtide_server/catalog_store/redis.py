@@ -20,8 +20,8 @@ from longtide_server.catalog_store.writes import Sent, Write, bytes_of, merged, 
 from longtide_server.errors import Unavailable
 from longtide_server.event_store.backlog import Backlog
 from longtide_server.event_store.redis_commands import PREFIX, Commands, text
-from longtide_server.item import Item
-from longtide_server.item_fields import Fields
+from longtide_server.items.item import Item
+from longtide_server.items.item_fields import Fields
 
 MAX_WAITING_BYTES = 64_000_000
 # So much goes in one script, since Redis does nothing else meanwhile:

@@ -8,8 +8,8 @@ from longtide_server.catalog_store import Changes, ItemPage, Revision, Upserted,
 from longtide_server.catalog_store.writes import bytes_of, stamped, whole
 from longtide_server.event_store.backlog import Backlog
 from longtide_server.event_store.sqlite_file import SqliteFile
-from longtide_server.item import Item
-from longtide_server.item_fields import Fields
+from longtide_server.items.item import Item
+from longtide_server.items.item_fields import Fields
 
 MAX_WAITING_BYTES = 64_000_000
 

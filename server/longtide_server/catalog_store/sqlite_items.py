@@ -14,8 +14,8 @@ from longtide_server.catalog_store import PIECE_BYTES, Changes, ItemPage, Refuse
 from longtide_server.catalog_store.records import from_record
 from longtide_server.catalog_store.writes import VECTORS, Sent, Write, merged, vector_violation
 from longtide_server.errors import FieldViolation
-from longtide_server.item import Item
-from longtide_server.item_fields import Fields
+from longtide_server.items.item import Item
+from longtide_server.items.item_fields import Fields
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (

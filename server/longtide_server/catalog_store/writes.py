@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from longtide_server.catalog_store.records import size_violation, to_record
 from longtide_server.errors import FieldViolation
-from longtide_server.item import Item, violation
-from longtide_server.item_fields import Fields, changed
+from longtide_server.items.item import Item, violation
+from longtide_server.items.item_fields import Fields, changed
 
 VECTORS = ("text_vector", "image_vector")
 

@@ -113,11 +113,11 @@ def report(store: str, by: str, conversions: str, as_json: bool) -> None:
     of the conversions does; each once for an answer. The source of an item is the one that said most for it.
     """
     from longtide_server.attribution import Shown
-    from longtide_server.candidates import Source
     from longtide_server.event_store.urls import open_store
     from longtide_server.events import EVENT_TYPE_NAMES
     from longtide_server.feedback import Report, summed
     from longtide_server.feedback import report as run
+    from longtide_server.sources.candidates import Source
 
     fields, kinds = by.split(","), conversions.split(",")
     for option, names, known in (("--by", fields, Shown._fields), ("--conversions", kinds, tuple(EVENT_TYPE_NAMES))):

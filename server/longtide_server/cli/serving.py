@@ -86,7 +86,7 @@ def serve(
     """Serve a snapshot until Ctrl-C. Ready when the health service says SERVING."""
     from longtide_server.app import running
     from longtide_server.event_store.urls import check_store_url
-    from longtide_server.retention import read_retention
+    from longtide_server.users.retention import read_retention
 
     configure_logging(log_format)
     config = ServerConfig(

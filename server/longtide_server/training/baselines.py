@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.candidates import TransitionSettings, transition_votes
+from longtide_server.sources.candidates import TransitionSettings, transition_votes
 from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import Sequences
 

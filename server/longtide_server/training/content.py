@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.content import ContentWeights, labels_of
-from longtide_server.text_arrays import SEPARATOR, bytes_of, bytes_of_names
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.catalog.content import ContentWeights, labels_of
+from longtide_server.items.text_arrays import SEPARATOR, bytes_of, bytes_of_names
 
 MOST_LABELS = 20_000
 LEAST_ITEMS = 2

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.candidates import Transitions, TransitionSettings
+from longtide_server.sources.candidates import Transitions, TransitionSettings
 from longtide_server.training.dataset import Sequences
 
 KEPT_PER_ITEM = 500

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.answers import Query
-from longtide_server.behavior import BehaviorWeights, predicted_value, type_probability
-from longtide_server.candidates import TransitionSettings
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.snapshot import load_snapshot
+from longtide_server.sources.behavior import BehaviorWeights, predicted_value, type_probability
+from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.baselines import popularity_lists, transition_lists
 from longtide_server.training.bias import PopularityBias, popularity_bias
 from longtide_server.training.content import Content

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.candidates import Candidates, Source
 from longtide_server.ranking import Fusion, log_features
+from longtide_server.sources.candidates import Candidates, Source
 from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from longtide_server.catalog import ItemInfo
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.training.tables import Column, Faults, id_text, read_table, shown
 
 ITEM, ENTITY = "item:", "entity:"

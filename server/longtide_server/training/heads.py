@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from longtide_server.behavior import BehaviorWeights
+from longtide_server.sources.behavior import BehaviorWeights
 from longtide_server.training.model import TYPE_COUNT, Dropout, ModelConfig
 
 

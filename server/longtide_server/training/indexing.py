@@ -11,8 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.errors import InvalidInput, Unavailable
-from longtide_server.neighbors import NeighborIndex, build_index, index_bytes, principal_directions, project, recall
 from longtide_server.snapshot import DIRECTIONS, INDEX, POSITIONS, NeighborSettings
+from longtide_server.sources.neighbors import (
+    NeighborIndex,
+    build_index,
+    index_bytes,
+    principal_directions,
+    project,
+    recall,
+)
 from longtide_server.training.dataset import Sequences, drawn
 from longtide_server.training.encoding import last_queries
 from longtide_server.training.model import Encoder

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.item import AttributeValue, CategoryPath, Item
-from longtide_server.item_fields import FIELDS
+from longtide_server.items.item import AttributeValue, CategoryPath, Item
+from longtide_server.items.item_fields import FIELDS
 from longtide_server.training.log import iso_time_s
 from longtide_server.training.tables import Scalar, id_text
 

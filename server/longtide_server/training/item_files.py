@@ -19,8 +19,8 @@ import numpy as np
 import longtide
 from longtide import AsyncClient
 from longtide_server.errors import FieldViolation, LogError
-from longtide_server.item import Item, violation
-from longtide_server.item_fields import Fields
+from longtide_server.items.item import Item, violation
+from longtide_server.items.item_fields import Fields
 from longtide_server.training.importing import BadRowsFile
 from longtide_server.training.item_cells import COLUMNS, Cell, item_of, read_cell
 from longtide_server.training.tables import BadRow, Faults, Table, read_ids, read_pieces, shown

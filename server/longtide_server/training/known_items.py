@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.content import info_of
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.catalog.content import info_of
 from longtide_server.errors import LogError
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.training.content import Content, content_of
 from longtide_server.training.texts import Report, TextNotice, item_vectors
 

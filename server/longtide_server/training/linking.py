@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.relations import RelationArrays
-from longtide_server.text_arrays import SEPARATOR, bytes_of_names
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.items.text_arrays import SEPARATOR, bytes_of_names
+from longtide_server.sources.relations import RelationArrays
 from longtide_server.training.dataset import Sequences
 
 MOST_MEMBERS = 500

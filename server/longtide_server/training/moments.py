@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.neighbors import Positions
+from longtide_server.sources.neighbors import Positions
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.encoding import encode_histories
 from longtide_server.training.model import Encoder

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.answers import Answer, Query, RankedItem
-from longtide_server.candidates import Candidates
+from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of
-from longtide_server.live_catalog import LiveCatalog
 from longtide_server.recommender import Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
+from longtide_server.sources.candidates import Candidates
 from longtide_server.training.dataset import Sequences
-from longtide_server.user_state import UserStates
+from longtide_server.users.user_state import UserStates
 
 CALL_TIMEOUT_S = 600.0
 AT_ONCE = 256

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtide_server.candidates import TransitionSettings
-from longtide_server.catalog import Catalog, ItemInfo, write_catalog
-from longtide_server.content import ContentTower, ContentWeights
+from longtide_server.catalog.catalog import Catalog, ItemInfo, write_catalog
+from longtide_server.catalog.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import (
@@ -42,6 +41,7 @@ from longtide_server.snapshot import (
     sweep,
     write_users,
 )
+from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.content import Content
 from longtide_server.training.counts import count_popularity, count_transitions

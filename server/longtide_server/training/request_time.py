@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from longtide_server.request_time import RequestTimeWeights
+from longtide_server.sources.request_time import RequestTimeWeights
 
 WAITS = 32
 """Waits are told apart by the power of two of their seconds."""

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtide_server.candidates import TransitionSettings
 from longtide_server.errors import InvalidInput
 from longtide_server.events import EventType
 from longtide_server.snapshot import NeighborSettings
+from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.model import ModelConfig
 from longtide_server.training.train import TrainConfig

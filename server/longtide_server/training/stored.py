@@ -15,7 +15,7 @@ from longtide_server.catalog_store import CatalogStore
 from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, user_of
-from longtide_server.item import Item
+from longtide_server.items.item import Item
 from longtide_server.training.known_items import Described, described
 from longtide_server.training.log import Cells, Log, log_of
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.errors import InvalidInput, LongtideError
-from longtide_server.text_encoder import LENGTH, Ready
+from longtide_server.new_items.text_encoder import LENGTH, Ready
 from longtide_server.training.text_model import INSTALL, TextModel, default_model, named_model
 
 

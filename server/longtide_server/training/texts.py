@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.catalog import ItemInfo
-from longtide_server.content import item_text
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.catalog.content import item_text
 from longtide_server.errors import InvalidInput
-from longtide_server.text_cache import TextCache, cache_folder
+from longtide_server.new_items.text_cache import TextCache, cache_folder
 from longtide_server.training.text_model import INSTALL, OPTION, TextModel, default_model, named_model
 
 NO_MODEL = "none"

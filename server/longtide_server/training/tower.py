@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from longtide_server.content import ContentWeights
+from longtide_server.catalog.content import ContentWeights
 from longtide_server.training.content import ContentPart
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.had import had_in

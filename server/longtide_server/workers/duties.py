@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from longtide_server.activation import Listed, Published
 from longtide_server.encoder import EncoderAt
 from longtide_server.errors import Conflict
-from longtide_server.servings import Servings
+from longtide_server.serving.activation import Listed, Published
+from longtide_server.serving.servings import Servings
 from longtide_server.workers.link import Link
 from longtide_server.workers.messages import (
     Abandon,

@@ -11,7 +11,7 @@ import structlog
 
 from longtide_server.encoder import EncoderAt
 from longtide_server.errors import DeadlineExceeded, LongtideError, Unavailable
-from longtide_server.servings import DRAIN_S
+from longtide_server.serving.servings import DRAIN_S
 from longtide_server.workers.link import LinkGone
 from longtide_server.workers.messages import Abandon, Commit, Drain, Look, Prepare, Sample
 from longtide_server.workers.process import Worker

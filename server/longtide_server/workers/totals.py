@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from longtide_server.counting import Counter
+from longtide_server.watching.counting import Counter
 from longtide_server.workers.messages import Family, Sample
 
 ADDING_UP = ("counter", "histogram")

@@ -1,0 +1,1 @@
+"""What speaks gRPC: the servicers, and protobuf read into domain values and written from them."""

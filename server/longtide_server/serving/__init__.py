@@ -1,0 +1,1 @@
+"""A snapshot at work: tried, swapped in, answering."""

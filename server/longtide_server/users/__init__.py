@@ -1,0 +1,1 @@
+"""What is kept of users between requests: their histories at hand, and their encoder states."""

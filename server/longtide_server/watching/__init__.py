@@ -1,0 +1,1 @@
+"""Metrics and traces: watches the other parts from outside."""
