@@ -8,7 +8,7 @@ from tests.redis_servers import cli, redis_cluster, redis_server
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.training import pipeline
 from longtide_server.training.dataset import to_sequences
-from longtide_server.training.log import read_log
+from longtide_server.training.files.log import read_log
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import settings_for, with_overrides
 

@@ -43,7 +43,7 @@ from longtide_server.quickstart.show import items_table, recommendations_table, 
 from longtide_server.snapshot import CATALOG, CURRENT, EMBEDDINGS, ENCODER, MANIFEST, resolve
 from longtide_server.training import pipeline, scoring
 from longtide_server.training.dataset import to_sequences
-from longtide_server.training.log import read_log
+from longtide_server.training.files.log import read_log
 from longtide_server.training.scoring import Scored
 
 HEAD = "user_id,item_id,timestamp\n"

@@ -25,12 +25,12 @@ from longtide_server.encoder import (
     unpack,
 )
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
-from longtide_server.training.checkpoint import Checkpoints
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
-from longtide_server.training.loop import Run
-from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
-from longtide_server.training.train import TrainConfig, train_encoder
-from longtide_server.training.workers import Workers, best_device
+from longtide_server.training.learning.checkpoint import Checkpoints
+from longtide_server.training.learning.loop import Run
+from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.train import TrainConfig, train_encoder
+from longtide_server.training.learning.workers import Workers, best_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 ITEMS = 12_000  # enough for half precision

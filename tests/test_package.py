@@ -124,7 +124,7 @@ def test_the_server_brings_opentelemetry_only_where_it_is_asked_to():
 
 
 def test_the_command_line_brings_no_torch_before_it_is_needed():
-    assert brought_along("longtide_server.cli", ("torch", "longtide_server.training.model")) == "[]"
+    assert brought_along("longtide_server.cli", ("torch", "longtide_server.training.learning.model")) == "[]"
 
 
 def test_the_versions_agree():

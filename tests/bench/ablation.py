@@ -27,16 +27,16 @@ from tests.bench.figures import Figure, plain, publish
 from tests.bench.pieces import Pieces
 from torch import Tensor, nn
 
-from longtide_server.training import model as model_module
-from longtide_server.training import train as train_module
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
-from longtide_server.training.encoding import last_queries, ranks_by
-from longtide_server.training.log import read_log, times_are_real
+from longtide_server.training.files.log import read_log, times_are_real
+from longtide_server.training.learning import model as model_module
+from longtide_server.training.learning import train as train_module
+from longtide_server.training.learning.encoding import last_queries, ranks_by
+from longtide_server.training.learning.model import Block, Encoder, ModelConfig
+from longtide_server.training.learning.objective import Batch, Objective
+from longtide_server.training.learning.train import fine_tune, train_encoder
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
-from longtide_server.training.model import Block, Encoder, ModelConfig
-from longtide_server.training.objective import Batch, Objective
 from longtide_server.training.settings import Settings, settings_for
-from longtide_server.training.train import fine_tune, train_encoder
 
 
 class WithoutShortTerm(Encoder):

@@ -215,9 +215,9 @@ def write_transitions(train: Path, recs: Path) -> None:
     import numpy as np
 
     from longtide_server.sources.candidates import TransitionSettings
-    from longtide_server.training.baselines import transition_lists
     from longtide_server.training.dataset import to_sequences
-    from longtide_server.training.log import read_log
+    from longtide_server.training.files.log import read_log
+    from longtide_server.training.judging.baselines import transition_lists
 
     sequences = to_sequences(read_log(train)[0])
     lists = transition_lists(sequences, np.arange(sequences.user_count), TransitionSettings(), 20)

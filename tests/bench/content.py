@@ -245,7 +245,7 @@ def domain_metrics(directory: Path, train: Path, targets: Sequence[tuple[str, st
     from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.dataset import to_sequences
-    from longtide_server.training.log import read_log
+    from longtide_server.training.files.log import read_log
     from longtide_server.training.offline import OfflineRecommender
 
     sequences, snapshot = to_sequences(read_log(train)[0]), load_snapshot(directory)
@@ -283,7 +283,7 @@ def cold_metrics(
 ) -> dict[str, Any]:
     """Of the product and of plain text similarity, the best of several ways to measure it."""
     from longtide_server.training.dataset import to_sequences
-    from longtide_server.training.log import read_log
+    from longtide_server.training.files.log import read_log
 
     histories = cut_histories(to_sequences(read_log(train)[0]), cases)
     targets = np.array([cold.index(case.item_id) for case in cases])
@@ -341,8 +341,8 @@ def text_scores(
     histories: Any, items: Path, cold: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:  # fmt: skip
     """How alike the texts of the cold items are to those of a user's items: (cases, cold items), by several ways."""
-    from longtide_server.training.items import read_items
-    from longtide_server.training.texts import item_vectors
+    from longtide_server.training.items.items import read_items
+    from longtide_server.training.items.texts import item_vectors
 
     infos = read_items(items).infos
     known = item_vectors((*histories.item_ids, *cold), infos, None, lambda _: None)
@@ -356,8 +356,8 @@ def text_scores(
 
 def write_titles_as_images(items: Path, path: Path) -> None:
     """Vectors of items' titles by a language model, as somebody would give those of images by a vision model."""
-    from longtide_server.training.items import read_items
-    from longtide_server.training.texts import item_vectors
+    from longtide_server.training.items.items import read_items
+    from longtide_server.training.items.texts import item_vectors
 
     infos = read_items(items).infos
     known = item_vectors(tuple(infos), infos, None, lambda _: None)

@@ -46,7 +46,7 @@ from longtide_server.encoder import (
 )
 from longtide_server.snapshot import ENCODER, load_snapshot, resolve
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
-from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
 
 LOG = LOGS[0]
 PARTS = ("training", "lists", "speed", "catalogue")

@@ -366,7 +366,7 @@ def whole_histories(world: World) -> list[Any]:
     import numpy as np
 
     from longtide_server.training.dataset import to_sequences
-    from longtide_server.training.log import read_log
+    from longtide_server.training.files.log import read_log
     from longtide_server.users.user_state import UserState, steps_between
 
     sequences = to_sequences(read_log(world.train)[0])

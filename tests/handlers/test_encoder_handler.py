@@ -20,7 +20,7 @@ import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares, using
 from longtide_server.encoder import AnswerSizes, Encoded, LocalEncoder, Steps, pack, unpack
 from longtide_server.torchserve.archive import build_archive
-from longtide_server.training.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
 
 BARE_LOAD = Path(__file__).parents[1] / "torchserve" / "bare_load.py"
 CONFIG = ModelConfig(30, dim=8, hidden=8, blocks=1, use_types=True, use_gaps=True, use_values=True)

@@ -12,7 +12,7 @@ from longtide_server.training.dataset import (
     to_sequences,
     without_hindsight,
 )
-from longtide_server.training.log import Log
+from longtide_server.training.files.log import Log
 
 NAN = float("nan")
 

@@ -15,14 +15,15 @@ from longtide_server.items.item import Item
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
 from longtide_server.sources.candidates import Source, Transitions, TransitionSettings
-from longtide_server.training import indexing, pipeline
-from longtide_server.training.counts import count_popularity, count_transitions
+from longtide_server.training import pipeline
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.known_items import NOTHING_GIVEN, known_items
-from longtide_server.training.loop import Progress
+from longtide_server.training.items.known_items import NOTHING_GIVEN, known_items
+from longtide_server.training.learning.loop import Progress
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.pipeline import Step, train_and_publish
 from longtide_server.training.settings import Settings, settings_for, with_overrides
+from longtide_server.training.sources import indexing
+from longtide_server.training.sources.counts import count_popularity, count_transitions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

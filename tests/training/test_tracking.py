@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from longtide_server.errors import InvalidInput
-from longtide_server.training.loop import Progress
+from longtide_server.training.learning.loop import Progress
 from longtide_server.training.pipeline import Step
 from longtide_server.training.tracking import TensorBoardTracker, WandbTracker
 

@@ -42,7 +42,7 @@ def import_(
 
     from longtide import AsyncClient
     from longtide_server.event_store.urls import open_store
-    from longtide_server.training.importing import BadRowsFile, Imported, import_log, into_server, into_store
+    from longtide_server.training.files.importing import BadRowsFile, Imported, import_log, into_server, into_store
 
     if bool(target) == bool(store):
         raise errors.InvalidInput("name a running server (--target) or an event store (--store), and not both")

@@ -45,8 +45,8 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from longtide import AsyncClient
-    from longtide_server.training.importing import BadRowsFile
-    from longtide_server.training.item_files import ImportedItems, import_items
+    from longtide_server.training.files.importing import BadRowsFile
+    from longtide_server.training.files.item_files import ImportedItems, import_items
 
     if bad_rows.resolve() == file.resolve():
         raise errors.InvalidInput.of("--bad-rows", f"{bad_rows} is the file itself")
@@ -81,7 +81,7 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
 def export(file: Path, target: str) -> None:
     """Write every item of a running server's catalogue into FILE, .jsonl or .parquet, which `items import` reads."""
     from longtide import AsyncClient
-    from longtide_server.training.item_export import ENDINGS, export_items
+    from longtide_server.training.files.item_export import ENDINGS, export_items
 
     if file.suffix not in ENDINGS or file.is_dir() or not file.parent.is_dir():
         raise errors.InvalidInput.of("FILE", f"{file} is not a .jsonl or .parquet file in a folder that exists")

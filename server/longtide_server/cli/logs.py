@@ -13,8 +13,8 @@ from longtide_server.cli.base import messages
 
 if TYPE_CHECKING:  # numpy and pyarrow are imported by the commands that need them
     from longtide_server.training.dataset import Sequences
-    from longtide_server.training.known_items import Described, GivenVectors
-    from longtide_server.training.log import Log
+    from longtide_server.training.files.log import Log
+    from longtide_server.training.items.known_items import Described, GivenVectors
     from longtide_server.training.settings import Settings
 
 
@@ -38,10 +38,10 @@ class TrainingOptions(LogOptions):
 def read_log_file(log: Path | None, **options: Unpack[LogOptions]) -> tuple[Sequences, Described, bool]:
     """Sequences, what is said of items, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
-    from longtide_server.training.graph import read_graph, with_facts
-    from longtide_server.training.items import read_items
-    from longtide_server.training.known_items import NOTHING_DESCRIBED
-    from longtide_server.training.log import read_log, times_are_real
+    from longtide_server.training.files.graph import read_graph, with_facts
+    from longtide_server.training.files.log import read_log, times_are_real
+    from longtide_server.training.items.items import read_items
+    from longtide_server.training.items.known_items import NOTHING_DESCRIBED
 
     items, kg, store = options["items"], options["kg"], options.get("store", "")
     if (log is None) == (not store):
@@ -67,7 +67,7 @@ def read_log_file(log: Path | None, **options: Unpack[LogOptions]) -> tuple[Sequ
 async def _stored(url: str, *, with_items: bool) -> tuple[Log, Described]:
     """The events of a store as a log, and what its catalogue says of the items."""
     from longtide_server.stores import open_stores
-    from longtide_server.training.known_items import NOTHING_DESCRIBED
+    from longtide_server.training.items.known_items import NOTHING_DESCRIBED
     from longtide_server.training.stored import read_catalogue, read_store
 
     stores = await open_stores(url, writes=False)
@@ -85,7 +85,7 @@ async def _stored(url: str, *, with_items: bool) -> tuple[Log, Described]:
 
 def given_vectors(path: Path | None, described: Described) -> GivenVectors:
     """The vectors of a file, or those that the items brought along."""
-    from longtide_server.training.known_items import read_vectors
+    from longtide_server.training.items.known_items import read_vectors
 
     return described.vectors if path is None else read_vectors(path)
 

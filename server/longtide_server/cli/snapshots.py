@@ -22,10 +22,10 @@ from longtide_server.cli.logs import LogOptions, TrainingOptions, given_vectors,
 from longtide_server.snapshot import read_manifest, resolve
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
-    from longtide_server.training.loop import Progress
+    from longtide_server.training.items.texts import TextNotice, TextProgress
+    from longtide_server.training.learning.loop import Progress
     from longtide_server.training.pipeline import Step
     from longtide_server.training.settings import Settings
-    from longtide_server.training.texts import TextNotice, TextProgress
 
     Told = Progress | Step | TextProgress | TextNotice
 
@@ -50,12 +50,12 @@ def train(
     unless --items does. Under `torchrun`, its processes train
     together, one a GPU where there are GPUs.
     """
-    from longtide_server.training.known_items import known_items
-    from longtide_server.training.loop import Run
+    from longtide_server.training.items.known_items import known_items
+    from longtide_server.training.learning.loop import Run
+    from longtide_server.training.learning.workers import workers
     from longtide_server.training.pipeline import prepare_training, publish_trained
     from longtide_server.training.pipeline import train as run_training
     from longtide_server.training.settings import setting_names
-    from longtide_server.training.workers import workers
 
     read = read_for_training(log, overrides, **rest)
     sequences, settings = read.sequences, read.settings(read.sequences)
@@ -125,7 +125,7 @@ def predict(
 
     from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
-    from longtide_server.training.log import read_request_times
+    from longtide_server.training.files.log import read_request_times
     from longtide_server.training.offline import OfflineRecommender
 
     if out.is_dir() or not out.parent.is_dir():
@@ -193,11 +193,11 @@ def evaluate(
     the same users consumed.
     """
     from longtide_server.training.display import TrainingDisplay
-    from longtide_server.training.evaluate import evaluate as run
-    from longtide_server.training.evaluate import hold_out
-    from longtide_server.training.known_items import known_items
+    from longtide_server.training.items.known_items import known_items
+    from longtide_server.training.judging.evaluate import evaluate as run
+    from longtide_server.training.judging.evaluate import hold_out
+    from longtide_server.training.judging.show import behavior_table, overall_table, slices_table
     from longtide_server.training.settings import setting_names
-    from longtide_server.training.show import behavior_table, overall_table, slices_table
 
     if plot:
         _check_plot(plot)
@@ -223,7 +223,7 @@ def evaluate(
         if found.behavior is not None:
             console.print(behavior_table(found.behavior))
     if plot:
-        from longtide_server.training.plot import save_history_length_plot
+        from longtide_server.training.judging.plot import save_history_length_plot
 
         save_history_length_plot(found.slices.history_length_doubling, title, plot)
 
@@ -356,7 +356,7 @@ def _check_plot(path: Path) -> None:
     if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
         raise errors.InvalidInput.of("--plot", f"{path} is not a .png file in a folder that exists")
     try:
-        import longtide_server.training.plot  # noqa: F401
+        import longtide_server.training.judging.plot  # noqa: F401
     except ModuleNotFoundError as exc:
         reason = "matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
         raise errors.InvalidInput.of("--plot", reason) from exc

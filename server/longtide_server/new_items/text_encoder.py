@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from longtide_server.errors import DeadlineExceeded, LongtideError, Overloaded, Unavailable
 from longtide_server.new_items.text_cache import TextCache, text_key
 
-WORKER = "longtide_server.training.text_worker"
+WORKER = "longtide_server.training.items.text_worker"
 BATCH_TEXTS = 32
 """Read in one go: a second's work or less, so that who comes later does not wait for long."""
 MOST_WAITING = 20_000

@@ -21,7 +21,7 @@ from longtide_server.events import EventType
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.display import TrainingDisplay
-from longtide_server.training.known_items import Described, known_items
+from longtide_server.training.items.known_items import Described, known_items
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import Settings
 

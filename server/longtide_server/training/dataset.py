@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.events import EventType
-from longtide_server.training.log import Log
+from longtide_server.training.files.log import Log
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,9 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from longtide_server.training.loop import Progress as TrainProgress
+from longtide_server.training.items.texts import TextNotice, TextProgress
+from longtide_server.training.learning.loop import Progress as TrainProgress
 from longtide_server.training.pipeline import Step
-from longtide_server.training.texts import TextNotice, TextProgress
 
 
 class TrainingDisplay:

@@ -42,9 +42,6 @@ from longtide_server.snapshot import (
     write_users,
 )
 from longtide_server.sources.candidates import TransitionSettings
-from longtide_server.training.checkpoint import Checkpoints, checkpoints_of
-from longtide_server.training.content import Content
-from longtide_server.training.counts import count_popularity, count_transitions
 from longtide_server.training.dataset import (
     Holdout,
     Sequences,
@@ -53,19 +50,22 @@ from longtide_server.training.dataset import (
     nothing_held_out,
     places_by_frequency,
 )
-from longtide_server.training.fusion import fit_fusion, judge, source_metrics
-from longtide_server.training.heads import BehaviorHead
-from longtide_server.training.indexing import write_index
-from longtide_server.training.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
-from longtide_server.training.linking import link
-from longtide_server.training.loop import Progress, Run
-from longtide_server.training.memory import give_back
-from longtide_server.training.model import Encoder, ServingEncoder
+from longtide_server.training.items.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
+from longtide_server.training.items.tower import fit_tower
+from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
+from longtide_server.training.learning.content import Content
+from longtide_server.training.learning.heads import BehaviorHead
+from longtide_server.training.learning.loop import Progress, Run
+from longtide_server.training.learning.memory import give_back
+from longtide_server.training.learning.model import Encoder, ServingEncoder
+from longtide_server.training.learning.train import fine_tune, refit, train_encoder
+from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
-from longtide_server.training.tower import fit_tower
-from longtide_server.training.train import fine_tune, refit, train_encoder
-from longtide_server.training.workers import Workers, best_device
+from longtide_server.training.sources.counts import count_popularity, count_transitions
+from longtide_server.training.sources.fusion import fit_fusion, judge, source_metrics
+from longtide_server.training.sources.indexing import write_index
+from longtide_server.training.sources.linking import link
 
 FUSION_USERS = 3_000
 MIN_EVENTS = 3

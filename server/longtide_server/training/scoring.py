@@ -31,7 +31,7 @@ from longtide import (
     UnavailableError,
 )
 from longtide_server.errors import InvalidInput
-from longtide_server.training.tables import Faults, read_ids, read_pieces
+from longtide_server.training.files.tables import Faults, read_ids, read_pieces
 
 PART_USERS = 2_000
 READ_ROWS = 20_000

@@ -16,9 +16,9 @@ from longtide_server.events import EventType
 from longtide_server.snapshot import NeighborSettings
 from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.model import ModelConfig
-from longtide_server.training.train import TrainConfig
-from longtide_server.training.workers import CPU, best_device
+from longtide_server.training.learning.model import ModelConfig
+from longtide_server.training.learning.train import TrainConfig
+from longtide_server.training.learning.workers import CPU, best_device
 
 DENSE_EVENTS_PER_USER = 20.0
 LONGEST = 0.01

@@ -16,8 +16,8 @@ from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, user_of
 from longtide_server.items.item import Item
-from longtide_server.training.known_items import Described, described
-from longtide_server.training.log import Cells, Log, log_of
+from longtide_server.training.files.log import Cells, Log, log_of
+from longtide_server.training.items.known_items import Described, described
 
 ROW_GROUP_EVENTS = 100_000
 PAGE_ITEMS = 1_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from longtide_server.errors import InvalidInput
-from longtide_server.training.loop import Progress
+from longtide_server.training.learning.loop import Progress
 
 
 class Tracker(Protocol):

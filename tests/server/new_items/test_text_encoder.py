@@ -14,7 +14,7 @@ import pytest
 from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
 from longtide_server.new_items.text_cache import TextCache
 from longtide_server.new_items.text_encoder import BATCH_TEXTS, TextEncoder
-from longtide_server.training.text_model import default_model
+from longtide_server.training.items.text_model import default_model
 
 WORKER = """
 import os, struct, sys, time

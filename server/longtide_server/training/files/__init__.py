@@ -1,0 +1,1 @@
+"""Files of events and items, read into columns and written again."""

@@ -1,0 +1,1 @@
+"""How well a log can be foreseen: measured, divided, shown."""

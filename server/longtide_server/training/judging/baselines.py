@@ -1,0 +1,50 @@
+"""The two ways to recommend that learn nothing, which every evaluation shows beside Longtide: they are hard to beat.
+
+Lists are (V, K) item numbers, the best first, 0 where there are fewer; items of the user's history are left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longtide_server.sources.candidates import TransitionSettings, transition_votes
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.sources.counts import count_popularity, count_transitions
+
+
+def popularity_lists(history: Sequences, users: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """What most events of the history are on, the same for everyone but for what they had."""
+    popularity = count_popularity(history)
+    return np.stack([best_unseen(popularity, history.items[history.of(user)], k) for user in users])
+
+
+def transition_lists(
+    history: Sequences, users: NDArray[np.int64], settings: TransitionSettings, k: int
+) -> NDArray[np.int64]:
+    """What most often followed the user's last items; who has no history gets what is popular."""
+    transitions = count_transitions(history, settings)
+    popularity = count_popularity(history)
+    lists = []
+    for user in users:
+        seen = history.items[history.of(user)]
+        votes = transition_votes(transitions, seen[-settings.lags :], settings.decay)
+        score = popularity * 1e-6  # fills up, and decides between what transitions leave equal
+        score[votes.items] += votes.probability
+        lists.append(best_unseen(score, seen, k))
+    return np.stack(lists)
+
+
+def best_unseen(score: NDArray[np.float64], seen: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """(k,) the best items by a score (I + 1,) that are not among `seen`, of equal scores the smaller number first.
+
+    0 where there are fewer, and item 0, the padding, is never one.
+    """
+    left = score.copy()
+    left[seen] = -np.inf
+    left[0] = -np.inf
+    bar = np.partition(left, -k)[-k] if k < len(left) else -np.inf
+    near = np.flatnonzero(left >= bar)  # to sort them all takes several times as long
+    order = near[np.argsort(-left[near], kind="stable")][:k]
+    best = np.where(np.isfinite(left[order]), order, 0)
+    return np.pad(best, (0, k - len(best)))

@@ -1,0 +1,224 @@
+"""The training loop: epochs over sequences, the best one kept, every finished one on disk before the next begins."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks
+from longtide_server.training.learning.checkpoint import Checkpoints, State
+from longtide_server.training.learning.encoding import inputs, ranks_of_targets
+from longtide_server.training.learning.had import Had, had_in
+from longtide_server.training.learning.memory import give_back
+from longtide_server.training.learning.objective import Batch, Objective
+from longtide_server.training.learning.optimizers import Optimizers, Rates
+from longtide_server.training.learning.workers import ALONE, Workers
+from longtide_server.training.metrics import hr_at_k, ndcg_at_k
+
+EVALUATED_AT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands."""
+
+    phase: str
+    epoch: int
+    """From 1."""
+    epochs: int
+    done: float
+    """Share of the epoch that is done, 0 to 1."""
+    loss: float
+    """Mean loss of the epoch so far, in nats per event."""
+    seconds: float
+    """Since the phase began, or was taken up again."""
+    finished: bool = False
+    """Whether the epoch is done, judged and kept."""
+    ndcg: float | None = None
+    """Validation NDCG@10 of a finished epoch, where targets judge it."""
+    hit_rate: float | None = None
+    """Validation HR@10 of a finished epoch, where targets judge it."""
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where a training runs, and where it keeps what it has reached."""
+
+    workers: Workers = ALONE
+    checkpoints: Checkpoints | None = None
+
+
+BY_ITSELF = Run()
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of training: what it learns from, how long, how fast, and who judges it."""
+
+    name: str
+    sequences: Sequences
+    epochs: int
+    rates: Rates
+    batch_events: int
+    """Events of one step, over all processes, padding included."""
+    chunk: int
+    """Events through which gradients flow back, per row."""
+    seed: int
+    judged: Holdout | None = None
+    """Targets that judge every epoch; without any, the last epoch is the best."""
+    patience: int = 1
+    """Epochs without a better validation NDCG@10 before the phase stops early."""
+
+
+@dataclass(slots=True)
+class Learner:
+    """Everything that changes while a phase runs."""
+
+    objective: Objective
+    optimizers: Optimizers
+    rng: np.random.Generator
+    """Orders the batches."""
+    best: State
+    """The weights of the best epoch so far."""
+    best_ndcg: float = -1.0
+    epoch: int = 0
+    """Epochs that are finished."""
+    waited: int = 0
+    """Of them, those since the best one."""
+
+    def finish_epoch(self, ndcg: float | None) -> None:
+        """Count an epoch in. Without targets to judge by, each is better than the one before."""
+        self.epoch += 1
+        if ndcg is None or ndcg > self.best_ndcg:
+            self.best, self.best_ndcg, self.waited = copy.deepcopy(self.objective.state_dict()), ndcg or 0.0, 0
+        else:
+            self.waited += 1
+
+    def state(self) -> State:
+        """What `restore` needs to go on as if nothing had happened: tensors and plain numbers."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizers": self.optimizers.state(),
+            "batch_order": self.rng.bit_generator.state,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "best": self.best,
+            "best_ndcg": self.best_ndcg,
+            "epoch": self.epoch,
+            "waited": self.waited,
+        }
+
+    def restore(self, state: State) -> None:
+        """Take up what `state` said."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizers.restore(state["optimizers"])
+        self.rng.bit_generator.state = state["batch_order"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"])
+        self.best, self.best_ndcg = state["best"], state["best_ndcg"]
+        self.epoch, self.waited = state["epoch"], state["waited"]
+
+
+def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
+    """Train the objective's modules, and leave them with the weights of the best epoch.
+
+    A phase that was killed goes on after its last finished epoch, as if nothing had happened.
+    """
+    torch.manual_seed(phase.seed)
+    users = np.flatnonzero(phase.sequences.lengths >= 2)
+    steps = _steps(phase, users) * phase.epochs
+    optimizers = Optimizers(objective, phase.rates, steps)
+    rng = np.random.default_rng(phase.seed)
+    learner = Learner(objective, optimizers, rng, copy.deepcopy(objective.state_dict()))
+    if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:
+        learner.restore(reached)
+    joined = run.workers.join(objective)
+    had = had_in(phase.sequences, run.workers.device)
+    begun = time.monotonic()
+    while learner.epoch < phase.epochs and learner.waited < phase.patience:
+        epoch, loss_sum, counted = learner.epoch + 1, 0.0, 0.0
+        for done, loss, count in _epoch(phase, joined, learner, had, users, run.workers):
+            loss_sum, counted = loss_sum + loss, counted + count
+            report(Progress(phase.name, epoch, phase.epochs, done, loss_sum / counted, time.monotonic() - begun))
+        ndcg, hit_rate = _judge(phase, objective, run.workers)
+        learner.finish_epoch(ndcg)
+        _keep(run, phase, learner)
+        give_back()
+        loss, elapsed = loss_sum / max(counted, 1.0), time.monotonic() - begun
+        report(Progress(phase.name, epoch, phase.epochs, 1.0, loss, elapsed, True, ndcg, hit_rate))
+    objective.load_state_dict(learner.best)
+    objective.eval()
+
+
+def _epoch(
+    phase: Phase, objective: nn.Module, learner: Learner, had: Had, users: NDArray[np.int64], workers: Workers
+) -> Iterator[tuple[float, float, float]]:
+    """One pass; yields after every step: share done, the loss summed over its events, what they count."""
+    state_size = learner.objective.encoder.state_size
+    objective.train()
+    groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, learner.rng))
+    for number, group in enumerate(groups, 1):
+        state = torch.empty(0)
+        for piece in _pieces(phase, group, workers):
+            if piece.first == 0:
+                state = torch.zeros(len(piece.users), state_size, device=workers.device)
+            else:
+                state = state[torch.from_numpy(piece.keep).to(workers.device)]
+            loss, counted, state = objective(_batch(piece, had, workers.device), state)
+            total = workers.total(float(counted))
+            if not total:
+                continue
+            learner.optimizers.step(loss * (workers.count / total))  # the mean over all events, gradients averaged
+            yield number / len(groups), workers.total(float(loss.detach())), total
+
+
+def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterator[Chunk]:
+    """This process's share of a batch, piece by piece; every process has equally many, empty ones at the end."""
+    longest = int(phase.sequences.lengths[users].max())
+    count = 0
+    for piece in chunks(phase.sequences, workers.share(users), phase.chunk):
+        count += 1
+        yield piece
+    for _ in range(count, -(-longest // phase.chunk)):
+        yield EMPTY
+
+
+def _batch(piece: Chunk, had: Had, device: torch.device) -> Batch:
+    nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
+    past = had.at(torch.from_numpy(piece.events[piece.targets > 0]).to(device))
+    return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
+
+
+def _judge(phase: Phase, objective: Objective, workers: Workers) -> tuple[float | None, float | None]:
+    """Validation NDCG@10 and HR@10 by the encoder alone; the same in every process."""
+    if phase.judged is None or not len(phase.judged.users):
+        return None, None
+    outcome = torch.zeros(2, dtype=torch.float64)
+    if workers.leads:
+        ranks = ranks_of_targets(objective.encoder, phase.judged, phase.batch_events)
+        outcome = torch.tensor([ndcg_at_k(ranks, EVALUATED_AT), hr_at_k(ranks, EVALUATED_AT)], dtype=torch.float64)
+    ndcg, hit_rate = workers.led(outcome).tolist()
+    return ndcg, hit_rate
+
+
+def _keep(run: Run, phase: Phase, learner: Learner) -> None:
+    if run.checkpoints is not None and run.workers.leads:
+        run.checkpoints.save(phase.name, learner.state())
+
+
+def _steps(phase: Phase, users: NDArray[np.int64]) -> int:
+    """About how many optimiser steps an epoch takes; at least 1."""
+    lengths = phase.sequences.lengths
+    groups = batches(phase.sequences, users, phase.batch_events, phase.chunk, None)
+    return max(1, sum(-(-int(lengths[group].max()) // phase.chunk) for group in groups))

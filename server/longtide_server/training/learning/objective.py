@@ -1,0 +1,139 @@
+"""What a training step makes small: the cross-entropy of the next item and, in fine-tuning, of the next behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, embedding, normalize
+
+from longtide_server.events import EventType
+from longtide_server.training.learning.had import Past
+from longtide_server.training.learning.heads import BehaviorHead
+from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss
+from longtide_server.training.learning.model import Encoder
+
+POPULARITY_POWER = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What fine-tuning asks for."""
+
+    event_type: int
+    """The type that counts in full; 0 for every type."""
+    other_weight: float
+    """What the other types count, 0 to 1."""
+    head_weight: float
+    """What the next type and the next value count, the item counting 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One piece of B histories, T events each, and what came next; item 0 where there is nothing."""
+
+    past: Past
+    """What had been had by each of the events that have a successor, in the order of the rows."""
+    items: Tensor
+    types: Tensor
+    gaps: Tensor
+    values: Tensor
+    next_items: Tensor
+    next_types: Tensor
+    next_gaps: Tensor
+    next_values: Tensor
+
+
+class Objective(nn.Module):
+    """An encoder with the loss it is trained by, in one module, so that processes can train it together."""
+
+    def __init__(
+        self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,
+        head: BehaviorHead | None = None, wanted: Wanted | None = None, *, sparse: bool = False,
+    ) -> None:  # fmt: skip
+        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax; sparse:
+        whether the gradients of the items' embeddings shall be, where not all of them are needed.
+
+        With a head, `wanted` says what the parts of the loss count.
+        """
+        super().__init__()
+        self.encoder, self.head, self.wanted = encoder, head, wanted
+        self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
+        self.sparse = sparse and negatives > 0
+        chance = popularity[1:].double() ** POPULARITY_POWER
+        self.chance: Tensor
+        self.register_buffer("chance", (chance / chance.sum()).float(), persistent=False)
+
+    def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss summed over all events that have a successor, the sum of what they count, and state (B, S)."""
+        drawn = self._drawn() if self.negatives else None
+        table, read, nexts, negatives = self._looked_up(batch, drawn)
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
+            query, state = self.encoder.encode(embedding(read, table), batch.types, batch.gaps, batch.values, state)
+        there = batch.next_items > 0
+        query, item, place = query.float()[there], batch.next_items[there], nexts[there]  # (N, D), (N,), (N,)
+        count = self._counts(batch.next_types[there])
+        embeddings = normalize(table, dim=1)
+        asked = query
+        if self.encoder.request_time is not None:
+            asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
+        if drawn is None:
+            loss = self.item_loss(asked, item, count, embeddings, batch.past)
+        else:
+            loss = self._sampled(asked, embeddings[place], item, embeddings[negatives], drawn, count, batch.past)
+        if self.head is not None and self.wanted is not None:
+            told = batch.next_types[there], batch.next_values[there]
+            loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[place], *told)
+        return loss, count.sum(), state.detach().float()
+
+    def _drawn(self) -> Tensor:
+        """(M,) the items, from 0, that a step's softmax is estimated from."""
+        return torch.multinomial(self.chance, self.negatives, replacement=True)
+
+    def _looked_up(self, batch: Batch, drawn: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Items' vectors (R, D), and where among them are the batch's items (B, T), the next ones (B, T) and the drawn.
+
+        With negatives, these items' vectors alone: a step must not cost what the catalogue holds.
+        """
+        if drawn is None:
+            return self.encoder.items(), batch.items, batch.next_items, batch.items[:0]
+        asked = (batch.items, batch.next_items, drawn + 1)
+        rows, places = torch.unique(torch.cat([part.flatten() for part in asked]), return_inverse=True)
+        read, nexts, negatives = places.split([part.numel() for part in asked])
+        table = self.encoder.items.some(rows, sparse=self.sparse)
+        return table, read.view_as(batch.items), nexts.view_as(batch.next_items), negatives
+
+    def _counts(self, types: Tensor) -> Tensor:
+        """(N,) what each event counts; a dislike leads nobody to its item."""
+        chosen = (types != EventType.DISLIKE).float()
+        if self.wanted is None or self.wanted.event_type == 0:
+            return chosen
+        return torch.where(types == self.wanted.event_type, chosen, self.wanted.other_weight * chosen)
+
+    def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
+        """How far query vectors (N, D) are from the items (N,) that came next, each times what it counts (N,), summed.
+
+        embeddings (I + 1, D): the items' vectors, of length 1; past: of the N moments.
+        """
+        if not self.negatives:
+            return full_softmax_loss(query, embeddings[1:], item - 1, count, self.encoder.temperature, self.dtype, past)
+        drawn = self._drawn()
+        return self._sampled(query, embeddings[item], item, embeddings[drawn + 1], drawn, count, past)
+
+    def _sampled(
+        self, query: Tensor, positive: Tensor, item: Tensor, negatives: Tensor, drawn: Tensor, count: Tensor,
+        past: Past,
+    ) -> Tensor:  # fmt: skip
+        return sampled_softmax_loss(
+            query, positive, negatives, item - 1, drawn, self.chance[drawn], count, self.encoder.temperature,
+            self.dtype, past,
+        )  # fmt: skip
+
+    @staticmethod
+    def _behavior_loss(head: BehaviorHead, query: Tensor, item: Tensor, types: Tensor, values: Tensor) -> Tensor:
+        """Cross-entropy of the next types, and absolute error of the next values where there are any, in deviations."""
+        valued = ~torch.isnan(values)
+        error = (head.values(query, item) - torch.nan_to_num(values)).abs() / head.value_std
+        return cross_entropy(head.type_logits(query), types, reduction="sum") + (error * valued).sum()

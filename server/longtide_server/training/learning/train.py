@@ -1,0 +1,139 @@
+"""The phases of training an encoder.
+
+Pre-training on all behaviour: the next item at every position. Fine-tuning on the behaviour that is wanted, together
+with a head for the next behaviour's type and value. Refitting on everything, with what validation had held back. State
+is carried from chunk to chunk (truncated back-propagation through time, Williams & Peng 1990), so the long-lived state
+that is served is the state that was trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from longtide_server.training.dataset import Holdout, Sequences, drawn
+from longtide_server.training.learning.content import Content
+from longtide_server.training.learning.heads import BehaviorHead
+from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run, learn
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.objective import Objective, Wanted
+from longtide_server.training.learning.optimizers import Rates
+from longtide_server.training.learning.workers import ALONE, Workers
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How to train. `settings_for` chooses it from the log."""
+
+    epochs: int = 16
+    """Passes over the log at most; the best one is kept."""
+    patience: int = 3
+    """Epochs without a better validation NDCG@10 before training stops early."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule: a short warm-up, then a cosine down to a twentieth."""
+    item_rate: float = 1.0
+    """How many times as fast as the rest of the encoder the embeddings of the items' numbers learn."""
+    fine_tune_epochs: int = 0
+    """Passes that train the behaviour that is wanted, and the head for its type and value; 0 leaves them out."""
+    fine_tune_learning_rate: float = 5e-4
+    """Where the schedule of these passes starts; it falls to a twentieth."""
+    target_type: int = 0
+    """The event type that is wanted, 1 to 12; 0 when every type is."""
+    other_weight: float = 0.2
+    """What the other types count in fine-tuning, 0 to 1, the one that is wanted counting 1."""
+    head_weight: float = 0.1
+    """What the next type and value count in fine-tuning, the next item counting 1."""
+    head_rate: float = 5.0
+    """How many times as fast as the encoder the head learns: it begins from nothing when the encoder is trained."""
+    refit_epochs: int = 1
+    """Passes over the whole log, validation targets included, once everything is chosen; 0 leaves them out."""
+    refit_learning_rate: float = 4e-4
+    """Where the schedule of these passes starts; it falls to a twentieth."""
+    weight_decay: float = 0.0
+    """AdamW's, on everything but embeddings, biases and norms."""
+    batch_events: int = 4096
+    """Events of one optimiser step, padding included."""
+    chunk: int = 128
+    """Events through which gradients flow back, per row."""
+    negatives: int = 0
+    """Items that a step's softmax is estimated from; 0 takes the whole catalogue."""
+    bfloat16: bool = False
+    """Whether products are made in bfloat16; sums and weights stay in float32."""
+    validation_users: int = 3000
+    """How many users, drawn with the seed, judge an epoch."""
+    seed: int = 0
+    """Seeds the weights, the dropout and the order of the batches."""
+
+
+def train_encoder(
+    config: ModelConfig,
+    settings: TrainConfig,
+    holdout: Holdout,
+    report: Report,
+    run: Run = BY_ITSELF,
+    content: Content | None = None,
+) -> Encoder:
+    """Train on the histories, judge every epoch on the targets, and return the encoder of the best epoch."""
+    torch.manual_seed(settings.seed)
+    model = Encoder(config, content).to(run.workers.device)
+    phase = _phase("pre-training", holdout.history, settings, settings.epochs, settings.learning_rate)
+    phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
+    learn(phase, objective_of(model, holdout.history, settings, workers=run.workers), run, report)
+    return model
+
+
+def fine_tune(
+    model: Encoder, config: ModelConfig, settings: TrainConfig, holdout: Holdout, report: Report, run: Run = BY_ITSELF
+) -> BehaviorHead:
+    """Train the encoder on for the behaviour that is wanted, and the head that tells its type and value."""
+    torch.manual_seed(settings.seed)
+    head = BehaviorHead(config).to(run.workers.device)
+    rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
+    phase = _phase("fine-tuning", holdout.history, settings, epochs, rate)
+    learn(phase, objective_of(model, holdout.history, settings, head, run.workers), run, report)
+    return head
+
+
+def refit(
+    model: Encoder,
+    head: BehaviorHead | None,
+    settings: TrainConfig,
+    sequences: Sequences,
+    report: Report,
+    run: Run = BY_ITSELF,
+) -> None:
+    """Go on training on everything, so that what is served has also learned from what it was judged by."""
+    rate, epochs = settings.refit_learning_rate, settings.refit_epochs
+    learn(
+        _phase("refitting", sequences, settings, epochs, rate),
+        objective_of(model, sequences, settings, head, run.workers),
+        run,
+        report,
+    )
+
+
+def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, learning_rate: float) -> Phase:
+    rates = Rates(learning_rate, settings.item_rate, settings.head_rate, settings.weight_decay)
+    return Phase(name, sequences, epochs, rates, settings.batch_events, settings.chunk, settings.seed)
+
+
+def objective_of(
+    model: Encoder,
+    sequences: Sequences,
+    settings: TrainConfig,
+    head: BehaviorHead | None = None,
+    workers: Workers = ALONE,
+) -> Objective:
+    """With a head, the objective of fine-tuning; without, that of pre-training."""
+    popularity = torch.from_numpy(np.bincount(sequences.items, minlength=sequences.item_count + 1))
+    wanted = Wanted(settings.target_type, settings.other_weight, settings.head_weight) if head else None
+    sparse = workers.count == 1  # NCCL cannot average sparse gradients
+    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted, sparse=sparse)
+    return objective.to(model.device)
+
+
+def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:
+    """At most so many of the users as shall judge an epoch, drawn with the seed."""
+    return holdout.of_users(drawn(len(holdout.users), settings.validation_users, settings.seed))

@@ -1,0 +1,1 @@
+"""What the sources beside the encoder know, and how much each counts."""

@@ -1,0 +1,193 @@
+"""Training that is interrupted, and training by several processes."""
+
+import copy
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from longtide_server.errors import Unavailable
+from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out
+from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
+from longtide_server.training.learning.heads import BehaviorHead
+from longtide_server.training.learning.loop import Progress, Run
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.train import TrainConfig, fine_tune, refit, train_encoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def walks() -> Sequences:
+    """Everyone walks a ring of eight items from another start, alternately viewing and buying, rating as they go."""
+    items = np.concatenate([(np.arange(6) + start) % 8 + 1 for start in range(8)])
+    return Sequences(
+        user_ids=tuple(f"u{n}" for n in range(8)),
+        item_ids=tuple("abcdefgh"),
+        offsets=np.arange(9, dtype=np.int64) * 6,
+        items=items,
+        types=np.tile([1, 4], 24),
+        times=np.arange(48, dtype=np.float64),
+        gaps=np.zeros(48, np.float32),
+        values=items.astype(np.float32),
+    )
+
+
+WALKS = walks()
+MODEL = ModelConfig(8, dim=16, hidden=16, blocks=1, dropout=0.3, use_types=True, value_mean=4.5, value_std=2.3)
+SETTINGS = TrainConfig(
+    epochs=5, patience=5, fine_tune_epochs=3, refit_epochs=3, learning_rate=0.02, batch_events=12, target_type=4
+)
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing that the training would do on its way out is done."""
+
+
+def silent(told: Progress) -> None:
+    pass
+
+
+def killed_in(phase: str, epoch: int, done: float):
+    def report(told: Progress) -> None:
+        if (told.phase, told.epoch) == (phase, epoch) and told.done >= done and not told.finished:
+            raise Killed
+
+    return report
+
+
+def everything(report, checkpoints: Checkpoints | None = None) -> dict[str, torch.Tensor]:
+    """The weights after all three phases."""
+    holdout, run = hold_out_last(WALKS), Run(checkpoints=checkpoints)
+    model = train_encoder(MODEL, SETTINGS, holdout, report, run)
+    head = fine_tune(model, MODEL, SETTINGS, holdout, report, run)
+    refit(model, head, SETTINGS, WALKS, report, run)
+    return {**model.state_dict(), **head.state_dict()}
+
+
+@pytest.mark.parametrize("done", [0.1, 1.0], ids=["early in the epoch", "before the epoch is kept"])
+@pytest.mark.parametrize(
+    ("phase", "epoch"), [("pre-training", 1), ("pre-training", 4), ("fine-tuning", 2), ("refitting", 3)]
+)
+def test_a_killed_training_goes_on_to_the_same_weights(phase, epoch, done, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Killed):
+        everything(killed_in(phase, epoch, done), checkpoints)
+    torch.manual_seed(99)  # what chance did in between is of no matter
+    told = []
+    assert_close(everything(told.append, checkpoints), everything(silent), rtol=0, atol=0)
+    assert (told[0].phase, told[0].epoch) == (phase, epoch)  # no finished epoch is trained again
+
+
+def test_a_training_that_is_over_is_not_trained_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    first = everything(silent, checkpoints)
+    told = []
+    assert_close(everything(told.append, checkpoints), first, rtol=0, atol=0)
+    assert told == []
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_phase_begins_anew(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    everything(silent, checkpoints)
+    path = tmp_path / "pre-training.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    told = []
+    everything(told.append, checkpoints)
+    assert (told[0].phase, told[0].epoch) == ("pre-training", 1)
+    assert "checkpoint_unreadable" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_and_what_was_reached_before_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("pre-training", {"epoch": 1})
+    (tmp_path / f".pre-training-{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(Unavailable, match="cannot be written; is the disk full"):
+        checkpoints.save("pre-training", {"epoch": 2, "weights": torch.zeros(100_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["pre-training.pt"]
+    assert checkpoints.load("pre-training") == {"epoch": 1}
+
+
+def test_a_checkpoint_belongs_to_one_log_and_one_way_to_train_it(tmp_path):
+    first = checkpoints_of(tmp_path, SETTINGS, WALKS.items)
+    assert checkpoints_of(tmp_path, SETTINGS, WALKS.items.copy()) == first
+    assert checkpoints_of(tmp_path, replace(SETTINGS, seed=1), WALKS.items) != first
+    assert checkpoints_of(tmp_path, SETTINGS, WALKS.items[::-1]) != first
+
+
+# The behaviour that is wanted
+
+
+def test_the_head_learns_the_next_behaviours_type_and_value():
+    settings = replace(
+        SETTINGS, epochs=20, patience=20, fine_tune_epochs=40, fine_tune_learning_rate=0.02, target_type=0
+    )
+    model_config = replace(MODEL, dropout=0.0)
+    holdout = hold_out_last(WALKS)
+    model = train_encoder(model_config, settings, holdout, silent)
+    head = fine_tune(model, model_config, replace(settings, head_weight=1.0), holdout, silent).eval()
+    (after_a, values_a), (after_b, values_b) = read(head, model, [1]), read(head, model, [1, 2])
+    assert (after_a, after_b) == (4, 1)  # everyone views and buys in turn
+    assert (values_a[1], values_b[2]) == pytest.approx((2, 3), abs=0.7)  # the value of what comes next is its number
+
+
+def test_the_head_learns_faster_than_the_encoder_by_its_rate():
+    """Adam's first step is the learning rate, whatever the gradient is."""
+    settings = replace(SETTINGS, fine_tune_epochs=1, fine_tune_learning_rate=0.001, head_rate=7.0, batch_events=1_000)
+    torch.manual_seed(settings.seed)  # as `fine_tune` does
+    before = BehaviorHead(MODEL).state_dict()
+    torch.manual_seed(0)
+    model = Encoder(MODEL)
+    encoder_before = copy.deepcopy(model.state_dict())
+    after = fine_tune(model, MODEL, settings, nothing_held_out(WALKS), silent).state_dict()
+    head_moved = (after["types.bias"] - before["types.bias"]).abs().max()
+    encoder_moved = (model.state_dict()["gate.bias"] - encoder_before["gate.bias"]).abs().max()
+    assert head_moved / encoder_moved == pytest.approx(7.0, rel=1e-3)
+
+
+@torch.inference_mode()
+def read(head: BehaviorHead, model, items: list[int]) -> tuple[int, list[float]]:
+    """The most likely next type after viewing and buying the items in turn, and the value of every item then."""
+    count = len(items)
+    query, _ = model.eval()(
+        torch.tensor([items]), torch.tensor([[1, 4][:count]]), torch.zeros(1, count), torch.zeros(1, count),
+        model.initial_state(1),
+    )  # fmt: skip
+    query = query[:, -1]
+    values = head.values(query.expand(8, -1), model.item_embeddings()[1:])
+    return int(head.type_logits(query).argmax()), values.tolist()
+
+
+def test_fine_tuning_turns_to_the_type_that_is_wanted():
+    """After a, people view b ten times and buy c once: fine-tuned on purchases, c comes before b."""
+    items = np.array([1, 2] * 10 + [1, 3])
+    log = Sequences(
+        user_ids=tuple(f"u{n}" for n in range(11)),
+        item_ids=("a", "b", "c"),
+        offsets=np.arange(12, dtype=np.int64) * 2,
+        items=items,
+        types=np.array([1, 1] * 10 + [1, 4]),
+        times=np.zeros(22),
+        gaps=np.zeros(22, np.float32),
+        values=np.full(22, np.nan, np.float32),
+    )
+    config = replace(MODEL, item_count=3, dropout=0.0)
+    settings = replace(SETTINGS, epochs=30, patience=30, fine_tune_epochs=30, fine_tune_learning_rate=0.02)
+    holdout = hold_out_last(log)  # too short: nothing is held back
+    model = train_encoder(config, settings, holdout, silent)
+    before = scores(model)
+    fine_tune(model, config, replace(settings, other_weight=0.0, head_weight=0.0), holdout, silent)
+    after = scores(model)
+    assert before[1] > before[2]
+    assert after[2] > after[1]
+
+
+@torch.inference_mode()
+def scores(model) -> list[float]:
+    """Of every item, after an `a` that was viewed."""
+    query, _ = model.eval()(
+        torch.tensor([[1]]), torch.tensor([[1]]), torch.zeros(1, 1), torch.zeros(1, 1), model.initial_state(1)
+    )
+    return (model.item_embeddings()[1:] @ query[0, 0]).tolist()

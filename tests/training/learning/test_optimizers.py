@@ -1,0 +1,165 @@
+"""Steps that cost what they touch: the items' vectors that a step needs, their gradients, and what changes by them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from longtide_server.catalog.catalog import ItemInfo
+from longtide_server.training.dataset import Sequences, batches, chunks
+from longtide_server.training.learning.content import content_of
+from longtide_server.training.learning.encoding import inputs
+from longtide_server.training.learning.had import had_in
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.objective import Batch, Objective
+from longtide_server.training.learning.optimizers import LAZY_RATE, MAX_GRADIENT_NORM, Optimizers, Rates
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ITEMS = 40
+CONFIG = ModelConfig(ITEMS, dim=16, hidden=16, blocks=1, dropout=0.0)
+RATES = Rates(encoder=0.01, items=3.0, head=1.0, weight_decay=0.0)
+CPU = torch.device("cpu")
+
+
+def sequences() -> Sequences:
+    """Six users, on the first half of the items alone."""
+    lengths = np.array([3, 4, 5, 6, 7, 8])
+    items = np.random.default_rng(0).integers(1, ITEMS // 2 + 1, lengths.sum())
+    return Sequences(
+        user_ids=tuple(f"u{n}" for n in range(6)),
+        item_ids=tuple(str(n) for n in range(1, ITEMS + 1)),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        items=items,
+        types=np.ones(len(items), np.int64),
+        times=np.arange(len(items), dtype=np.float64),
+        gaps=np.ones(len(items), np.float32),
+        values=np.full(len(items), np.nan, np.float32),
+    )
+
+
+def one_batch() -> Batch:
+    log = sequences()
+    (group,) = batches(log, np.arange(6), 1_000, 64, None)
+    (piece,) = chunks(log, group, 64)
+    told = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
+    past = had_in(log).at(torch.from_numpy(piece.events[piece.targets > 0]))
+    return Batch(past, *inputs(piece, CPU), *map(torch.from_numpy, told))
+
+
+def content():
+    infos = {str(n): ItemInfo(tags=tuple({f"t{n % 3}", f"t{n % 7}"})) for n in range(1, ITEMS, 2)}
+    text = np.random.default_rng(1).normal(size=(ITEMS + 1, 5)).astype(np.float32)
+    return content_of([str(n) for n in range(1, ITEMS + 1)], infos, text)
+
+
+def objective(negatives: int, *, sparse: bool = False, known=None) -> Objective:
+    torch.manual_seed(0)
+    return Objective(Encoder(CONFIG, known), torch.ones(ITEMS + 1), negatives, bfloat16=False, sparse=sparse)
+
+
+def loss_of(trained: Objective) -> torch.Tensor:
+    torch.manual_seed(1)  # the same negatives each time
+    batch = one_batch()
+    return trained(batch, trained.encoder.initial_state(len(batch.items)))[0]
+
+
+@pytest.mark.parametrize("known", [None, content()], ids=["ids", "ids and content"])
+def test_the_vectors_of_some_items_are_those_of_the_table(known):
+    table = objective(4, known=known).encoder.items
+    rows = torch.tensor([7, 0, 12, 39])
+    assert_close(table.some(rows, sparse=False), table()[rows])
+
+
+@pytest.mark.parametrize("known", [None, content()], ids=["ids", "ids and content"])
+def test_the_loss_of_a_sample_is_that_of_the_whole_table_and_so_are_its_gradients(known, monkeypatch):
+    """Looked up in the whole table, as it is without negatives, everything must come out the same."""
+    some, whole = (objective(4, sparse=sparse, known=known) for sparse in (True, False))
+
+    def looked_up(batch, drawn):
+        return whole.encoder.items(), batch.items, batch.next_items, drawn + 1
+
+    monkeypatch.setattr(whole, "_looked_up", looked_up)
+    losses = [loss_of(one) for one in (some, whole)]
+    assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for (name, one), other in zip(some.named_parameters(), whole.parameters(), strict=True):
+        if one.requires_grad and other.grad is not None:
+            assert one.grad.is_sparse is (name == "encoder.items.ids.weight")
+            assert_close(one.grad.to_dense(), other.grad, msg=name)
+
+
+def test_a_step_changes_no_embedding_that_it_does_not_touch():
+    trained = objective(4, sparse=True)
+    trained.chance[ITEMS // 2 :] = 0.0  # nobody has the second half, and it is not drawn
+    before = trained.encoder.items.ids.weight.detach().clone()
+    optimizers = Optimizers(trained, RATES, steps=10)
+    for _ in range(3):
+        optimizers.step(loss_of(trained))
+    changed = (trained.encoder.items.ids.weight != before).any(dim=1)
+    touched = {0, *range(ITEMS // 2 + 1, ITEMS + 1)}
+    assert {n for n in range(ITEMS + 1) if not changed[n]} >= touched
+    assert changed.sum() > ITEMS // 4
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sparse_and_dense_steps_learn(sparse):
+    trained = objective(10, sparse=sparse)
+    optimizers = Optimizers(trained, RATES, steps=40)
+    first = float(loss_of(trained).detach())
+    for _ in range(40):
+        optimizers.step(loss_of(trained))
+    assert float(loss_of(trained).detach()) < 0.7 * first
+
+
+def largest_change(trained: Objective, name: str, rates: Rates) -> float:
+    """Of a weight, by the first step: with Adam, the learning rate."""
+    weight = dict(trained.named_parameters())[name]
+    before = weight.detach().clone()
+    Optimizers(trained, rates, steps=1).step(loss_of(trained))
+    return float((weight.detach() - before).abs().max())
+
+
+@pytest.mark.parametrize(("sparse", "times"), [(False, 3.0), (True, 3.0 * LAZY_RATE)])
+def test_item_embeddings_learn_faster_lazy_ones_faster_still(sparse, times):
+    rates = replace(RATES, encoder=1e-4)
+    gate = largest_change(objective(10, sparse=sparse), "encoder.gate.weight", rates)
+    assert gate == pytest.approx(1e-4, rel=0.01)
+    ids = largest_change(objective(10, sparse=sparse), "encoder.items.ids.weight", rates)
+    assert ids == pytest.approx(times * 1e-4, rel=0.01)
+
+
+def test_all_gradients_together_are_bounded():
+    trained = objective(4, sparse=True)
+    optimizers = Optimizers(trained, RATES, steps=10)
+    optimizers.step(1_000.0 * loss_of(trained))
+    gradients = [weight.grad.to_dense() for weight in trained.parameters() if weight.grad is not None]
+    assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(
+        MAX_GRADIENT_NORM, rel=1e-3
+    )
+
+
+def test_what_was_kept_is_taken_up():
+    runs = []
+    for again in (False, True):
+        trained = objective(4, sparse=True)
+        optimizers = Optimizers(trained, RATES, steps=10)
+        for step in range(4):
+            if again and step == 2:
+                weights, state = trained.state_dict(), optimizers.state()
+                trained = objective(4, sparse=True)
+                optimizers = Optimizers(trained, RATES, steps=10)
+                trained.load_state_dict(weights)
+                optimizers.restore(state)
+            optimizers.step(loss_of(trained))
+        runs.append(trained.state_dict())
+    assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+def test_the_full_softmax_needs_every_vector():
+    trained = objective(0)
+    loss_of(trained).backward()
+    assert not trained.encoder.items.ids.weight.grad.is_sparse
