@@ -96,7 +96,7 @@ from longtide_server.users.history_writer import HistoryWriter
 from longtide_server.users.retention import keep_expiring
 from longtide_server.users.state_file import SavedStates, save_states, sweep_states
 from longtide_server.users.stepping import Stepper
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 from longtide_server.watching.calls import Calls
 from longtide_server.watching.exposition import Exposition
 from longtide_server.watching.metrics import Metrics

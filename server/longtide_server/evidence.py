@@ -38,7 +38,8 @@ from longtide_server.sources.content_source import ContentSource, Profile
 from longtide_server.sources.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.sources.request_time import query_after
 from longtide_server.sources.trending import Trending
-from longtide_server.users.user_state import TOP_N_MARGIN, UserState, UserStates
+from longtide_server.users.user_state import TOP_N_MARGIN, UserState
+from longtide_server.users.user_states import UserStates
 
 SEARCHERS = os.cpu_count() or 1
 CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after

@@ -30,7 +30,8 @@ from longtide_server.snapshot import Snapshot
 from longtide_server.sources.candidates import Candidates, Source, tabulate
 from longtide_server.sources.request_time import wait_class
 from longtide_server.sources.trending import Trending
-from longtide_server.users.user_state import UserState, UserStates
+from longtide_server.users.user_state import UserState
+from longtide_server.users.user_states import UserStates
 
 SOURCES = tuple(Source)  # by column: to make one of a number takes far longer
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for

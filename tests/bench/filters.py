@@ -41,7 +41,8 @@ from longtide_server.recommender import Recommender
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot
 from longtide_server.sources.candidates import Transitions, TransitionSettings
 from longtide_server.sources.neighbors import NeighborIndex, Positions, build_index
-from longtide_server.users.user_state import UserState, UserStates
+from longtide_server.users.user_state import UserState
+from longtide_server.users.user_states import UserStates
 
 MASKED_ITEMS = 100_000
 DIM, INDEX_DIM, TEMPERATURE = 128, 64, 0.07

@@ -50,7 +50,7 @@ from longtide_server.sources.request_time import RequestTimeWeights
 from longtide_server.sources.similar_items import SimilarItems, spaces_of
 from longtide_server.sources.trending import Trending
 from longtide_server.users.history_writer import HistoryWriter
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 TEMPERATURE = 0.5
 DEGREES = {"a": 0, "b": 30, "c": 60, "d": 90, "e": 180}

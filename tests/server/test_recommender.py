@@ -18,7 +18,7 @@ from longtide_server.recommender import Recommender
 from longtide_server.snapshot import ENCODER
 from longtide_server.sources.candidates import Source
 from longtide_server.sources.relations import RelationArrays, Relations
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 SOON_S = 5.0
 

@@ -20,7 +20,7 @@ from longtide_server.errors import LongtideError
 from longtide_server.event_store import Appended, Version, Written
 from longtide_server.events import EventType
 from longtide_server.new_items.newcomers import Newcomers
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 MOST_WAITING = 1_000
 AT_ONCE = 8

@@ -14,7 +14,8 @@ from longtide_server.recommender import Recommender
 from longtide_server.serving.item_finder import ItemFinder
 from longtide_server.serving.responses import Responses
 from longtide_server.snapshot import Snapshot
-from longtide_server.users.user_state import TOP_N_MARGIN, UserStates
+from longtide_server.users.user_state import TOP_N_MARGIN
+from longtide_server.users.user_states import UserStates
 
 LIMIT_WARMED = 20
 

@@ -18,7 +18,7 @@ from longtide_server.recommender import Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.sources.candidates import Candidates
 from longtide_server.training.dataset import Sequences
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 CALL_TIMEOUT_S = 600.0
 AT_ONCE = 256

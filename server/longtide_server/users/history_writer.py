@@ -13,7 +13,7 @@ R = TypeVar("R", bound=Merged | Deleted)
 
 
 class Copies(Protocol):
-    """Copies of histories, such as `user_state.UserStates`."""
+    """Copies of histories, such as `user_states.UserStates`."""
 
     def apply(self, written: Written) -> None:
         """Let written events be felt."""

@@ -17,7 +17,7 @@ import structlog
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.event_store import Written
 from longtide_server.events import Event
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 AT_ONCE = 256
 MAX_DUE = 16 * AT_ONCE  # the rest waits until it is asked for

@@ -19,7 +19,7 @@ from longtide_server.items.item import Item
 from longtide_server.rpc import service as service_module
 from longtide_server.rpc.service import EventService, RecommendationService, remaining_s
 from longtide_server.users.history_writer import HistoryWriter
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 NOW_S = 1_700_000_000
 NOW = Timestamp(seconds=NOW_S)

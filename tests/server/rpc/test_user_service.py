@@ -13,7 +13,7 @@ from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.rpc.user_service import UserService
 from longtide_server.users.history_writer import HistoryWriter
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 NOW_S = 1_700_000_000.0
 ANN = users_pb2.Owner(user_id="ann")

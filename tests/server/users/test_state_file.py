@@ -8,7 +8,7 @@ import pytest
 from longtide_server.encoder import Encoded
 from longtide_server.event_store import Version
 from longtide_server.users.state_file import SavedStates, StateRow, save_states, sweep_states
-from longtide_server.users.user_state import UserStates
+from longtide_server.users.user_states import UserStates
 
 SOON_S = 5.0
 VERSION = Version(2, 7, "e7")

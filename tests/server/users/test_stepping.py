@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from longtide_server.errors import EncoderUnavailable, Unavailable
-from longtide_server.users import stepping, user_state
+from longtide_server.users import encodings, stepping
 from longtide_server.users.stepping import Stepper
 
 SOON_S = 5.0
@@ -229,7 +229,7 @@ async def test_of_two_writes_at_once_the_second_follows_the_first(world, foresig
 
 @pytest.mark.parametrize(("most_users", "most_events"), [(3, 8), (32, 0)])
 async def test_only_so_much_is_expected(world, foresight, event, monkeypatch, most_users, most_events):
-    monkeypatch.setattr(user_state, "MAX_EXPECTED", most_users)
+    monkeypatch.setattr(encodings, "MAX_EXPECTED", most_users)
     monkeypatch.setattr(stepping, "MAX_EXPECTED_EVENTS", most_events)
     users = [f"user-{n}" for n in range(6)]
     for user in users:

@@ -11,8 +11,9 @@ import pytest
 from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Unavailable
 from longtide_server.snapshot import ENCODER
-from longtide_server.users import user_state
-from longtide_server.users.user_state import UserState, UserStates, steps_between
+from longtide_server.users import encodings, user_state, user_states
+from longtide_server.users.user_state import UserState, steps_between
+from longtide_server.users.user_states import UserStates
 
 SOON_S = 5.0
 
@@ -149,7 +150,7 @@ async def test_nobody_gets_an_entry_that_is_being_brought_up_to_date(world, even
 
 
 async def test_a_history_that_is_deleted_while_it_is_built_is_not_kept(world, event, monkeypatch):
-    monkeypatch.setattr(user_state, "MANY_EVENTS", 2)
+    monkeypatch.setattr(user_states, "MANY_EVENTS", 2)
     await world.did("ann", "abc")
     built, extend = threading.Event(), world.states._extend
     monkeypatch.setattr(world.states, "_extend", lambda *args: (extend(*args), built.wait(SOON_S)))
@@ -179,7 +180,7 @@ async def test_a_name_that_stands_alone_again_by_another_servers_doing_is_notice
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_many_late_events_are_put_in_place_aside(world, event, shared, monkeypatch):
-    monkeypatch.setattr(user_state, "MANY_EVENTS", 10)
+    monkeypatch.setattr(user_states, "MANY_EVENTS", 10)
     world.store.shared = shared
     await grown(world, event, 20)
     late = [event(f"late{n}", "e", n / 100) for n in range(user_state.MANY_LATE_EVENTS + 1)]
@@ -436,7 +437,7 @@ async def test_another_name_of_an_owner_shows_the_owners_history(world, event):
 
 
 async def test_a_long_history_is_read_whole(world, event):
-    many = user_state.MANY_EVENTS + 1
+    many = user_states.MANY_EVENTS + 1
     await world.store.write([event(f"e{n}", "abcde"[n % 5], float(n)) for n in range(many)])
     user = await world.states.get("user:ann")
     assert user.items.tolist() == [n % 5 + 1 for n in range(many)]
@@ -576,7 +577,7 @@ async def test_callers_at_the_same_time_share_the_steps(world):
 
 
 async def test_a_long_history_goes_in_pieces(world, monkeypatch):
-    monkeypatch.setattr(user_state, "MAX_STEP_EVENTS", 2)
+    monkeypatch.setattr(encodings, "MAX_STEP_EVENTS", 2)
     await world.did("ann", "abcde")
     await encoded(world)
     assert world.encoder.rows == [[[1, 2]], [[3, 4]], [[5]]]
