@@ -56,12 +56,11 @@ from longtide_server.errors import InvalidInput, LongtideError
 from longtide_server.event_store import EventStore, Histories
 from longtide_server.event_store.urls import hold_store, open_store
 from longtide_server.feedback import Feedback
+from longtide_server.items.text_cache import TextCache, cache_folder
 from longtide_server.new_items.arrivals import Arrivals
 from longtide_server.new_items.new_items import NewItems
 from longtide_server.new_items.newcomers import Newcomers
 from longtide_server.new_items.pulls import Pulls
-from longtide_server.new_items.signals_file import SUFFIX, read_signals, save_signals
-from longtide_server.new_items.text_cache import TextCache, cache_folder
 from longtide_server.new_items.text_encoder import TextEncoder
 from longtide_server.observer import NOBODY, Gauges, Observer, StageObserver
 from longtide_server.recommender import Recommender
@@ -76,6 +75,7 @@ from longtide_server.serving.item_finder import ItemFinder
 from longtide_server.serving.responses import Responses
 from longtide_server.serving.serving import Serving
 from longtide_server.serving.servings import Servings
+from longtide_server.serving.signals_file import SUFFIX, read_signals, save_signals
 from longtide_server.snapshot import (
     ENCODER,
     Manifest,

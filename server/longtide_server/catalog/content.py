@@ -1,7 +1,7 @@
 """What an item's content says: its text for a language model, its labels, and a vector in the space of the encoder.
 
-The vector is what a trained content tower (`training.content`) makes of the text's and the image's vectors and of the
-labels, so an item that nobody has touched has one from the moment it is known. Pure functions on plain data.
+The vector is what a trained content tower (`training.items.tower`) makes of the text's and the image's vectors and of
+the labels, so an item that nobody has touched has one from the moment it is known. Pure functions on plain data.
 """
 
 from __future__ import annotations

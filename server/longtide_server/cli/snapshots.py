@@ -160,7 +160,7 @@ def predict(
     type=click.Choice(["leave-one-out", "temporal"]),
     default="leave-one-out",
     show_default=True,
-    help="Hold back everyone's last event, or everything after a moment.",
+    help="Hold back what everyone chose last that was new to them, or everything after a moment.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw NDCG@10 against length of history."

@@ -1,7 +1,7 @@
 """Turns the texts of new items into vectors while the server runs, in a process of its own.
 
-Language models need torch, which the server does not load: a worker (`training.text_worker`) holds the model. It is
-started when a text is neither in memory nor in the cache on disk, and started again after it died.
+Language models need torch, which the server does not load: a worker (`training.items.text_worker`) holds the model.
+It is started when a text is neither in memory nor in the cache on disk, and started again after it died.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import structlog
 from numpy.typing import NDArray
 
 from longtide_server.errors import DeadlineExceeded, LongtideError, Overloaded, Unavailable
-from longtide_server.new_items.text_cache import TextCache, text_key
+from longtide_server.items.text_cache import TextCache, text_key
 
 WORKER = "longtide_server.training.items.text_worker"
 BATCH_TEXTS = 32

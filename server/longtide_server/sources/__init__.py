@@ -1,1 +1,1 @@
-"""Where recommendations come from: each source turns what is known of a user into probabilities over items."""
+"""What each source says of a user, as probabilities over items; what else vectors tell: likeness, time, behaviour."""

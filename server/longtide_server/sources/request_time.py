@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestTimeWeights:
-    """The weights of a trained `training.request_time.RequestTime`: D the encoder's width, R its rank, W waits."""
+    """The weights of a trained `training.learning.request_time.RequestTime`: D wide, R its rank, W waits."""
 
     shift: NDArray[np.float32]
     """(W, D)"""

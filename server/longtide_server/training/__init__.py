@@ -1,1 +1,4 @@
-"""Offline: logs, training, evaluation and publishing. The only part of the server package that imports torch."""
+"""Offline: logs, training, evaluation and publishing; and files read into, or written from, a running server.
+
+The only part of the server package that imports torch.
+"""

@@ -1,1 +1,1 @@
-"""What is kept of users between requests: their histories at hand, and their encoder states."""
+"""People: their histories and encoder states at hand, and the changes of the event log that these must feel."""

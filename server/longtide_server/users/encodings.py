@@ -1,4 +1,4 @@
-"""Takes users' steps: of what happened, and of what is being written meanwhile."""
+"""Has the encoder take a user's steps, in order, for all who wait for them; of events being written, too."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
-from longtide_server.new_items.text_cache import TextCache
+from longtide_server.items.text_cache import TextCache
 from longtide_server.new_items.text_encoder import BATCH_TEXTS, TextEncoder
 from longtide_server.training.items.text_model import default_model
 

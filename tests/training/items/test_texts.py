@@ -14,7 +14,7 @@ from rich.console import Console
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.catalog.content import item_text
 from longtide_server.errors import InvalidInput
-from longtide_server.new_items.text_cache import TextCache
+from longtide_server.items.text_cache import TextCache
 from longtide_server.training.display import TrainingDisplay
 from longtide_server.training.items.texts import (
     BATCH_TEXTS,

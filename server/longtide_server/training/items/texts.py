@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.catalog.content import item_text
 from longtide_server.errors import InvalidInput
-from longtide_server.new_items.text_cache import TextCache, cache_folder
+from longtide_server.items.text_cache import TextCache, cache_folder
 from longtide_server.training.items.text_model import INSTALL, OPTION, TextModel, default_model, named_model
 
 NO_MODEL = "none"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import InvalidInput
-from longtide_server.new_items.text_cache import TextCache, cache_folder
+from longtide_server.items.text_cache import TextCache, cache_folder
 
 ONE, TWO = np.eye(2, dtype=np.float32)
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from longtide_server.new_items.newcomers import Pulled
-from longtide_server.new_items.signals_file import SUFFIX, Signals, read_signals, save_signals
+from longtide_server.serving.signals_file import SUFFIX, Signals, read_signals, save_signals
 from longtide_server.sources.trending import Counts
 
 SIGNALS = Signals(Counts(1_000.0, {"a": 2.5, "b": 0.125}, 7.0), {"new": Pulled(3, b"\0\0\x80\x3f")})
