@@ -155,6 +155,17 @@ def test_predict_writes_a_line_for_every_user_in_the_order_of_the_log(log, train
     assert [entry.name for entry in tmp_path.iterdir()] == ["lists.jsonl"]
 
 
+def test_what_was_had_is_in_lists_where_that_is_asked_for(tmp_path):
+    rows = [f"u{n},{item},{1_700_000_000 + n * 86_400 + k}" for n in range(8) for k, item in enumerate("abcab")]
+    (tmp_path / "log.csv").write_text(HEAD + "\n".join([*rows, "v,d,1700000000", "v,a,1700000001"]) + "\n")
+    assert run("train", tmp_path / "log.csv", "--out", tmp_path / "snapshot", *QUICK).exit_code == 0
+    for options, listed in ((), {"d"}), (("--include-seen",), set("abcd")):
+        out = tmp_path / "lists.jsonl"
+        done = run("predict", tmp_path / "snapshot", tmp_path / "log.csv", "--out", out, *options)
+        assert done.exit_code == 0, done.output
+        assert set(json.loads(out.read_text().splitlines()[0])["items"]) == listed
+
+
 def test_predict_takes_users_and_items_that_the_snapshot_does_not_know(trained, tmp_path):
     (tmp_path / "log.csv").write_text(HEAD + "u0,a,1700000000\nnew,a,1700000000\nnew,unheard-of,1700000001\nold,zz,1\n")
     done = run("predict", trained, tmp_path / "log.csv", "--out", tmp_path / "lists.jsonl", "--k", 8)

@@ -24,6 +24,7 @@ class Source(enum.StrEnum):
     TRENDING = "trending"
     INTERESTS = "interests"
     EXPLORATION = "exploration"
+    REPEATS = "repeats"
     """The item is new and shown to find out whom it pleases; its probability is that with which it was drawn."""
     UNKNOWN = "unknown"
     """A source that this release of the SDK does not know: the server is newer."""

@@ -147,6 +147,7 @@ class Client:
         include_item_ids: Iterable[str] | None = None,
         source_weights: Mapping[str, float] | None = None,
         interests: ItemFilter | None = None,
+        include_seen: bool = False,
         session_id: str = "",
         surface: str = "",
         request_time: datetime | float | None = None,
@@ -166,6 +167,9 @@ class Client:
         `source_weights` says how much sources count (0 to 10), for example `{"trending": 0.5, "neighbors": 0}`; the
         others count as the snapshot has learned. `interests` is the kind of items that somebody new says they like,
         for example `Category("Beauty") | Tags("vegan")`.
+
+        With `include_seen`, what the user has had may appear once more, each item as likely as the log says of what was
+        had so often and so long ago; never what they disliked.
         """
         request = _convert.recommend_request(
             user_id,
@@ -180,6 +184,7 @@ class Client:
             include_item_ids,
             source_weights,
             interests,
+            include_seen,
         )
         return _convert.recommendations(user_id, self._call(self._recommendations.Recommend, request, timeout))
 
@@ -192,6 +197,7 @@ class Client:
         filter: ItemFilter | None = None,
         include_item_ids: Iterable[str] | None = None,
         source_weights: Mapping[str, float] | None = None,
+        include_seen: bool = False,
         surface: str = "",
         request_time: datetime | float | None = None,
         timeout: float = ROWS_TIMEOUT_S,
@@ -199,17 +205,17 @@ class Client:
         """Recommend items to many users, in the order of `user_ids`, which may be endless.
 
         Memory is constant: `user_ids` is read at most 576 users ahead of the answers, 64 go in a message. `timeout`
-        is for each message; all other calls go first, so the server takes its time. `filter`, `include_item_ids` and
-        `source_weights` are as in `recommend`, for every user. `request_time` is when the users will see the answers,
-        by default not known. A user that the server refuses has the reason in the row's `error`. Closing the iterator,
-        or dropping it, cancels the call.
+        is for each message; all other calls go first, so the server takes its time. `filter`, `include_item_ids`,
+        `source_weights` and `include_seen` are as in `recommend`, for every user. `request_time` is when the users will
+        see the answers, by default not known. A user that the server refuses has the reason in the row's `error`.
+        Closing the iterator, or dropping it, cancels the call.
 
         An error of the connection ends the iteration: go on with the users that were not answered.
         """
         if isinstance(user_ids, str):
             raise TypeError(f"user_ids must be an iterable of str, not one str: {user_ids!r}")
         request = _convert.row_request(
-            limit, min_similarity, request_time, surface, filter, include_item_ids, source_weights
+            limit, min_similarity, request_time, surface, filter, include_item_ids, source_weights, include_seen
         )
         return self._recommend_rows(user_ids, request, timeout)
 

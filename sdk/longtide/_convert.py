@@ -74,6 +74,7 @@ def recommend_request(
     include_item_ids: Iterable[str] | None = None,
     source_weights: Mapping[str, float] | None = None,
     interests: ItemFilter | None = None,
+    include_seen: bool = False,
 ) -> recommendation_pb2.RecommendRequest:
     """Asks for items for one user."""
     return recommendation_pb2.RecommendRequest(
@@ -89,11 +90,15 @@ def recommend_request(
         include_item_ids=_included(include_item_ids),
         source_weights=_source_weights(source_weights or {}),
         interests=None if interests is None else filter_message(interests),
+        include_seen=include_seen,
     )
 
 
+_UNWEIGHTED = (Source.EXPLORATION, Source.REPEATS)
+
+
 def _source_weights(weights: Mapping[str, float]) -> list[recommendation_pb2.SourceWeight]:
-    numbers = {str(source): number for source, number in _SOURCE_NUMBERS.items() if source != Source.EXPLORATION}
+    numbers = {str(source): number for source, number in _SOURCE_NUMBERS.items() if source not in _UNWEIGHTED}
     messages = []
     for name, weight in weights.items():
         if name not in numbers:
@@ -110,11 +115,13 @@ def row_request(
     wanted: ItemFilter | None,
     include_item_ids: Iterable[str] | None,
     source_weights: Mapping[str, float] | None,
+    include_seen: bool,
 ) -> RowRequest:
     """Asks for items for one user after another."""
     asked = recommend_request(
-        "", limit, (), min_similarity, (), request_time, "", surface, wanted, include_item_ids, source_weights
-    )
+        "", limit, (), min_similarity, (), request_time, "", surface, wanted, include_item_ids, source_weights,
+        include_seen=include_seen,
+    )  # fmt: skip
 
     def row(user_id: str) -> recommendation_pb2.RecommendRequest:
         request = recommendation_pb2.RecommendRequest(user_id=text("user_id", user_id))

@@ -34,6 +34,8 @@ class Query:
     """How much sources count, where it is not as the snapshot says."""
     interests: ItemFilter | None = None
     """What the items are like that the one who asks says they like."""
+    include_seen: bool = False
+    """Whether what the user has had may be recommended once more."""
     patient: bool = False
     """Whether nobody looks at a screen and waits, so that all others go first."""
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from longtide_server.answers import Query
 from longtide_server.catalog.live_catalog import LiveCatalog
+from longtide_server.events import EventType
 from longtide_server.evidence import Asker, Evidence, Sources
 from longtide_server.items.item_filter import ItemFilter
 from longtide_server.new_items.new_items import NewItems
 from longtide_server.snapshot import Snapshot
 from longtide_server.sources.candidates import (
+    NOTHING,
     Candidates,
     Scored,
     Source,
@@ -25,6 +27,7 @@ from longtide_server.sources.candidates import (
     nearest_allowed,
     tabulate,
 )
+from longtide_server.sources.repeats import LOOKED_BACK, repeat_votes
 from longtide_server.users.user_state import TOP_N_MARGIN, UserState
 
 FEW_ITEMS = 2_000  # to ask the encoder about every one of them costs no more than to join what the sources bring
@@ -77,6 +80,19 @@ class Eligible:
             average = share.mean() if len(share) else 1.0 / len(liked)
             found.probability[np.isin(found.items, liked), Source.INTERESTS - 1] = average
         return found
+
+    def had(self, user: UserState, query: Query, session: list[int]) -> Scored:
+        """What the user has had and may appear, with how likely each is next; not what they disliked."""
+        if self._snapshot.repeats is None:
+            return NOTHING
+        votes = repeat_votes(self._snapshot.repeats, np.array([*user.items[-LOOKED_BACK:], *session], np.int64))
+        disliked = np.array(user.items, np.int64)[np.array(user.types, np.int64) == EventType.DISLIKE]
+        excluded = self._snapshot.catalog.numbers(query.exclude_item_ids)
+        may = ~np.isin(votes.items, np.concatenate([disliked, excluded]))
+        allowed = self._allowed(query)
+        if allowed is not None:
+            may &= allowed[votes.items]
+        return Scored(votes.items[may], votes.probability[may])
 
     def joined(self, known: Candidates, new_numbers: NDArray[np.int64], evidence: Evidence) -> Candidates:
         """Candidates of the snapshot, and after them new items (C,)."""

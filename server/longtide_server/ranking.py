@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.sources.candidates import Candidates, Source
+from longtide_server.sources.candidates import Candidates, Scored, Source
 
 TIE_WEIGHT = 1e-4
 """Popularity's least weight: it decides between items of which no weighted source knows anything."""
@@ -125,6 +125,27 @@ def rank(
         probability=candidates.probability[order],
         contribution=contribution,
         brought=_brought(candidates.probability, contribution, order, limit, np.maximum(weights, of_new) > TIE_WEIGHT),
+    )
+
+
+def with_repeats(ranked: Ranked, repeats: Scored, limit: int) -> Ranked:
+    """Join what is new to a user with what they have had, of which it is known how likely each item (H,) is next.
+
+    What is new shares the rest of the probability. No item is in both. At most `limit` items.
+    """
+    column = Source.REPEATS - 1
+    score = np.concatenate([ranked.score * (1.0 - repeats.probability.sum()), repeats.probability])
+    order = _best(score, limit)
+    had = np.zeros((len(repeats.items), len(Source)))
+    had[:, column] = repeats.probability
+    brought = np.zeros(had.shape, np.bool_)
+    brought[:, column] = True
+    return Ranked(
+        items=np.concatenate([ranked.items, repeats.items])[order],
+        score=score[order],
+        probability=np.concatenate([ranked.probability, had])[order],
+        contribution=np.concatenate([ranked.contribution, had])[order],
+        brought=np.concatenate([ranked.brought, brought])[order],
     )
 
 

@@ -25,7 +25,7 @@ from longtide_server.new_items.exploration import explore
 from longtide_server.new_items.new_items import NewItems, none_new
 from longtide_server.observer import NOBODY, StageObserver
 from longtide_server.patience import Patience
-from longtide_server.ranking import Ranked, rank
+from longtide_server.ranking import Ranked, rank, with_repeats
 from longtide_server.snapshot import Snapshot
 from longtide_server.sources.candidates import Candidates, Source, tabulate
 from longtide_server.sources.request_time import wait_class
@@ -114,7 +114,8 @@ class Recommender:
             return None
         weights, waited_s = self.snapshot.request_time, wait_s(query, asker.user)
         wait = -1 if weights is None or waited_s is None else wait_class(weights, waited_s)
-        return query.limit, query.min_similarity, wait, query.item_filter, query.source_weights, query.interests
+        settings = (query.item_filter, query.source_weights, query.interests, query.include_seen)
+        return query.limit, query.min_similarity, wait, settings
 
     def catalog_version(self, query: Query) -> tuple[int, int, int, int]:
         """Changes whenever the catalogue may give the query another answer, as time goes by included."""
@@ -128,19 +129,21 @@ class Recommender:
         return self._live.recommendable_count(self._clock())
 
     async def recommend(self, query: Query, timeout_s: float) -> Answer:
-        """The best items that the user has not had, within `timeout_s`."""
+        """The best items, of what the user has had only where that is asked for, within `timeout_s`."""
         begun = time.monotonic()
         asker = await self.asker(query.owner, timeout_s)
         return await self.recommend_to(asker, query, timeout_s - (time.monotonic() - begun))
 
     async def recommend_to(self, asker: Asker, query: Query, timeout_s: float) -> Answer:
-        """The best items that this user has not had, within `timeout_s`."""
+        """The same for whom is known to ask."""
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
         begun_s = time.perf_counter()
         known = self._eligible.learned(asker, query, session, evidence)
         candidates = self._eligible.with_new(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
+        if query.include_seen:
+            ranked = with_repeats(ranked, self._eligible.had(asker.user, query, session), query.limit)
         found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
         self._patience.answered(time.perf_counter() - begun_s)
         self._observer.stage("fusion", begun_s)

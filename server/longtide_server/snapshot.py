@@ -29,6 +29,7 @@ from longtide_server.sources.behavior import BehaviorWeights
 from longtide_server.sources.candidates import Transitions, TransitionSettings
 from longtide_server.sources.neighbors import NeighborIndex, Positions
 from longtide_server.sources.relations import RelationArrays, Relations
+from longtide_server.sources.repeats import RepeatWeights
 from longtide_server.sources.request_time import RequestTimeWeights
 
 FORMAT_VERSION = 2
@@ -48,6 +49,7 @@ REQUEST_TIME = "request_time.npz"
 CONTENT_VECTORS = "content_vectors.npy"
 CONTENT = "content.npz"
 RELATIONS = "relations.npz"
+REPEATS = "repeats.npz"
 
 DRAFT, VALIDATION, TRAINING = ".draft-", ".validation-", ".training-"
 """What the folders begin with that only trainings under way need."""
@@ -148,6 +150,8 @@ class Snapshot:
     """Gives items that the snapshot does not hold a vector; None where nothing was known of items to learn it from."""
     relations: Relations | None = None
     """What links items by what they share; None where there was no knowledge graph."""
+    repeats: RepeatWeights | None = None
+    """When people turn to something once more; None where nobody of the log did."""
 
     @property
     def snapshot_id(self) -> str:
@@ -304,6 +308,10 @@ def load_snapshot(directory: Path) -> Snapshot:
     if RELATIONS in manifest.files:
         with np.load(folder / RELATIONS) as arrays:
             relations = Relations(RelationArrays(**arrays))
+    repeats = None
+    if REPEATS in manifest.files:
+        with np.load(folder / REPEATS) as arrays:
+            repeats = RepeatWeights(**arrays)
     user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
     return Snapshot(
         manifest=manifest,
@@ -320,6 +328,7 @@ def load_snapshot(directory: Path) -> Snapshot:
         content_vectors=content_vectors,
         content=content,
         relations=relations,
+        repeats=repeats,
     )
 
 

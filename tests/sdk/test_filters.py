@@ -173,3 +173,17 @@ def test_what_is_no_source_is_refused_by_name(client, server, name):
     with pytest.raises(ValueError, match=f"'{name}' is not a source: encoder, neighbors"):
         client.recommend("ada", source_weights={name: 1})
     assert server.requests == []
+
+
+def test_what_was_seen_is_asked_for_by_name(client, server):
+    client.recommend("ada", include_seen=True)
+    client.recommend("ada")
+    list(client.recommend_many(["ada"], include_seen=True))
+    assert [request.include_seen for request in server.requests[:2]] == [True, False]
+    assert [row.include_seen for row in server.requests[2].requests] == [True]
+
+
+@pytest.mark.parametrize("source", ["exploration", "repeats"])
+def test_a_source_that_cannot_be_weighted_is_refused(client, source):
+    with pytest.raises(ValueError, match=f"'{source}' is not a source"):
+        client.recommend("ada", source_weights={source: 1})

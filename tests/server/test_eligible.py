@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from longtide_server.answers import Query
 from longtide_server.eligible import FEW_ITEMS
 from longtide_server.errors import EncoderUnavailable
+from longtide_server.events import EventType
 from longtide_server.items.item import Item
 from longtide_server.items.item_filter import HasPrice, HasTag, InCategory, NoneOf, Span
 from longtide_server.serving.canary import Bars, try_out
 from longtide_server.sources.candidates import Source
+from longtide_server.sources.repeats import FREQUENCIES, RECENCIES, RepeatWeights
 
 SOON_S = 5.0
 RARE = HasTag(frozenset(["rare"]))
@@ -213,3 +216,53 @@ async def test_a_list_is_as_long_as_there_are_allowed_items(big_world):
     await big_world.did("ann", ["item-0", "item-1"])
     tag(big_world, range(5), "rare")
     assert sorted(await recommended(big_world, limit=10, item_filter=RARE)) == ["item-2", "item-3", "item-4"]
+
+
+# What was had
+
+
+@pytest.fixture
+def repeating(make_world, make_snapshot):
+    """Whatever was had just now is next in one of two cases, what was had before that in one of ten."""
+    hazard = np.full((RECENCIES, FREQUENCIES), 0.1)
+    hazard[0] = 0.5
+    return make_world(snapshot=replace(make_snapshot(), repeats=RepeatWeights(hazard)))
+
+
+async def test_what_was_had_is_recommended_where_that_is_asked_for(repeating):
+    await repeating.did("ann", "ab")
+    assert not {"a", "b"} & {*await recommended(repeating, "ann")}
+    answer = await repeating.recommender.recommend(Query("ann", include_seen=True), SOON_S)
+    found = {item.item_id: item for item in answer.recommendations}
+    assert answer.recommendations[0].item_id == "b"
+    assert found["b"].score == 0.5
+    assert found["b"].sources == ((Source.REPEATS, 0.5),)
+    assert found["a"].sources == ((Source.REPEATS, 0.1),)
+    assert {*found} == {*"abcde"}
+
+
+async def test_what_was_had_must_pass_as_well(repeating, event):
+    await repeating.did("ann", "abc")
+    assert "c" not in await recommended(repeating, "ann", include_seen=True, exclude_item_ids=["c"])
+    assert await recommended(repeating, "ann", include_seen=True, include_item_ids=["a"]) == ["a"]
+    await repeating.write(event("no", "c", 99.0, type=EventType.DISLIKE))
+    assert "c" not in await recommended(repeating, "ann", include_seen=True)
+
+
+async def test_items_of_the_session_are_had(repeating):
+    found = await recommended(repeating, "ann", include_seen=True, session_item_ids=["d"])
+    assert found[0] == "d"
+
+
+async def test_an_answer_with_what_was_had_is_not_kept_for_those_who_want_none(repeating):
+    await repeating.did("ann", "ab")
+    responses = repeating.serving.responses
+    answers = [await responses.recommend(Query("ann", include_seen=seen), SOON_S) for seen in (True, False, True)]
+    shown = [[item.item_id for item in answer.recommendations] for answer in answers]
+    assert shown[0] == shown[2]
+    assert ("a" in shown[0], "a" in shown[1]) == (True, False)
+
+
+async def test_where_nobody_did_anything_twice_nothing_changes(world):
+    await world.did("ann", "ab")
+    assert await recommended(world, "ann", include_seen=True) == await recommended(world, "ann")

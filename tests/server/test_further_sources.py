@@ -14,10 +14,10 @@ from longtide_server.new_items.new_items import NewItems
 from longtide_server.new_items.newcomers import Newcomers
 from longtide_server.ranking import Fusion
 from longtide_server.recommender import Recommender
-from longtide_server.sources.candidates import Source
+from longtide_server.sources.candidates import UNWEIGHTED, Source
 
 SOON_S = 5.0
-OFF = tuple((source, 0.0) for source in Source if source is not Source.EXPLORATION)
+OFF = tuple((source, 0.0) for source in Source if source not in UNWEIGHTED)
 
 
 def only(source, weight=1.0):

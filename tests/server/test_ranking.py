@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from longtide_server.ranking import Fusion, log_features, rank
-from longtide_server.sources.candidates import Candidates, Source
+from longtide_server.ranking import Fusion, log_features, rank, with_repeats
+from longtide_server.sources.candidates import Candidates, Scored, Source
 
 EVERY = list(Source)
 ENCODER_ONLY = Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0, floor=0.1)
@@ -183,5 +183,39 @@ def test_where_no_source_would_have_listed_it_alone_the_strongest_brought_it():
 def test_other_weights_take_the_place_of_those_that_are_named():
     fusion = Fusion(encoder=1.0, neighbors=0.5, transitions=0.3)
     other = fusion.weighted([(Source.ENCODER, 0.0), (Source.TRENDING, 2.0)])
-    assert other.weights.tolist() == [0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0]
+    assert other.weights.tolist() == [0.0, 0.5, 0.3, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.0]
     assert fusion.weighted([]) is fusion
+
+
+# What was had, beside what is new
+
+
+def had(**shares):
+    return Scored(np.array([int(name[1:]) for name in shares], np.int64), np.array(list(shares.values())))
+
+
+def test_what_is_new_shares_what_repeats_leave():
+    new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    joined = with_repeats(new, had(i7=0.3, i8=0.1), 10)
+    assert joined.items.tolist() == [1, 7, 2, 8]
+    # .9 x .6 + .01 = .55 and .9 x .2 + .01 = .19, as shares of .74, of the .6 that are left
+    assert joined.score.tolist() == pytest.approx([0.6 * 0.55 / 0.74, 0.3, 0.6 * 0.19 / 0.74, 0.1])
+    repeats = Source.REPEATS - 1
+    assert joined.probability[:, repeats].tolist() == [0.0, 0.3, 0.0, 0.1]
+    assert np.flatnonzero(joined.brought[1]).tolist() == [repeats]
+
+
+def test_only_so_many_are_kept_of_both():
+    new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 2)
+    assert with_repeats(new, had(i7=0.9), 2).items.tolist() == [7, 1]
+
+
+def test_without_repeats_the_order_is_what_it_was():
+    new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    joined = with_repeats(new, had(), 10)
+    assert (joined.items.tolist(), joined.score.tolist()) == (new.items.tolist(), new.score.tolist())
+
+
+def test_where_nothing_is_new_what_was_had_is_left():
+    new = rank(candidates(), ENCODER_ONLY, EVERY, 10, 10)
+    assert with_repeats(new, had(i7=0.3), 10).items.tolist() == [7]

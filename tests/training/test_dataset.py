@@ -102,6 +102,15 @@ def test_what_was_new_last_is_the_target_and_what_came_after_it_is_held_back_too
     assert words(found.history) == {"eva": "ab", "bob": "abbb", "cho": "aabb"}
 
 
+def test_where_what_was_seen_is_included_the_last_event_is_the_target():
+    whole = spelled(eva="abcab", bob="abbb")
+    found = hold_out_last(whole, min_events=3, include_seen=True)
+    assert [whole.item_ids[item - 1] for item in found.targets] == ["b", "b"]
+    assert words(found.history) == {"eva": "abca", "bob": "abb"}
+    later = hold_out_after(whole, 25.0, include_seen=True)
+    assert [whole.item_ids[item - 1] for item in later.targets] == ["a", "b"]
+
+
 def test_a_dislike_is_no_target():
     types = [EventType.VIEW, EventType.VIEW, EventType.LIKE, EventType.DISLIKE]
     whole = to_sequences(log(*(("eva", item, n) for n, item in enumerate("abcd")), types=types))

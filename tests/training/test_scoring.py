@@ -12,7 +12,7 @@ from longtide_server.app import running
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput, LogError
 from longtide_server.training import scoring
-from longtide_server.training.scoring import Scored, read_users, score
+from longtide_server.training.scoring import Asked, Scored, read_users, score
 
 USERS = [f"user-{n}" for n in range(30)]
 
@@ -33,7 +33,7 @@ def out(tmp_path, monkeypatch):
 
 
 async def scored(client, out, users=USERS):
-    return await score(client, users, out, 5, "mail", lambda _: None, reconnect_timeout_s=5.0)
+    return await score(client, users, out, Asked(5, "mail"), lambda _: None, reconnect_timeout_s=5.0)
 
 
 def rows(out):
@@ -102,7 +102,7 @@ async def test_a_run_that_was_cut_off_goes_on_behind_the_last_part(client, out):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await score(client, USERS, out, 5, "mail", report)
+        await score(client, USERS, out, Asked(5, "mail"), report)
     assert not out.exists()
     assert await scored(client, out) == Scored(users=30, earlier=16)
     assert [row["user_id"] for row in rows(out)] == USERS
@@ -111,7 +111,7 @@ async def test_a_run_that_was_cut_off_goes_on_behind_the_last_part(client, out):
 
 async def test_a_server_that_stays_away_is_not_waited_for_for_ever(client, out):
     with pytest.raises(UnavailableError, match="the server is gone"):
-        await score(Failing(client, 0, 1_000), USERS, out, 5, "", lambda _: None, reconnect_timeout_s=0.3)
+        await score(Failing(client, 0, 1_000), USERS, out, Asked(5), lambda _: None, reconnect_timeout_s=0.3)
     assert not out.exists()
 
 
@@ -158,7 +158,7 @@ async def test_what_an_earlier_run_left_degraded_is_counted_too(client, out):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await score(Troubled(client, ("user-3",), 9, degraded=True), USERS, out, 5, "mail", report)
+        await score(Troubled(client, ("user-3",), 9, degraded=True), USERS, out, Asked(5, "mail"), report)
     assert await scored(client, out) == Scored(users=30, earlier=8, degraded=1)
 
 
@@ -180,17 +180,17 @@ async def test_the_parts_of_other_users_or_settings_are_not_gone_on_with(client,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await score(client, USERS, out, 5, "mail", report)
+        await score(client, USERS, out, Asked(5, "mail"), report)
     with pytest.raises(InvalidInput, match=r"recs\.parquet\.parts is of other users; remove it to begin anew"):
         await scored(client, out, USERS[::-1])
     with pytest.raises(
         InvalidInput,
-        match=r"recs\.parquet\.parts was made with limit 5, surface 'mail', not with limit 6, surface 'mail'; "
-        "remove it to begin anew",
+        match=r"recs\.parquet\.parts was made with limit 5, surface 'mail', include_seen False, not with limit 6, "
+        "surface 'mail', include_seen False; remove it to begin anew",
     ):
-        await score(client, USERS, out, 6, "mail", report)
+        await score(client, USERS, out, Asked(6, "mail"), report)
     with pytest.raises(InvalidInput, match=r"not with limit 5, surface ''"):
-        await score(client, USERS, out, 5, "", report)
+        await score(client, USERS, out, Asked(5), report)
     (out.with_name("recs.parquet.parts") / "settings.json").unlink()  # as an earlier version left it
     with pytest.raises(InvalidInput, match=r"was made with unknown settings"):
         await scored(client, out)

@@ -49,6 +49,10 @@ class _SourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """Exploration: the item is new, and is shown to find out whom it pleases. Its probability is that with which it was
     drawn, and its score that of the place which it takes. It cannot be weighted.
     """
+    SOURCE_REPEATS: _Source.ValueType  # 10
+    """Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the request
+    includes what was seen. It cannot be weighted.
+    """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Where a recommended item came from."""
@@ -74,6 +78,10 @@ SOURCE_INTERESTS: Source.ValueType  # 8
 SOURCE_EXPLORATION: Source.ValueType  # 9
 """Exploration: the item is new, and is shown to find out whom it pleases. Its probability is that with which it was
 drawn, and its score that of the place which it takes. It cannot be weighted.
+"""
+SOURCE_REPEATS: Source.ValueType  # 10
+"""Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the request
+includes what was seen. It cannot be weighted.
 """
 Global___Source: typing_extensions.TypeAlias = Source
 
@@ -123,11 +131,13 @@ class RecommendRequest(google.protobuf.message.Message):
     INCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
     SOURCE_WEIGHTS_FIELD_NUMBER: builtins.int
     INTERESTS_FIELD_NUMBER: builtins.int
+    INCLUDE_SEEN_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
     """How many items: 1 to 1,000, default 10. The answer is shorter only when the catalogue has fewer that may appear:
-    that may be recommended now, pass `filter`, are of `include_item_ids` and are new to the user.
+    that may be recommended now, pass `filter`, are of `include_item_ids` and, without `include_seen`, are new to the
+    user.
     """
     min_similarity: builtins.float
     """A neighbor counts only when the cosine similarity to the user is at least this: -1 to 1, default from the snapshot."""
@@ -139,6 +149,11 @@ class RecommendRequest(google.protobuf.message.Message):
     """Where the answer will be shown, in your words, for example `home` or `cart`: at most 64 bytes. Counted by
     `longtide report`.
     """
+    include_seen: builtins.bool
+    """Whether items that the user has had, or that are among `session_item_ids`, may appear as well, where people often
+    turn to something once more: each as likely as the log says of items had so often and so long ago. Never what they
+    disliked. Without effect where nobody of the log did anything twice.
+    """
     @property
     def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Items that must not appear: at most 10,000 ids of 1 to 512 bytes."""
@@ -146,7 +161,7 @@ class RecommendRequest(google.protobuf.message.Message):
     @property
     def session_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Items the user has just viewed that were not written as events, oldest first: at most 1,000 ids of 1 to 512 bytes.
-        They count as views after the written history, for this request only, and are not recommended.
+        They count as views after the written history, for this request only, and are recommended as what was had is.
         """
 
     @property
@@ -195,9 +210,10 @@ class RecommendRequest(google.protobuf.message.Message):
         include_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
         source_weights: collections.abc.Iterable[Global___SourceWeight] | None = ...,
         interests: longtide.v1.catalog_pb2.ItemFilter | None = ...,
+        include_seen: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "source_weights", b"source_weights", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "include_seen", b"include_seen", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "source_weights", b"source_weights", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
@@ -250,8 +266,8 @@ class RecommendResponse(google.protobuf.message.Message):
     """Why the answer is degraded, in a sentence; empty when it is not."""
     @property
     def recommendations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
-        """At most `limit` items, no item twice, none that the user has had, and none that is unavailable, not yet published,
-        expired or deleted, by the server's clock.
+        """At most `limit` items, no item twice, none that the user has had unless `include_seen` allows it, and none that is
+        unavailable, not yet published, expired or deleted, by the server's clock.
         """
 
     def __init__(

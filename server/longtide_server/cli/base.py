@@ -108,6 +108,9 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
 target_option = click.option(
     "--target", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="The running server."
 )
+include_seen_option = click.option(
+    "--include-seen", is_flag=True, help="Also what users have had, where they may want it once more."
+)
 store_option = click.option("--store", default="", metavar="URL", help="Read this event store instead of a LOG.")
 
 

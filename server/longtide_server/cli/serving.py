@@ -22,6 +22,7 @@ from longtide_server.cli.base import (
     Ports,
     configure_logging,
     console,
+    include_seen_option,
     log_options,
     messages,
     target_option,
@@ -136,11 +137,12 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
 @click.argument("user_id", metavar="USER")
 @target_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@include_seen_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def recommend(user_id: str, target: str, limit: int, as_json: bool) -> None:
+def recommend(user_id: str, target: str, limit: int, include_seen: bool, as_json: bool) -> None:
     """Ask a running server for recommendations to USER."""
     with Client(target) as client:
-        answer = client.recommend(user_id, limit)
+        answer = client.recommend(user_id, limit, include_seen=include_seen)
     if as_json:
         click.echo(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
         return
@@ -180,8 +182,9 @@ def quickstart(
 @target_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
 @click.option("--surface", default="", help="Where the answers will be shown, for `longtide report`.")
+@include_seen_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json: bool) -> None:
+def score(users: Path, out: Path, target: str, limit: int, surface: str, include_seen: bool, as_json: bool) -> None:
     """Recommend to all USERS through a running server, into a Parquet file. Cut off, it goes on when started again.
 
     USERS is a text file with a user a line, or CSV, JSONL or Parquet with a column user_id.
@@ -189,7 +192,7 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from longtide import AsyncClient
-    from longtide_server.training.scoring import Scored, read_users
+    from longtide_server.training.scoring import Asked, Scored, read_users
     from longtide_server.training.scoring import score as run
 
     if out.suffix != ".parquet" or out.is_dir() or not out.parent.is_dir():
@@ -205,9 +208,8 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, as_json
     async def scored() -> Scored:
         async with AsyncClient(target) as client:
             await client.wait_ready()
-            return await run(
-                client, read_users(users), out, limit, surface, lambda done: bar.update(task, completed=done.users)
-            )
+            asked = Asked(limit, surface, include_seen)
+            return await run(client, read_users(users), out, asked, lambda done: bar.update(task, completed=done.users))
 
     with bar:
         done = asyncio.run(scored())

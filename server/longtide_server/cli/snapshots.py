@@ -17,7 +17,15 @@ from rich.text import Text
 
 from longtide import Client, SnapshotInfo
 from longtide_server import errors
-from longtide_server.cli.base import console, log_options, messages, store_option, target_option, training_options
+from longtide_server.cli.base import (
+    console,
+    include_seen_option,
+    log_options,
+    messages,
+    store_option,
+    target_option,
+    training_options,
+)
 from longtide_server.cli.logs import LogOptions, TrainingOptions, given_vectors, read_for_training, read_log_file
 from longtide_server.snapshot import read_manifest, resolve
 
@@ -113,9 +121,16 @@ def _unheard(_: Told) -> None:
     metavar="FILE",
     help="When users will see their lists, a user_id and a timestamp each; without, that is not known.",
 )
+@include_seen_option
 @log_options
 def predict(
-    directory: Path, log: Path, k: int, out: Path, request_times: Path | None, **rest: Unpack[LogOptions]
+    directory: Path,
+    log: Path,
+    k: int,
+    out: Path,
+    request_times: Path | None,
+    include_seen: bool,
+    **rest: Unpack[LogOptions],
 ) -> None:
     """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
 
@@ -133,7 +148,10 @@ def predict(
     times = {} if request_times is None else read_request_times(request_times)
     sequences, _, _ = read_log_file(log, **rest)
     snapshot = load_snapshot(directory)
-    queries = [Query(user_id, k, request_time_s=times.get(user_id)) for user_id in sequences.user_ids]
+    queries = [
+        Query(user_id, k, request_time_s=times.get(user_id), include_seen=include_seen)
+        for user_id in sequences.user_ids
+    ]
 
     async def write() -> None:
         offline = OfflineRecommender(snapshot, sequences)
@@ -165,6 +183,7 @@ def predict(
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw NDCG@10 against length of history."
 )
+@include_seen_option
 @log_options
 @training_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -172,6 +191,7 @@ def evaluate(
     log: Path | None,
     split: Any,  # noqa: ANN401
     plot: Path | None,
+    include_seen: bool,
     overrides: tuple[str, ...],
     show_settings: bool,
     text_model: str | None,
@@ -184,6 +204,9 @@ def evaluate(
     Full ranking over the items of the history, those that the user had removed. Of equal scores, the item with more
     events in the history comes first, and of equally many, the smaller id. A target that is not in the history is a
     miss; a user without a history counts, and gets what is popular.
+
+    With --include-seen, the target need not be new, nor does what is recommended; `new` is Longtide without it, `had`
+    what the user had most often.
 
     Slices: users by events in their history (cold 0, short 1 to 9, medium 10 to 49, long 50 or more), and by the
     target's popularity in the history (head: the most popular 20 % of the items, tail: the least popular half, mid:
@@ -202,7 +225,7 @@ def evaluate(
     if plot:
         _check_plot(plot)
     read = read_for_training(log, overrides, **rest)
-    holdout = hold_out(read.sequences, split, times_are_real=read.times_are_real)
+    holdout = hold_out(read.sequences, split, times_are_real=read.times_are_real, include_seen=include_seen)
     settings = read.settings(holdout.history)
     if show_settings:
         click.echo("\n".join(setting_names(settings)))
@@ -213,7 +236,7 @@ def evaluate(
         said = read.described.infos
         infos = {item_id: said[item_id] for item_id in item_ids if item_id in said}  # others are not ranked
         known = known_items(item_ids, infos, given, text_model, display)
-        found = run(holdout, infos, settings, display, known.content)
+        found = run(holdout, infos, settings, display, known.content, include_seen=include_seen)
     title = f"{log.name if log else 'the event store'}, {split}"
     if as_json:
         click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))

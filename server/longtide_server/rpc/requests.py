@@ -15,7 +15,7 @@ from longtide_server.events import MAX_BATCH_EVENTS, Event, id_violation, owner_
 from longtide_server.items.item_filter import ItemFilter
 from longtide_server.rpc.filter_requests import read_filter
 from longtide_server.serving.item_finder import ItemQuery
-from longtide_server.sources.candidates import Source
+from longtide_server.sources.candidates import UNWEIGHTED, Source
 from longtide_server.sources.similar_items import Basis
 
 MAX_LIMIT = 1_000
@@ -27,7 +27,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 MAX_SOURCE_WEIGHT = 10.0
 PAGE_TOKEN = ">dq"
-_SOURCES = frozenset(map(int, set(Source) - {Source.EXPLORATION}))
+_SOURCES = frozenset(map(int, set(Source).difference(UNWEIGHTED)))
 _BASES: Mapping[int, Basis | None] = {0: None} | {int(basis): basis for basis in Basis}
 
 
@@ -87,6 +87,7 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
         include_item_ids=message.include_item_ids,
         source_weights=source_weights,
         interests=interests,
+        include_seen=message.include_seen,
     )
 
 

@@ -28,6 +28,11 @@ class Source(enum.IntEnum):
     TRENDING = 7
     INTERESTS = 8
     EXPLORATION = 9
+    REPEATS = 10
+
+
+UNWEIGHTED = (Source.EXPLORATION, Source.REPEATS)
+"""They are not fused with the others, so no weight says how much they count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

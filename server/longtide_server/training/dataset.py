@@ -153,12 +153,13 @@ def _held_out(
     )
 
 
-def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
+def hold_out_last(sequences: Sequences, min_events: int = 3, *, include_seen: bool = False) -> Holdout:
     """Hold back what everyone last chose that was new to them, and what they did after it.
 
-    Who has less than `min_events` events up to there keeps them all and has no target.
+    With `include_seen`, it need not have been new. Who has less than `min_events` events up to there keeps them all and
+    has no target.
     """
-    could_be = np.flatnonzero(sequences.firsts() & sequences.chosen)
+    could_be = np.flatnonzero(sequences.chosen & (sequences.firsts() | include_seen))
     owner = sequences.owner
     target = np.full(sequences.user_count, -1, np.int64)
     target[owner[could_be]] = could_be  # of those of one user, the last one stays
@@ -168,8 +169,11 @@ def hold_out_last(sequences: Sequences, min_events: int = 3) -> Holdout:
     return _held_out(sequences, np.arange(len(owner)) < end[owner], users, target[users])
 
 
-def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
-    """Hold back everything from a moment on; the target of a user is what they chose first that was new to them."""
+def hold_out_after(sequences: Sequences, time_s: float, *, include_seen: bool = False) -> Holdout:
+    """Hold back everything from a moment on; the target of a user is what they chose first that was new to them.
+
+    With `include_seen`, it need not have been new.
+    """
     keep = sequences.times < time_s
     could_be = ~keep & sequences.chosen
     users, targets = [], []
@@ -177,7 +181,7 @@ def hold_out_after(sequences: Sequences, time_s: float) -> Holdout:
         span = sequences.of(user)
         seen = set(sequences.items[span][keep[span]].tolist())
         later = span.start + np.flatnonzero(could_be[span])
-        new = next((event for event in later.tolist() if sequences.items[event] not in seen), None)
+        new = next((event for event in later.tolist() if include_seen or sequences.items[event] not in seen), None)
         if new is not None:
             users.append(user)
             targets.append(new)

@@ -29,6 +29,7 @@ from longtide_server.snapshot import (
     ENCODER,
     POPULARITY,
     RELATIONS,
+    REPEATS,
     REQUEST_TIME,
     TRANSITIONS,
     USERS,
@@ -66,6 +67,7 @@ from longtide_server.training.sources.counts import count_popularity, count_tran
 from longtide_server.training.sources.fusion import fit_fusion, judge, source_metrics
 from longtide_server.training.sources.indexing import write_index
 from longtide_server.training.sources.linking import link
+from longtide_server.training.sources.repeating import count_repeats
 
 FUSION_USERS = 3_000
 MIN_EVENTS = 3
@@ -296,6 +298,9 @@ def _publish(
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         if model.request_time is not None:
             np.savez(folder / REQUEST_TIME, **asdict(model.request_time.weights()))
+        repeats = count_repeats(sequences)
+        if repeats is not None:
+            np.savez(folder / REPEATS, **asdict(repeats))
         neighbors = write_index(model, sequences, settings, folder)
         return Manifest(
             snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",

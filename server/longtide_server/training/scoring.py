@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,17 @@ SCHEMA = pa.schema(
 )
 Ask = Callable[[Sequence[str]], AsyncGenerator[Recommendations, None]]
 """Has a server answer for some users, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every user is asked for."""
+
+    limit: int
+    surface: str = ""
+    """Where the answers will be shown."""
+    include_seen: bool = False
+    """Whether what a user has had may be recommended once more."""
 
 
 @dataclass(slots=True)
@@ -100,8 +111,7 @@ async def score(
     client: AsyncClient,
     user_ids: Iterable[str],
     out: Path,
-    limit: int,
-    surface: str,
+    asked_for: Asked,
     report: Callable[[Scored], None],
     *,
     reconnect_timeout_s: float = 60.0,
@@ -114,13 +124,14 @@ async def score(
     users = iter(user_ids)
     parts = out.with_name(f"{out.name}.parts")
     parts.mkdir(exist_ok=True)
-    _settle(parts, {"limit": limit, "surface": surface})
+    settings = asdict(asked_for)
+    _settle(parts, settings)
     done = Scored()
     for part in _parts(parts):
         done.add(_known(part, users))
     done.earlier = done.users
     report(done)
-    ask = partial(client.recommend_many, limit=limit, surface=surface)
+    ask = partial(client.recommend_many, **settings)
     while asked := list(islice(users, PART_USERS)):
         rows = await _best_answers(ask, asked, reconnect_timeout_s)
         done.add(_written(rows, parts / f"{done.users:012d}.parquet"))
@@ -169,7 +180,7 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-def _settle(folder: Path, settings: Mapping[str, int | str]) -> None:
+def _settle(folder: Path, settings: Mapping[str, object]) -> None:
     """Note the settings beside the parts that they are for. InvalidInput where there are parts of other settings."""
     note = folder / SETTINGS
     if not _parts(folder):
@@ -182,7 +193,7 @@ def _settle(folder: Path, settings: Mapping[str, int | str]) -> None:
         )
 
 
-def _said(settings: Mapping[str, int | str]) -> str:
+def _said(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value!r}" for name, value in settings.items()) or "unknown settings"
 
 

@@ -67,6 +67,7 @@ def test_a_request_may_weigh_sources_and_name_interests():
     [
         ([{"weight": 1}], "source_weights[0].source", "0 is not a source that can be weighted"),
         ([{"source": 99, "weight": 1}], "source_weights[0].source", "99 is not a source that can be weighted"),
+        ([{"source": 10, "weight": 1}], "source_weights[0].source", "10 is not a source that can be weighted"),
         ([{"source": 1}, {"source": 1}], "source_weights[1].source", "ENCODER is named twice"),
         ([{"source": 1, "weight": -1}], "source_weights[0].weight", "is -1.0; 0 to 10 is allowed"),
         ([{"source": 1, "weight": 10.5}], "source_weights[0].weight", "is 10.5; 0 to 10 is allowed"),
@@ -77,6 +78,11 @@ def test_a_wrong_weight_is_named_where_it_stands(weights, field, reason):
     with pytest.raises(InvalidInput) as caught:
         read_query(recommend(source_weights=weights))
     assert caught.value.violations == (FieldViolation(field, reason),)
+
+
+def test_what_was_seen_is_included_where_that_is_said():
+    assert read_query(recommend(include_seen=True)).include_seen
+    assert not read_query(recommend()).include_seen
 
 
 def test_a_wrong_filter_is_named_where_it_stands():

@@ -2,7 +2,7 @@ import numpy as np
 
 from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.judging.baselines import best_unseen, popularity_lists, transition_lists
+from longtide_server.training.judging.baselines import best_unseen, had_lists, popularity_lists, transition_lists
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -81,3 +81,20 @@ def test_who_has_no_history_gets_what_is_popular():
     (listed,) = transition_lists(log, np.array([3]), TransitionSettings(), 4)
     assert listed.tolist() == popularity_lists(log, np.array([3]), 4)[0].tolist()
     assert spelled(log, [listed]) == ["xba-"]
+
+
+# What users had
+
+
+def test_what_a_user_had_most_often_comes_first_and_the_last_of_equals():
+    log = history("abbca", "c")
+    assert spelled(log, had_lists(log, np.array([0, 1]), 4)) == ["abc-", "c---"]
+
+
+def test_what_was_seen_may_be_left_in():
+    log = history("aab", "b")
+    users = np.array([0, 1])
+    assert spelled(log, popularity_lists(log, users, 2, include_seen=True)) == ["ab", "ab"]
+    settings = TransitionSettings(1, 1.0)
+    # After b came nothing, so that what is popular is left; after a came a, and b, once each.
+    assert spelled(log, transition_lists(log, users, settings, 2, include_seen=True)) == ["ab", "ab"]

@@ -216,6 +216,18 @@ def test_the_temporal_split_counts_users_who_came_after_it_and_they_get_what_is_
     assert found.popularity_bias["longtide"].ratio == 1.0
 
 
+def test_where_what_was_seen_is_included_repeats_are_hit():
+    # Everyone comes back to what they did twice.
+    log = sequences(*["aabca", "bbdcb", "ccabc", "ddacd"] * 5)
+    holdout = hold_out(log, "leave-one-out", include_seen=True)
+    assert spelled(holdout) == [*"abcd"] * 5
+    found = evaluate(holdout, {}, quick(holdout.history), lambda _: None, include_seen=True).overall
+    assert list(found) == ["longtide", "longtide_new", "transitions", "popularity", "had"]
+    assert found["longtide"]["hr@5"] == found["had"]["ndcg@5"] == 1.0  # all four items fit in
+    assert found["longtide_new"]["hr@20"] == 0.0
+    assert found["popularity"]["hr@5"] == found["transitions"]["hr@5"] == 1.0
+
+
 @pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
 def test_a_log_without_targets_is_refused(split):
     with pytest.raises(InvalidInput, match=f"the {split} split of this log leaves no user"):

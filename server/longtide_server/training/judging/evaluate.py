@@ -26,7 +26,7 @@ from longtide_server.sources.behavior import BehaviorWeights, predicted_value, t
 from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last, without_hindsight
 from longtide_server.training.items.known_items import KnownItems
-from longtide_server.training.judging.baselines import popularity_lists, transition_lists
+from longtide_server.training.judging.baselines import had_lists, popularity_lists, transition_lists
 from longtide_server.training.judging.bias import PopularityBias, popularity_bias
 from longtide_server.training.judging.slices import (
     HISTORY_LENGTHS,
@@ -83,7 +83,8 @@ class Evaluation:
     """What `longtide evaluate --json` prints.
 
     Ways to recommend are `longtide`, `longtide_timed` (the same, told when the target happened; where the log has real
-    times), `transitions` and `popularity`.
+    times), `transitions` and `popularity`; where what was seen is included, also `longtide_new` (without it) and `had`
+    (what the user had most often).
     """
 
     users: int
@@ -97,20 +98,23 @@ class Evaluation:
     """Of Longtide; None where the log has neither types nor values to learn."""
 
 
-def hold_out(sequences: Sequences, split: Split, *, times_are_real: bool = True) -> Holdout:
-    """Targets of a split: what was new to everyone last, or first after the time at which 90 % had happened.
+def hold_out(sequences: Sequences, split: Split, *, times_are_real: bool = True, include_seen: bool = False) -> Holdout:
+    """Targets of a split: what was new to everyone last, or first after the time at which 90 % had happened; with
+    `include_seen`, what they chose then, new or not.
 
     The history knows nothing of what was held back, not even that an item will exist. InvalidInput where nobody has a
     target, and where times are to divide a log that has none.
     """
     if split == "leave-one-out":
-        holdout = hold_out_last(sequences, MIN_EVENTS)
+        holdout = hold_out_last(sequences, MIN_EVENTS, include_seen=include_seen)
     elif not times_are_real:
         raise InvalidInput(
             "the times of this log are all equal, or count events: no moment divides it; leave-one-out does"
         )
     else:
-        holdout = hold_out_after(sequences, float(np.quantile(sequences.times, TEMPORAL_SHARE)))
+        holdout = hold_out_after(
+            sequences, float(np.quantile(sequences.times, TEMPORAL_SHARE)), include_seen=include_seen
+        )
     if not len(holdout.users):
         raise InvalidInput(f"the {split} split of this log leaves no user with a target to be measured by")
     return without_hindsight(holdout)
@@ -122,19 +126,26 @@ def evaluate(
     settings: Settings,
     report: Report,
     content: Content | None = None,
+    *,
+    include_seen: bool = False,
 ) -> Evaluation:
-    """Longtide, transitions and popularity on the same targets, full ranking, items of the history removed.
+    """Longtide, transitions and popularity on the same targets, full ranking; items of the history removed, unless
+    `include_seen`.
 
     settings: for the history, which may hold less items than the log; content: of the history's items.
     """
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
         train_and_publish(holdout.history, infos, settings, Path(scratch), report, KnownItems(content))
-        longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout))
+        longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout, include_seen))
     lists = {
         **longtide,
-        "transitions": transition_lists(holdout.history, holdout.users, TransitionSettings(), max(CUTS)),
-        "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS)),
+        "transitions": transition_lists(
+            holdout.history, holdout.users, TransitionSettings(), max(CUTS), include_seen=include_seen
+        ),
+        "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS), include_seen=include_seen),
     }
+    if include_seen:
+        lists["had"] = had_lists(holdout.history, holdout.users, max(CUTS))
     return replace(compare(lists, holdout), behavior=behavior)
 
 
@@ -178,16 +189,20 @@ def measure(items: NDArray[np.int64], targets: NDArray[np.int64], item_count: in
     return {name: round(value, 4) for name, value in metrics.items()}
 
 
-async def _recommend(directory: Path, holdout: Holdout) -> tuple[dict[str, NDArray[np.int64]], BehaviorMetrics | None]:
+async def _recommend(
+    directory: Path, holdout: Holdout, include_seen: bool
+) -> tuple[dict[str, NDArray[np.int64]], BehaviorMetrics | None]:
     """The lists (V, 20) by way, and how well the behaviour was foreseen."""
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history)
     try:
         ids = [holdout.history.user_ids[user] for user in holdout.users]
-        asked = {"longtide": [Query(user_id, max(CUTS)) for user_id in ids]}
+        asked = {"longtide": [Query(user_id, max(CUTS), include_seen=include_seen) for user_id in ids]}
         if snapshot.request_time is not None:
             times = zip(asked["longtide"], holdout.times.tolist(), strict=True)
             asked["longtide_timed"] = [replace(query, request_time_s=time_s) for query, time_s in times]
+        if include_seen:
+            asked["longtide_new"] = [replace(query, include_seen=False) for query in asked["longtide"]]
         lists = {way: await offline.lists(queries, max(CUTS)) for way, queries in asked.items()}
         queries = await offline.queries(ids) if snapshot.behavior else None
     finally:
