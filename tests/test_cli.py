@@ -262,13 +262,28 @@ def test_evaluate_compares_with_the_baselines(log, split):
     done = run("evaluate", log, "--split", split, "--json", *QUICK)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
-    assert list(found) == ["split", "users", "overall", "popularity_bias", "slices", "behavior"]
+    assert list(found) == ["split", "include_seen", "users", "overall", "popularity_bias", "slices", "behavior"]
     assert (found["split"], found["users"]) == (split, 8 if split == "leave-one-out" else 1)
     ways = ["longtide", "longtide_timed", "transitions", "popularity"]
     assert list(found["overall"]) == list(found["popularity_bias"]) == ways
     assert found["overall"]["transitions"]["hr@5"] == 1.0
     assert list(found["overall"]["longtide"]) == list(found["overall"]["popularity"])
     assert set(found["popularity_bias"]["longtide"]) == {"users", "recommended", "consumed", "ratio"}
+
+
+def test_evaluate_includes_what_was_seen_where_that_is_asked_for(tmp_path):
+    rows = [f"u{n},{item},{1_700_000_000 + n * 86_400 + k}" for n in range(8) for k, item in enumerate("abcab")]
+    (tmp_path / "log.csv").write_text(HEAD + "\n".join(rows) + "\n")
+    done = run("evaluate", tmp_path / "log.csv", "--include-seen", "--json", *QUICK)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["include_seen"]
+    assert list(found["overall"]) == ["longtide", "unseen", "transitions", "popularity", "had"]
+    assert (found["overall"]["longtide"]["hr@5"], found["overall"]["unseen"]["hr@5"]) == (1.0, 0.0)
+    shown = process(COMMAND, "evaluate", tmp_path / "log.csv", "--include-seen", *QUICK)
+    assert "log.csv, leave-one-out, what was seen included, 8 users" in shown.stdout
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+    assert "…" not in shown.stdout
 
 
 def test_evaluate_measures_slices(log):

@@ -24,8 +24,9 @@ class Source(enum.StrEnum):
     TRENDING = "trending"
     INTERESTS = "interests"
     EXPLORATION = "exploration"
-    REPEATS = "repeats"
     """The item is new and shown to find out whom it pleases; its probability is that with which it was drawn."""
+    REPEATS = "repeats"
+    """The user has had the item, and may want it once more; only where what was seen is included."""
     UNKNOWN = "unknown"
     """A source that this release of the SDK does not know: the server is newer."""
 

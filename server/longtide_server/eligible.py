@@ -14,6 +14,7 @@ from longtide_server.events import EventType
 from longtide_server.evidence import Asker, Evidence, Sources
 from longtide_server.items.item_filter import ItemFilter
 from longtide_server.new_items.new_items import NewItems
+from longtide_server.ranking import Repeats
 from longtide_server.snapshot import Snapshot
 from longtide_server.sources.candidates import (
     NOTHING,
@@ -47,12 +48,13 @@ class Eligible:
         self._clock = clock
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
-    def learned(self, asker: Asker, query: Query, session: list[int], evidence: Evidence) -> Candidates:
-        """What the sources say, of the items that may be recommended."""
+    def learned(
+        self, asker: Asker, query: Query, session: list[int], evidence: Evidence, allowed: NDArray[np.bool_] | None
+    ) -> Candidates:
+        """What the sources say, of the allowed items that are new to the user; `allowed` is used up."""
         blocked = np.array(
             [*asker.user.seen, *session, *self._snapshot.catalog.numbers(query.exclude_item_ids).tolist()], np.int64
         )
-        allowed = self._allowed(query)
         if query.interests is not None and evidence.cold:
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
@@ -81,18 +83,26 @@ class Eligible:
             found.probability[np.isin(found.items, liked), Source.INTERESTS - 1] = average
         return found
 
-    def had(self, user: UserState, query: Query, session: list[int]) -> Scored:
-        """What the user has had and may appear, with how likely each is next; not what they disliked."""
-        if self._snapshot.repeats is None:
-            return NOTHING
-        votes = repeat_votes(self._snapshot.repeats, np.array([*user.items[-LOOKED_BACK:], *session], np.int64))
-        disliked = np.array(user.items, np.int64)[np.array(user.types, np.int64) == EventType.DISLIKE]
-        excluded = self._snapshot.catalog.numbers(query.exclude_item_ids)
-        may = ~np.isin(votes.items, np.concatenate([disliked, excluded]))
-        allowed = self._allowed(query)
+    def repeats(self, user: UserState, query: Query, session: list[int], allowed: NDArray[np.bool_] | None) -> Repeats:
+        """What the user has had and may appear, with how likely each is next; and how likely is something new.
+
+        What may not appear leaves the odds of everything else as they are: of what is new, as much is left as the
+        allowed items (I + 1,) hold of its popularity.
+        """
+        weights, popularity = self._snapshot.repeats, self._snapshot.popularity
+        if weights is None:
+            return Repeats(NOTHING, 1.0)
+        types = np.array([*user.types[-LOOKED_BACK:], *[EventType.VIEW] * len(session)], np.int64)
+        history = np.array([*user.items[-LOOKED_BACK:], *session], np.int64)
+        had = repeat_votes(weights, history, types != EventType.DISLIKE)
+        news = 1.0 - float(had.probability.sum())
+        may = ~np.isin(had.items, self._snapshot.catalog.numbers(query.exclude_item_ids))
         if allowed is not None:
-            may &= allowed[votes.items]
-        return Scored(votes.items[may], votes.probability[may])
+            seen = np.array([*user.seen, *session], np.int64)
+            unseen = max(1.0 - float(popularity[seen].sum()), np.finfo(np.float64).tiny)
+            news *= max(float(popularity[allowed].sum() - popularity[seen[allowed[seen]]].sum()), 0.0) / unseen
+            may &= allowed[had.items]
+        return Repeats(Scored(had.items[may], had.probability[may]), news)
 
     def joined(self, known: Candidates, new_numbers: NDArray[np.int64], evidence: Evidence) -> Candidates:
         """Candidates of the snapshot, and after them new items (C,)."""
@@ -104,7 +114,7 @@ class Eligible:
             np.concatenate([known.items, new.items]), np.concatenate([known.probability, new.probability])
         )
 
-    def _allowed(self, query: Query) -> NDArray[np.bool_] | None:
+    def allowed(self, query: Query) -> NDArray[np.bool_] | None:
         """(I + 1,) the items that may appear, whoever asks: a mask of the caller's own; none where every item may."""
         masks = [self._live.recommendable(self._clock())]
         if query.item_filter is not None:

@@ -52,7 +52,7 @@ class Fusion:
     @property
     def weights(self) -> NDArray[np.float64]:
         """(len(Source),) in the order of Source."""
-        return np.array([getattr(self, name, 0.0) for name in SOURCE_NAMES])  # exploration votes for nothing
+        return np.array([getattr(self, name, 0.0) for name in SOURCE_NAMES])  # exploration and repeats are not fused
 
     def weighted(self, weights: Sequence[tuple[Source, float]]) -> Fusion:
         """The same with other weights for some sources."""
@@ -128,20 +128,31 @@ def rank(
     )
 
 
-def with_repeats(ranked: Ranked, repeats: Scored, limit: int) -> Ranked:
-    """Join what is new to a user with what they have had, of which it is known how likely each item (H,) is next.
+@dataclass(frozen=True, slots=True, eq=False)
+class Repeats:
+    """What a user has had, beside what is new to them: of both, what may appear."""
 
-    What is new shares the rest of the probability. No item is in both. At most `limit` items.
+    had: Scored
+    """How likely each item that they had is next."""
+    news: float
+    """How likely it is something new."""
+
+
+def with_repeats(ranked: Ranked, repeats: Repeats, limit: int) -> Ranked:
+    """Join what is new to a user, which shares its probability, with what they have had, at most `limit` items.
+
+    No item is in both.
     """
-    column = Source.REPEATS - 1
-    score = np.concatenate([ranked.score * (1.0 - repeats.probability.sum()), repeats.probability])
+    column, had_items, probability = Source.REPEATS - 1, repeats.had.items, repeats.had.probability
+    score = np.concatenate([ranked.score * repeats.news, probability])
+    score /= max(repeats.news + float(probability.sum()), np.finfo(np.float64).tiny)
     order = _best(score, limit)
-    had = np.zeros((len(repeats.items), len(Source)))
-    had[:, column] = repeats.probability
+    had = np.zeros((len(had_items), len(Source)))
+    had[:, column] = probability
     brought = np.zeros(had.shape, np.bool_)
     brought[:, column] = True
     return Ranked(
-        items=np.concatenate([ranked.items, repeats.items])[order],
+        items=np.concatenate([ranked.items, had_items])[order],
         score=score[order],
         probability=np.concatenate([ranked.probability, had])[order],
         contribution=np.concatenate([ranked.contribution, had])[order],

@@ -139,11 +139,13 @@ class Recommender:
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
         begun_s = time.perf_counter()
-        known = self._eligible.learned(asker, query, session, evidence)
+        allowed = self._eligible.allowed(query)
+        repeats = self._eligible.repeats(asker.user, query, session, allowed) if query.include_seen else None
+        known = self._eligible.learned(asker, query, session, evidence, allowed)
         candidates = self._eligible.with_new(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
-        if query.include_seen:
-            ranked = with_repeats(ranked, self._eligible.had(asker.user, query, session), query.limit)
+        if repeats is not None:
+            ranked = with_repeats(ranked, repeats, query.limit)
         found = self._explored(asker.user, candidates, ranked, self._recommendations(ranked, evidence))
         self._patience.answered(time.perf_counter() - begun_s)
         self._observer.stage("fusion", begun_s)
@@ -157,7 +159,7 @@ class Recommender:
         asker = await self.asker(query.owner, timeout_s)
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
-        return self._eligible.learned(asker, query, session, evidence)
+        return self._eligible.learned(asker, query, session, evidence, self._eligible.allowed(query))
 
     async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""

@@ -35,21 +35,25 @@ def main() -> None:
     log[Columns.Weight] = 1.0
     dataset = Dataset.construct(log)
 
-    limit = {"get_trainer_func": trainer, "get_trainer_func_kwargs": {"seconds": asked.seconds}}
+    limit = {"get_trainer_func": timed_trainer, "get_trainer_func_kwargs": {"seconds": asked.seconds}}
     model = SASRecModel(**(limit if asked.seconds else {}))
     begun = time.monotonic()
     model.fit(dataset)
-    seconds = time.monotonic() - begun
+    seconds, trainer = time.monotonic() - begun, model.fit_trainer
     users = log[Columns.User].unique()
     found = model.recommend(users=users, dataset=dataset, k=20, filter_viewed=True)
     lists = found.sort_values([Columns.User, Columns.Rank]).groupby(Columns.User)[Columns.Item].apply(list)
     with asked.recs.open("w", encoding="utf-8") as file:
         for user, items in lists.items():
             file.write(json.dumps({"user_id": str(user), "items": [str(item) for item in items]}) + "\n")
-    print(json.dumps({"train_s": round(seconds, 1), "epochs": model.fit_trainer.current_epoch}))
+    print(
+        json.dumps(
+            {"train_s": round(seconds, 1), "epochs": round(trainer.global_step / trainer.num_training_batches, 1)}
+        )
+    )
 
 
-def trainer(seconds: int) -> Trainer:
+def timed_trainer(seconds: int) -> Trainer:
     """Like RecTools' own, but that it is the time that ends it."""
     limit = timedelta(seconds=seconds)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}

@@ -245,8 +245,38 @@ async def test_what_was_had_must_pass_as_well(repeating, event):
     await repeating.did("ann", "abc")
     assert "c" not in await recommended(repeating, "ann", include_seen=True, exclude_item_ids=["c"])
     assert await recommended(repeating, "ann", include_seen=True, include_item_ids=["a"]) == ["a"]
+    repeating.live.apply([Item("b", available=False), Item("a", tags=["rare"])], [])
+    assert "b" not in await recommended(repeating, "ann", include_seen=True)
+    assert await recommended(repeating, "ann", include_seen=True, item_filter=RARE) == ["a"]
+
+
+async def test_what_was_disliked_last_does_not_come_again(repeating, event):
+    await repeating.did("ann", "abc")
     await repeating.write(event("no", "c", 99.0, type=EventType.DISLIKE))
     assert "c" not in await recommended(repeating, "ann", include_seen=True)
+    await repeating.write(event("yes", "c", 100.0))
+    assert "c" in await recommended(repeating, "ann", include_seen=True)
+
+
+async def test_what_may_not_appear_leaves_the_odds_of_the_rest(repeating):
+    await repeating.did("ann", "ab")
+
+    async def odds(**query):
+        """Of a, which was had, against all that is new."""
+        found = (
+            await repeating.recommender.recommend(Query("ann", include_seen=True, **query), SOON_S)
+        ).recommendations
+        return sum(item.score for item in found if item.item_id == "a"), sum(
+            item.score for item in found if item.item_id in "cde"
+        )
+
+    had, new = await odds()
+    assert (had, new) == pytest.approx((0.1, 0.4))  # and b has the other half
+    repeating.live.apply([Item("b", available=False)], [])
+    assert await odds() == pytest.approx((0.1 / 0.5, 0.4 / 0.5))
+    # Of the popularity of c, d and e, .15, .1 and .05, c has half.
+    had, new = await odds(include_item_ids=["a", "c"])
+    assert new / had == pytest.approx(0.2 / 0.1)
 
 
 async def test_items_of_the_session_are_had(repeating):

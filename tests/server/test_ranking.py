@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from longtide_server.ranking import Fusion, log_features, rank, with_repeats
+from longtide_server.ranking import Fusion, Repeats, log_features, rank, with_repeats
 from longtide_server.sources.candidates import Candidates, Scored, Source
 
 EVERY = list(Source)
@@ -190,13 +190,15 @@ def test_other_weights_take_the_place_of_those_that_are_named():
 # What was had, beside what is new
 
 
-def had(**shares):
-    return Scored(np.array([int(name[1:]) for name in shares], np.int64), np.array(list(shares.values())))
+def had(news, **shares):
+    """had(.6, i7=.3): something new is next in six of ten cases, item 7 in three."""
+    items = np.array([int(name[1:]) for name in shares], np.int64)
+    return Repeats(Scored(items, np.array(list(shares.values()))), news)
 
 
 def test_what_is_new_shares_what_repeats_leave():
     new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
-    joined = with_repeats(new, had(i7=0.3, i8=0.1), 10)
+    joined = with_repeats(new, had(0.6, i7=0.3, i8=0.1), 10)
     assert joined.items.tolist() == [1, 7, 2, 8]
     # .9 x .6 + .01 = .55 and .9 x .2 + .01 = .19, as shares of .74, of the .6 that are left
     assert joined.score.tolist() == pytest.approx([0.6 * 0.55 / 0.74, 0.3, 0.6 * 0.19 / 0.74, 0.1])
@@ -205,17 +207,23 @@ def test_what_is_new_shares_what_repeats_leave():
     assert np.flatnonzero(joined.brought[1]).tolist() == [repeats]
 
 
+def test_shares_are_of_all_that_may_appear():
+    new = rank(candidates(i1=(0.6, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
+    joined = with_repeats(new, had(0.2, i7=0.2), 10)
+    assert joined.score.tolist() == pytest.approx([0.5, 0.5])
+
+
 def test_only_so_many_are_kept_of_both():
     new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 2)
-    assert with_repeats(new, had(i7=0.9), 2).items.tolist() == [7, 1]
+    assert with_repeats(new, had(0.1, i7=0.9), 2).items.tolist() == [7, 1]
 
 
 def test_without_repeats_the_order_is_what_it_was():
     new = rank(candidates(i1=(0.6, 0, 0, 0), i2=(0.2, 0, 0, 0)), ENCODER_ONLY, EVERY, 10, 10)
-    joined = with_repeats(new, had(), 10)
+    joined = with_repeats(new, had(1.0), 10)
     assert (joined.items.tolist(), joined.score.tolist()) == (new.items.tolist(), new.score.tolist())
 
 
 def test_where_nothing_is_new_what_was_had_is_left():
     new = rank(candidates(), ENCODER_ONLY, EVERY, 10, 10)
-    assert with_repeats(new, had(i7=0.3), 10).items.tolist() == [7]
+    assert with_repeats(new, had(0.7, i7=0.3), 10).items.tolist() == [7]

@@ -136,8 +136,8 @@ class RecommendRequest(google.protobuf.message.Message):
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
     """How many items: 1 to 1,000, default 10. The answer is shorter only when the catalogue has fewer that may appear:
-    that may be recommended now, pass `filter`, are of `include_item_ids` and, without `include_seen`, are new to the
-    user.
+    that may be recommended now, pass `filter`, are of `include_item_ids` and are new to the user, or what
+    `include_seen` adds.
     """
     min_similarity: builtins.float
     """A neighbor counts only when the cosine similarity to the user is at least this: -1 to 1, default from the snapshot."""
@@ -150,9 +150,9 @@ class RecommendRequest(google.protobuf.message.Message):
     `longtide report`.
     """
     include_seen: builtins.bool
-    """Whether items that the user has had, or that are among `session_item_ids`, may appear as well, where people often
-    turn to something once more: each as likely as the log says of items had so often and so long ago. Never what they
-    disliked. Without effect where nobody of the log did anything twice.
+    """Whether items that the user has had, or that are among `session_item_ids`, may appear as well: each as likely as the
+    log says of items had so often and so long ago. Never what they disliked last, what the snapshot has not learned, or
+    what they had before their last 2,000 events. Without effect under a snapshot whose log has no repeats.
     """
     @property
     def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:

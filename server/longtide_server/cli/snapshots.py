@@ -205,8 +205,8 @@ def evaluate(
     events in the history comes first, and of equally many, the smaller id. A target that is not in the history is a
     miss; a user without a history counts, and gets what is popular.
 
-    With --include-seen, the target need not be new, nor does what is recommended; `new` is Longtide without it, `had`
-    what the user had most often.
+    With --include-seen, the target need not be new, nor does what is recommended; `unseen` is Longtide without
+    it, `had` what the user had most often.
 
     Slices: users by events in their history (cold 0, short 1 to 9, medium 10 to 49, long 50 or more), and by the
     target's popularity in the history (head: the most popular 20 % of the items, tail: the least popular half, mid:
@@ -237,9 +237,9 @@ def evaluate(
         infos = {item_id: said[item_id] for item_id in item_ids if item_id in said}  # others are not ranked
         known = known_items(item_ids, infos, given, text_model, display)
         found = run(holdout, infos, settings, display, known.content, include_seen=include_seen)
-    title = f"{log.name if log else 'the event store'}, {split}"
+    title = f"{log.name if log else 'the event store'}, {split}{', what was seen included' if include_seen else ''}"
     if as_json:
-        click.echo(json.dumps({"split": split, **asdict(found)}, indent=2))
+        click.echo(json.dumps({"split": split, "include_seen": include_seen, **asdict(found)}, indent=2))
     else:
         console.print(overall_table(f"{title}, {found.users:,} users", found))
         console.print(slices_table(found))

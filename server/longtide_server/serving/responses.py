@@ -56,7 +56,7 @@ class Responses:
         return len(self._kept)
 
     async def recommend(self, query: Query, timeout_s: float) -> recommendation_pb2.RecommendResponse:
-        """The best items that the user has not had, within `timeout_s`; see `Recommender.recommend`."""
+        """The best items, within `timeout_s`; see `Recommender.recommend`."""
         end_s = time.monotonic() + timeout_s
         asker = await self.recommender.asker(query.owner, timeout_s)
         depends_on = self.recommender.depends_on(query, asker)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from longtide_server.sources.candidates import NOTHING, Scored
 
-RECENCIES = 12
+RECENCIES = 11
 FREQUENCIES = 10
 LOOKED_BACK = 2_000
 """Of the last events of a history; what was had before them alone is as good as forgotten."""
@@ -42,11 +42,12 @@ class Had:
     """(H,)"""
 
 
-def had_in(history: NDArray[np.int64]) -> Had:
-    """What the last events of a history (N,), in time order, are about."""
-    backwards = history[-LOOKED_BACK:][::-1]
+def had_in(history: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Had:
+    """What the last events of a history (N,), in time order, are about, and were not the last word against it."""
+    backwards, wanted = history[-LOOKED_BACK:][::-1], chosen[-LOOKED_BACK:][::-1]
     items, ago, count = np.unique(backwards, return_index=True, return_counts=True)
-    return Had(items, _class(ago + 1, RECENCIES), _class(count, FREQUENCIES))
+    kept = wanted[ago]
+    return Had(items[kept], _class(ago[kept] + 1, RECENCIES), _class(count[kept], FREQUENCIES))
 
 
 def _class(numbers: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -54,10 +55,14 @@ def _class(numbers: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return np.minimum(np.log2(numbers).astype(np.int64), classes - 1)
 
 
-def repeat_votes(weights: RepeatWeights, history: NDArray[np.int64]) -> Scored:
-    """What was had in a history (N,), with how likely each item is next: together less than 1, for there is news."""
+def repeat_votes(weights: RepeatWeights, history: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Scored:
+    """What was had in a history (N,), with how likely each item is next: together less than 1, for there is news.
+
+    chosen (N,): which events wanted their item; what was disliked last is nothing to come back to.
+    """
     if not len(history):
         return NOTHING
-    had = had_in(history)
-    probability = weights.hazard[had.recency, had.frequency]
+    had = had_in(history, chosen)
+    rows, columns = weights.hazard.shape
+    probability = weights.hazard[np.minimum(had.recency, rows - 1), np.minimum(had.frequency, columns - 1)]
     return Scored(had.items, probability * min(1.0, MOST / max(float(probability.sum()), MOST)))

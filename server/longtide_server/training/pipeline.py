@@ -43,6 +43,7 @@ from longtide_server.snapshot import (
     write_users,
 )
 from longtide_server.sources.candidates import TransitionSettings
+from longtide_server.sources.repeats import RepeatWeights
 from longtide_server.training.dataset import (
     Holdout,
     Sequences,
@@ -170,7 +171,7 @@ def publish_trained(
     with tempfile.TemporaryDirectory(prefix=VALIDATION, dir=directory) as scratch:
         first = replace(settings, transitions=tried[0])
         described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
-        _publish(trained.judged, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
+        _publish(trained.judged, None, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
         fits = asyncio.run(_fits(Path(scratch), holdout, tried, settings))
     best = max(fits, key=lambda fit: fit.metrics.get("fusion", {}).get("ndcg@10", 0.0))
     settings = replace(settings, transitions=best.transitions)
@@ -179,8 +180,18 @@ def publish_trained(
         report(Step("Learning what content says of new items"))
     newcomers = _described(trained.served, sequences, settings, new, infos)
     report(Step("Building and publishing the snapshot"))
+    repeats = count_repeats(sequences)
     folder = _publish(
-        trained.served, trained.head, newcomers, sequences, infos, settings, best.fusion, best.metrics, directory
+        trained.served,
+        trained.head,
+        repeats,
+        newcomers,
+        sequences,
+        infos,
+        settings,
+        best.fusion,
+        best.metrics,
+        directory,
     )
     if run.checkpoints is not None:
         run.checkpoints.clear()
@@ -260,6 +271,7 @@ def _described(
 def _publish(
     model: Encoder,
     head: BehaviorHead | None,
+    repeats: RepeatWeights | None,
     newcomers: Newcomers,
     sequences: Sequences,
     infos: Mapping[str, ItemInfo],
@@ -298,7 +310,6 @@ def _publish(
             np.savez(folder / BEHAVIOR, **asdict(head.weights()))
         if model.request_time is not None:
             np.savez(folder / REQUEST_TIME, **asdict(model.request_time.weights()))
-        repeats = count_repeats(sequences)
         if repeats is not None:
             np.savez(folder / REPEATS, **asdict(repeats))
         neighbors = write_index(model, sequences, settings, folder)

@@ -1,9 +1,9 @@
 """Measures a log: hold targets back, train on the rest, and compare with popularity and item transitions.
 
-Every item of the history's catalogue is ranked, less those that the user had. The tie rule is one for every way to
-recommend: of equal scores the smaller item number is first, and numbers go by events in the history, then by id, so
-the item with more events in the history is first, and of equally many the smaller id. A target that the history does
-not hold cannot be recommended and is a miss.
+Every item of the history's catalogue is ranked, less those that the user had, unless what was seen is included. The tie
+rule is one for every way to recommend: of equal scores the smaller item number is first, and numbers go by events in
+the history, then by id, so the item with more events in the history is first, and of equally many the smaller id. A
+target that the history does not hold cannot be recommended and is a miss.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Evaluation:
     """What `longtide evaluate --json` prints.
 
     Ways to recommend are `longtide`, `longtide_timed` (the same, told when the target happened; where the log has real
-    times), `transitions` and `popularity`; where what was seen is included, also `longtide_new` (without it) and `had`
+    times), `transitions` and `popularity`; where what was seen is included, also `unseen` (without it) and `had`
     (what the user had most often).
     """
 
@@ -198,11 +198,11 @@ async def _recommend(
     try:
         ids = [holdout.history.user_ids[user] for user in holdout.users]
         asked = {"longtide": [Query(user_id, max(CUTS), include_seen=include_seen) for user_id in ids]}
-        if snapshot.request_time is not None:
+        if snapshot.request_time is not None and not include_seen:
             times = zip(asked["longtide"], holdout.times.tolist(), strict=True)
             asked["longtide_timed"] = [replace(query, request_time_s=time_s) for query, time_s in times]
         if include_seen:
-            asked["longtide_new"] = [replace(query, include_seen=False) for query in asked["longtide"]]
+            asked["unseen"] = [replace(query, include_seen=False) for query in asked["longtide"]]
         lists = {way: await offline.lists(queries, max(CUTS)) for way, queries in asked.items()}
         queries = await offline.queries(ids) if snapshot.behavior else None
     finally:

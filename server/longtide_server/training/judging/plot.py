@@ -19,6 +19,8 @@ METRIC = "ndcg@10"
 STYLES: dict[str, dict[str, Any]] = {  # distinct also in grey and to the colour-blind (the colours of Okabe and Ito)
     "longtide": {"color": "#0072B2", "marker": "o", "linewidth": 2.5, "zorder": 3},
     "longtide_timed": {"color": "#0072B2", "marker": "o", "linewidth": 1.5, "linestyle": "--", "fillstyle": "none"},
+    "unseen": {"color": "#0072B2", "marker": "o", "linewidth": 1.5, "linestyle": ":", "fillstyle": "none"},
+    "had": {"color": "#009E73", "marker": "D", "linewidth": 1.5},
     "transitions": {"color": "#D55E00", "marker": "s", "linewidth": 1.5},
     "popularity": {"color": "#666666", "marker": "^", "linewidth": 1.5},
 }

@@ -16,7 +16,7 @@ def overall_table(title: str, evaluation: Evaluation) -> Table:
     for name in evaluation.overall[ways[0]]:
         table.add_row(name, *(f"{evaluation.overall[way][name]:.4f}" for way in ways))
     table.add_section()
-    names = ("events an item: recommended", "consumed by the same users", "popularity bias: the ratio")
+    names = ("events an item shown", "an item consumed", "popularity ratio")
     for row in zip(names, *(_cells(evaluation.popularity_bias[way]) for way in ways), strict=True):
         table.add_row(*row)
     return table
@@ -34,7 +34,8 @@ def behavior_table(behavior: BehaviorMetrics) -> Table:
 
 def slices_table(evaluation: Evaluation) -> Table:
     """NDCG@10 by length of history and by popularity of the target."""
-    ways = [way for way in evaluation.overall if way != "longtide_timed"]  # any terminal has room for the others
+    left_out = {"longtide_timed", "unseen"} | ({"popularity"} if "had" in evaluation.overall else set())
+    ways = [way for way in evaluation.overall if way not in left_out]  # any terminal has room for the others
     table = _table("NDCG@10 by slice", "", "from", "users", *ways)
     for unit, slices in (
         ("events in history", evaluation.slices.history_length),

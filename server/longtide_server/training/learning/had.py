@@ -1,4 +1,4 @@
-"""What users have had by some moment: it is never recommended to them again, so it counts little in training.
+"""What users have had by some moment: it is recommended as what is new is not, so it counts little in training.
 
 An encoder that is trained against the items of the history keeps its query vector away from them, and with them from
 what is most like them, which is what the user wants.

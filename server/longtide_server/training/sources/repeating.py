@@ -18,13 +18,14 @@ def count_repeats(sequences: Sequences) -> RepeatWeights | None:
     """What the log says of turning to something once more; None where nobody did."""
     if sequences.firsts().all():
         return None
-    starts = sequences.offsets[sequences.owner]
-    moments = np.flatnonzero(sequences.chosen & (np.arange(len(starts)) > starts))
+    starts, chosen = sequences.offsets[sequences.owner], sequences.chosen
+    moments = np.flatnonzero(chosen & (np.arange(len(starts)) > starts))
     moments = moments[drawn(len(moments), MOMENTS, 0)]
     shape = (RECENCIES, FREQUENCIES)
     there, next_ = np.zeros(shape), np.zeros(shape)
     for moment in moments.tolist():
-        had = had_in(sequences.items[max(int(starts[moment]), moment - LOOKED_BACK) : moment])
+        before = slice(max(int(starts[moment]), moment - LOOKED_BACK), moment)
+        had = had_in(sequences.items[before], chosen[before])
         np.add.at(there, (had.recency, had.frequency), 1.0)
         place = int(np.searchsorted(had.items, sequences.items[moment]))
         if place < len(had.items) and had.items[place] == sequences.items[moment]:
