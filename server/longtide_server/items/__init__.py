@@ -1,1 +1,1 @@
-"""The domain item: what it says, which changes it takes, which filters it passes. Pure."""
+"""The domain item: what it says, which changes it takes, which filters it passes; and texts, as arrays and cached."""
