@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import click
@@ -155,13 +155,19 @@ def test_predict_writes_a_line_for_every_user_in_the_order_of_the_log(log, train
     assert [entry.name for entry in tmp_path.iterdir()] == ["lists.jsonl"]
 
 
-def test_what_was_had_is_in_lists_where_that_is_asked_for(tmp_path):
+@pytest.fixture
+def repeating(tmp_path):
+    """People who come back to what they had, and d, which only one of them knows."""
     rows = [f"u{n},{item},{1_700_000_000 + n * 86_400 + k}" for n in range(8) for k, item in enumerate("abcab")]
-    (tmp_path / "log.csv").write_text(HEAD + "\n".join([*rows, "v,d,1700000000", "v,a,1700000001"]) + "\n")
-    assert run("train", tmp_path / "log.csv", "--out", tmp_path / "snapshot", *QUICK).exit_code == 0
+    (tmp_path / "repeats.csv").write_text(HEAD + "\n".join([*rows, "v,d,1700000000", "v,a,1700000001"]) + "\n")
+    return tmp_path / "repeats.csv"
+
+
+def test_what_was_had_is_in_lists_where_that_is_asked_for(repeating, tmp_path):
+    assert run("train", repeating, "--out", tmp_path / "snapshot", *QUICK).exit_code == 0
     for options, listed in ((), {"d"}), (("--include-seen",), set("abcd")):
         out = tmp_path / "lists.jsonl"
-        done = run("predict", tmp_path / "snapshot", tmp_path / "log.csv", "--out", out, *options)
+        done = run("predict", tmp_path / "snapshot", repeating, "--out", out, *options)
         assert done.exit_code == 0, done.output
         assert set(json.loads(out.read_text().splitlines()[0])["items"]) == listed
 
@@ -271,17 +277,15 @@ def test_evaluate_compares_with_the_baselines(log, split):
     assert set(found["popularity_bias"]["longtide"]) == {"users", "recommended", "consumed", "ratio"}
 
 
-def test_evaluate_includes_what_was_seen_where_that_is_asked_for(tmp_path):
-    rows = [f"u{n},{item},{1_700_000_000 + n * 86_400 + k}" for n in range(8) for k, item in enumerate("abcab")]
-    (tmp_path / "log.csv").write_text(HEAD + "\n".join(rows) + "\n")
-    done = run("evaluate", tmp_path / "log.csv", "--include-seen", "--json", *QUICK)
+def test_evaluate_includes_what_was_seen_where_that_is_asked_for(repeating):
+    done = run("evaluate", repeating, "--include-seen", "--json", *QUICK)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["include_seen"]
     assert list(found["overall"]) == ["longtide", "unseen", "transitions", "popularity", "had"]
     assert (found["overall"]["longtide"]["hr@5"], found["overall"]["unseen"]["hr@5"]) == (1.0, 0.0)
-    shown = process(COMMAND, "evaluate", tmp_path / "log.csv", "--include-seen", *QUICK)
-    assert "log.csv, leave-one-out, what was seen included, 8 users" in shown.stdout
+    shown = process(COMMAND, "evaluate", repeating, "--include-seen", *QUICK)
+    assert "repeats.csv, leave-one-out, what was seen included, 8 users" in shown.stdout
     assert max(len(line) for line in shown.stdout.splitlines()) <= 80
     assert "…" not in shown.stdout
 
@@ -735,18 +739,18 @@ def test_what_was_not_activated_is_not_current(trained, tmp_path):
     assert [entry.name for entry in (tmp_path / "served").iterdir()] == [resolve(trained).name]
 
 
-@pytest.fixture
-def serving(snapshot, tmp_path):
-    """Where a running server serves a copy of the snapshot."""
-    command = [COMMAND, "serve", "--snapshot", snapshot, "--data-dir", tmp_path / "data", "--encoder", "local"]
-    with (tmp_path / "server.log").open("w") as errors:
+@contextmanager
+def served(snapshot, folder):
+    """Runs a server of a snapshot; gives where."""
+    command = [COMMAND, "serve", "--snapshot", snapshot, "--data-dir", folder / "data", "--encoder", "local"]
+    with (folder / "server.log").open("w") as errors:
         server = subprocess.Popen(
             [str(part) for part in (*command, "--listen", "127.0.0.1:0")], stdout=subprocess.PIPE, stderr=errors,
             text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
         line = server.stdout.readline()
-        assert line.startswith("Serving on "), (tmp_path / "server.log").read_text()
+        assert line.startswith("Serving on "), (folder / "server.log").read_text()
         yield line.split()[2]
         server.terminate()
         assert server.wait(30) == 0
@@ -754,6 +758,27 @@ def serving(snapshot, tmp_path):
         server.kill()
         server.wait()
         server.stdout.close()
+
+
+@pytest.fixture
+def serving(snapshot, tmp_path):
+    """Where a running server serves a copy of the snapshot."""
+    with served(snapshot, tmp_path) as address:
+        yield address
+
+
+def test_a_server_is_asked_for_what_was_had_too(repeating, tmp_path):
+    assert run("train", repeating, "--out", tmp_path / "snapshot", *QUICK).exit_code == 0
+    (tmp_path / "users.txt").write_text("u0\n")
+    with served(tmp_path / "snapshot", tmp_path) as address:
+        at = ("--target", address)
+        assert run("import", repeating, *at, "--bad-rows", tmp_path / "bad.csv").exit_code == 0
+        for options, listed in ((), {"d"}), (("--include-seen",), set("abcd")):
+            answer = json.loads(run("recommend", "u0", *at, "--json", *options).stdout)
+            assert {item["item_id"] for item in answer["entries"]} == listed
+            out = tmp_path / f"{len(options)}.parquet"
+            assert run("score", tmp_path / "users.txt", "--out", out, *at, *options).exit_code == 0
+            assert set(pq.read_table(out)["item_ids"].to_pylist()[0]) == listed
 
 
 @pytest.mark.usefixtures("judged")

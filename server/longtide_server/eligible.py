@@ -51,15 +51,16 @@ class Eligible:
     def learned(
         self, asker: Asker, query: Query, session: list[int], evidence: Evidence, allowed: NDArray[np.bool_] | None
     ) -> Candidates:
-        """What the sources say, of the allowed items that are new to the user; `allowed` is used up."""
+        """What the sources say, of the allowed items (I + 1,) that are new to the user."""
         blocked = np.array(
             [*asker.user.seen, *session, *self._snapshot.catalog.numbers(query.exclude_item_ids).tolist()], np.int64
         )
         if query.interests is not None and evidence.cold:
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
-            allowed[blocked] = False
-            return self._sources.complete(self._among(allowed, query.limit, evidence), evidence)
+            new = allowed.copy()
+            new[blocked] = False
+            return self._sources.complete(self._among(new, query.limit, evidence), evidence)
         popular = self._popular[: query.limit + len(blocked)]
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self._snapshot.popularity[popular])}
         return self._sources.complete(gather(votes, blocked, len(self._snapshot.catalog)), evidence)
@@ -87,7 +88,7 @@ class Eligible:
         """What the user has had and may appear, with how likely each is next; and how likely is something new.
 
         What may not appear leaves the odds of everything else as they are: of what is new, as much is left as the
-        allowed items (I + 1,) hold of its popularity.
+        allowed items (I + 1,) hold of its popularity, and at least an item's share, for items without events.
         """
         weights, popularity = self._snapshot.repeats, self._snapshot.popularity
         if weights is None:
@@ -98,9 +99,11 @@ class Eligible:
         news = 1.0 - float(had.probability.sum())
         may = ~np.isin(had.items, self._snapshot.catalog.numbers(query.exclude_item_ids))
         if allowed is not None:
-            seen = np.array([*user.seen, *session], np.int64)
-            unseen = max(1.0 - float(popularity[seen].sum()), np.finfo(np.float64).tiny)
-            news *= max(float(popularity[allowed].sum() - popularity[seen[allowed[seen]]].sum()), 0.0) / unseen
+            seen = np.unique(np.array([*user.seen, *session], np.int64))
+            unseen = 1.0 - float(popularity[seen].sum())
+            left = float(popularity[allowed].sum() - popularity[seen[allowed[seen]]].sum())
+            least = 1.0 / len(popularity)
+            news *= max(left / max(unseen, least), least)
             may &= allowed[had.items]
         return Repeats(Scored(had.items[may], had.probability[may]), news)
 

@@ -279,6 +279,32 @@ async def test_what_may_not_appear_leaves_the_odds_of_the_rest(repeating):
     assert new / had == pytest.approx(0.2 / 0.1)
 
 
+async def test_what_is_new_and_without_events_keeps_a_share(make_world, make_snapshot):
+    hazard = np.full((RECENCIES, FREQUENCIES), 0.1)
+    snapshot = make_snapshot(popularity=[0.6, 0.4, 0.0, 0.0, 0.0])
+    world = make_world(snapshot=replace(snapshot, repeats=RepeatWeights(hazard)))
+    await world.did("ann", "ab")
+    answer = await world.recommender.recommend(
+        Query("ann", include_seen=True, include_item_ids=["a", "d", "e"]), SOON_S
+    )
+    scores = {item.item_id: item.score for item in answer.recommendations}
+    assert {*scores} == {*"ade"}
+    assert min(scores.values()) > 0
+    assert sum(scores.values()) == pytest.approx(1.0)
+
+
+async def test_what_was_had_in_the_session_as_well_is_taken_off_once(repeating):
+    await repeating.did("ann", "ab")
+    found = [
+        await repeating.recommender.recommend(
+            Query("ann", include_seen=True, include_item_ids=["a", "c"], session_item_ids=session), SOON_S
+        )
+        for session in (["b"], ["b", "b"])
+    ]
+    once, twice = ({item.item_id: item.score for item in answer.recommendations} for answer in found)
+    assert once == pytest.approx(twice)
+
+
 async def test_items_of_the_session_are_had(repeating):
     found = await recommended(repeating, "ann", include_seen=True, session_item_ids=["d"])
     assert found[0] == "d"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -378,11 +379,10 @@ def _check_plot(path: Path) -> None:
     """InvalidInput when no plot can be written there, so that it is known before the training."""
     if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
         raise errors.InvalidInput.of("--plot", f"{path} is not a .png file in a folder that exists")
-    try:
-        import longtide_server.training.judging.plot  # noqa: F401
-    except ModuleNotFoundError as exc:
-        reason = "matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
-        raise errors.InvalidInput.of("--plot", reason) from exc
+    if find_spec("matplotlib") is None:
+        raise errors.InvalidInput.of(
+            "--plot", "matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
+        )
 
 
 def _print_snapshot(folder: Path, as_json: bool) -> None:
