@@ -107,16 +107,18 @@ async def test_the_deadline_is_kept_on_our_side(client):
     begin_s = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
         await client.predict("echo", {"sleep_s": b"1"}, 0.2)
-    assert time.monotonic() - begin_s < 0.5
+    assert time.monotonic() - begin_s < 0.9
     with pytest.raises(DeadlineExceeded, match="no time was left"):
         await client.predict("echo", {"body": b""}, 0.0)
     await asyncio.sleep(1.0)  # TorchServe still computes what nobody waits for
 
 
 async def test_a_full_queue_is_an_overload(client):
-    slow = {"sleep_s": b"0.2", "body": b"done"}
+    # The first call holds the one worker far longer than the others take to arrive on a busy machine.
+    sleeps_s = [1.5] + [0.0] * (QUEUE + 4)
     answers = await asyncio.gather(
-        *(client.predict("echo", slow, 5.0) for _ in range(QUEUE + 5)), return_exceptions=True
+        *(client.predict("echo", {"sleep_s": str(sleep_s).encode(), "body": b"done"}, 10.0) for sleep_s in sleeps_s),
+        return_exceptions=True,
     )
     assert QUEUE <= answers.count(b"done") <= QUEUE + 2
     assert {type(answer) for answer in answers if answer != b"done"} == {Overloaded}
