@@ -336,7 +336,7 @@ def best_within(loads: Sequence[Load]) -> float:
 @asynccontextmanager
 async def plain_torchserve(world: World) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     """TorchServe with the same encoder, a worker a core: asks for whole histories and the best hundred items."""
-    from longtide_server.app import HANDLER
+    from longtide_server.app.encoders import HANDLER
     from longtide_server.encoder import MODEL_NAME, pack
     from longtide_server.snapshot import ENCODER
     from longtide_server.torchserve.archive import build_archive

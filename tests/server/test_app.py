@@ -20,7 +20,8 @@ from tests.redis_servers import cli
 from longtide import AsyncClient, Event, InvalidEventsError, Item, NotFoundError, Source, Tags, UpsertResult
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server import app
-from longtide_server.app import _cancelled, running
+from longtide_server.app import running
+from longtide_server.app.background import cancelled
 from longtide_server.catalog import freshness
 from longtide_server.catalog_store.redis import RedisCatalogStore
 from longtide_server.cli import cli as commands
@@ -473,7 +474,7 @@ async def test_a_task_is_cancelled_even_if_it_swallows_that_once():
     task = asyncio.create_task(stubborn())
     await begun.wait()
     async with asyncio.timeout(5.0):
-        await _cancelled(task)
+        await cancelled(task)
     assert task.cancelled()
 
 

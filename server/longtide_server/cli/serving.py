@@ -114,7 +114,7 @@ def worker(number: int, link: int, supervisor: int, log_format: LogFormat) -> No
     from longtide_server.workers.bond import end_with
 
     end_with(supervisor)
-    from longtide_server.app import working
+    from longtide_server.app.worker import working
 
     configure_logging(log_format, worker=number)
     _run(working(socket.socket(fileno=link), _settle))

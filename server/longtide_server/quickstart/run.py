@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from longtide import AsyncClient, Event
-from longtide_server.app import check_listen, running
+from longtide_server.app import running
+from longtide_server.app.addresses import check_listen
 from longtide_server.cli.base import messages, until_stopped
 from longtide_server.config import ServerConfig
 from longtide_server.events import EventType
