@@ -14,16 +14,9 @@ from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
-from longtide_server.encoder import (
-    MODEL_NAME,
-    ON_GPU,
-    AnswerSizes,
-    LocalEncoder,
-    Steps,
-    TorchServeEncoder,
-    pack,
-    unpack,
-)
+from longtide_server.encoder import ON_GPU, AnswerSizes, Steps
+from longtide_server.encoder.arrays import pack, unpack
+from longtide_server.encoder.hosted import MODEL_NAME, LocalEncoder, TorchServeEncoder
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
 from longtide_server.training.learning.checkpoint import Checkpoints

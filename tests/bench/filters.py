@@ -20,7 +20,8 @@ import numpy as np
 from longtide_server.answers import Query
 from longtide_server.catalog.catalog import Catalog, ItemInfo
 from longtide_server.catalog.live_catalog import LiveCatalog
-from longtide_server.encoder import CoalescingEncoder, Encoded, Steps
+from longtide_server.encoder import Encoded, Steps
+from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.event_store import History, Known, Version
 from longtide_server.events import Event, EventType
 from longtide_server.evidence import Asker

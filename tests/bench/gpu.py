@@ -31,19 +31,10 @@ from tests.bench.serving import World, whole_histories
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
-from longtide_server.encoder import (
-    MODEL_NAME,
-    ON_CPU,
-    ON_GPU,
-    AnswerSizes,
-    Batches,
-    CoalescingEncoder,
-    Encoded,
-    Steps,
-    TorchServeEncoder,
-    pack,
-    unpack,
-)
+from longtide_server.encoder import ON_CPU, ON_GPU, AnswerSizes, Batches, Encoded, Steps
+from longtide_server.encoder.arrays import pack, unpack
+from longtide_server.encoder.coalescing import CoalescingEncoder
+from longtide_server.encoder.hosted import MODEL_NAME, TorchServeEncoder
 from longtide_server.snapshot import ENCODER, load_snapshot, resolve
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
 from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder

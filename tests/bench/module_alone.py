@@ -13,7 +13,7 @@ import torch
 from tests.bench.serving import World, whole_histories
 
 from longtide_handlers.encoder_handler import LongtideEncoderHandler
-from longtide_server.encoder import pack
+from longtide_server.encoder.arrays import pack
 from longtide_server.snapshot import ENCODER, load_snapshot
 
 WARM_BATCHES = 3

@@ -337,7 +337,8 @@ def best_within(loads: Sequence[Load]) -> float:
 async def plain_torchserve(world: World) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
     """TorchServe with the same encoder, a worker a core: asks for whole histories and the best hundred items."""
     from longtide_server.app.encoders import HANDLER
-    from longtide_server.encoder import MODEL_NAME, pack
+    from longtide_server.encoder.arrays import pack
+    from longtide_server.encoder.hosted import MODEL_NAME
     from longtide_server.snapshot import ENCODER
     from longtide_server.torchserve.archive import build_archive
     from longtide_server.torchserve.client import TorchServeClient

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtide import Client, Event, InvalidArgumentError, InvalidEventsError, Source
-from longtide_server.encoder import AnswerSizes, LocalEncoder, Steps, TorchServeEncoder
+from longtide_server.encoder import AnswerSizes, Steps
+from longtide_server.encoder.hosted import LocalEncoder, TorchServeEncoder
 from longtide_server.snapshot import ENCODER, load_snapshot
 from longtide_server.torchserve.client import TorchServeClient
 

@@ -18,7 +18,9 @@ from tests.histories import random_steps
 
 import longtide_handlers.encoder_handler as handler_file
 from longtide_handlers.encoder_handler import PARALLEL_EVENTS, LongtideEncoderHandler, shares, using
-from longtide_server.encoder import AnswerSizes, Encoded, LocalEncoder, Steps, pack, unpack
+from longtide_server.encoder import AnswerSizes, Encoded, Steps
+from longtide_server.encoder.arrays import pack, unpack
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
 

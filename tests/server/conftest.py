@@ -18,7 +18,9 @@ import pytest
 from longtide_server.catalog.catalog import Catalog, ItemInfo
 from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.config import ServerConfig
-from longtide_server.encoder import AnswerSizes, CoalescingEncoder, Encoded, LocalEncoder
+from longtide_server.encoder import AnswerSizes, Encoded
+from longtide_server.encoder.coalescing import CoalescingEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.event_store import Appended, History, Version, Written
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Link, Query
-from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes
+from longtide_server.encoder.coalescing import CoalescingEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 from longtide_server.items.text_arrays import bytes_of_names
 from longtide_server.patience import MARGIN_S

@@ -12,17 +12,8 @@ from pathlib import Path
 
 import longtide_handlers
 from longtide_server.config import ServerConfig
-from longtide_server.encoder import (
-    MODEL_NAME,
-    ON_CPU,
-    ON_GPU,
-    AnswerSizes,
-    Batches,
-    Encoder,
-    EncoderAt,
-    LocalEncoder,
-    TorchServeEncoder,
-)
+from longtide_server.encoder import ON_CPU, ON_GPU, AnswerSizes, Batches, Encoder, EncoderAt
+from longtide_server.encoder.hosted import MODEL_NAME, LocalEncoder, TorchServeEncoder
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.torchserve.archive import build_archive
 from longtide_server.torchserve.client import TorchServeClient

@@ -20,8 +20,8 @@ from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.catalog.live_catalogs import LiveCatalogs, Together
 from longtide_server.catalog_store import CatalogStore
 from longtide_server.config import ServerConfig
-from longtide_server.encoder import CoalescingEncoder
-from longtide_server.encoder_breaker import BreakingEncoder
+from longtide_server.encoder.breaking import BreakingEncoder
+from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.event_store import Histories
 from longtide_server.feedback import Feedback
 from longtide_server.items.text_cache import TextCache, cache_folder

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from longtide_server.answers import Answer, Query, RankedItem
 from longtide_server.catalog.live_catalog import LiveCatalog
-from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes
+from longtide_server.encoder.coalescing import CoalescingEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
 from longtide_server.events import Event, owner_key, user_of

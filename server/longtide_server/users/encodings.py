@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from longtide_server.encoder import CoalescingEncoder, Encoded
+from longtide_server.encoder import Encoded
+from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import Appended
 from longtide_server.events import Event

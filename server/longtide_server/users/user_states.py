@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
 
-from longtide_server.encoder import CoalescingEncoder, Encoded
+from longtide_server.encoder import Encoded
+from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.event_store import Histories, History, Known, Version, Written
 from longtide_server.events import Event
 from longtide_server.observer import NOBODY, Observer

@@ -7,7 +7,8 @@ import pytest
 
 from longtide import AsyncClient, Event
 from longtide_server.app import encoders, running
-from longtide_server.encoder import ON_CPU, ON_GPU, Batches, EncoderAt, LocalEncoder
+from longtide_server.encoder import ON_CPU, ON_GPU, Batches, EncoderAt
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.snapshot import ENCODER, resolve
 
 

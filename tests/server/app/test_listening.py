@@ -12,7 +12,7 @@ from tests.server.app.calls import event, recommended, write
 
 from longtide.v1 import recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import running
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import EncoderUnavailable
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Catalog", "Snapshot")]

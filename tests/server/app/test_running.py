@@ -11,7 +11,7 @@ from tests.server.app.calls import event, recommended, write
 
 from longtide import AsyncClient, Event, InvalidEventsError
 from longtide_server.app import running
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.feedback import Line, report, summed

@@ -12,7 +12,7 @@ from tests.redis_servers import free_port, redis_server
 
 from longtide import AsyncClient, Event
 from longtide_server.app import running
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import EncoderUnavailable, Unavailable
 from longtide_server.event_store import sqlite_log
 from longtide_server.rpc import health

@@ -8,7 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from longtide_server.encoder import AnswerSizes, CoalescingEncoder, LocalEncoder
+from longtide_server.encoder import AnswerSizes
+from longtide_server.encoder.coalescing import CoalescingEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Unavailable
 from longtide_server.snapshot import ENCODER
 from longtide_server.users import encodings, user_state, user_states

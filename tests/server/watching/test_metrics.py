@@ -25,7 +25,7 @@ from longtide.v1 import (
     users_pb2_grpc,
 )
 from longtide_server.app import running
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, InvalidInput, Overloaded
 from longtide_server.event_store import sqlite_log
 from longtide_server.watching.metrics import Metrics, kind_of

@@ -14,7 +14,7 @@ from tests.redis_servers import free_port
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.app import running
-from longtide_server.encoder import LocalEncoder
+from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import EncoderUnavailable, InvalidInput
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from longtide_server.encoder_breaker import FAILURES, BreakingEncoder
+from longtide_server.encoder.breaking import FAILURES, BreakingEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
 
 SOON_S = 5.0

@@ -1,203 +1,16 @@
-"""The seam to the encoder: what is packed and unpacked, and how the calls of many callers become few."""
+"""How the calls of many callers become few."""
 
 import asyncio
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from tests.server.encoder.rows import steps
 
-from longtide_handlers.encoder_handler import LongtideEncoderHandler
-from longtide_server import encoder as encoder_module
-from longtide_server.encoder import AnswerSizes, Batches, CoalescingEncoder, LocalEncoder, Steps, pack, unpack
+from longtide_server.encoder import Batches
+from longtide_server.encoder import coalescing as coalescing_module
+from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, LongtideError, Overloaded
-from longtide_server.snapshot import ENCODER
 
 SOON_S = 5.0  # for what happens at once, unless it never happens
-
-
-def steps(*items, state=(0.0, 0.0), top_n=3):
-    """A user's next views, a second apart."""
-    return Steps(
-        items=np.array(items, np.int32),
-        types=np.ones(len(items), np.uint8),
-        gaps=np.ones(len(items), np.float32),
-        values=np.full(len(items), np.nan, np.float32),
-        state=np.array(state, np.float32),
-        top_n=top_n,
-    )
-
-
-@pytest.fixture
-async def local(tiny_snapshot):
-    encoder = LocalEncoder(tiny_snapshot.path / ENCODER, AnswerSizes.of(tiny_snapshot.embeddings))
-    yield encoder
-    await encoder.close()
-
-
-@pytest.fixture(params=["fake", "local"])
-def tried(request, local, tiny_snapshot, make_world):
-    """An encoder, and what goes with it: the rules hold for the fake as for the real one."""
-    snapshot = make_world().snapshot if request.param == "fake" else tiny_snapshot
-    encoder = make_world(snapshot=snapshot).encoder if request.param == "fake" else local
-    facts = snapshot.manifest.encoder
-    return SimpleNamespace(
-        encoder=encoder,
-        items=len(snapshot.catalog),
-        embeddings=snapshot.embeddings,
-        temperature=facts.temperature,
-        start=np.zeros(facts.state_size, np.float32),
-    )
-
-
-async def test_every_row_has_its_result_in_order(tried):
-    rows = [steps(1, 2, 3, state=tried.start), steps(2, state=tried.start), steps(3, 1, state=tried.start)]
-    together = await tried.encoder.encode(rows, SOON_S)
-    alone = [(await tried.encoder.encode([row], SOON_S))[0] for row in rows]
-    assert len(together) == 3
-    for one, other in zip(together, alone, strict=True):
-        np.testing.assert_allclose(one.query, other.query, atol=1e-5)
-        np.testing.assert_allclose(one.state, other.state, atol=1e-5)
-        assert one.items.tolist() == other.items.tolist()
-    assert not np.allclose(together[0].query, together[1].query, atol=1e-3)
-
-
-async def test_a_kept_state_goes_on(tried):
-    [whole] = await tried.encoder.encode([steps(1, 2, 3, 2, state=tried.start)], SOON_S)
-    [before] = await tried.encoder.encode([steps(1, 2, state=tried.start)], SOON_S)
-    [after] = await tried.encoder.encode([steps(3, 2, state=before.state)], SOON_S)
-    np.testing.assert_allclose(after.query, whole.query, atol=1e-5)
-    np.testing.assert_allclose(after.state, whole.state, atol=1e-5)
-
-
-async def test_a_query_is_a_unit_vector_and_its_items_are_the_nearest(tried):
-    [encoded] = await tried.encoder.encode([steps(1, 2, state=tried.start, top_n=3)], SOON_S)
-    assert np.linalg.norm(encoded.query) == pytest.approx(1.0, abs=1e-5)
-    cosine = tried.embeddings[1:] @ encoded.query
-    assert encoded.items.tolist() == (np.argsort(-cosine, kind="stable")[:3] + 1).tolist()
-    expected = cosine[encoded.items - 1] / tried.temperature - encoded.log_z
-    np.testing.assert_allclose(encoded.log_probability, expected, atol=1e-4)
-
-
-async def test_the_probabilities_of_the_whole_catalogue_are_one(tried):
-    [encoded] = await tried.encoder.encode([steps(1, state=tried.start, top_n=1_000)], SOON_S)
-    assert sorted(encoded.items.tolist()) == list(range(1, tried.items + 1))
-    assert np.exp(encoded.log_probability).sum() == pytest.approx(1.0, abs=1e-5)
-
-
-def test_rows_are_packed_one_after_the_other():
-    packed = pack([steps(7, 8, state=(1, 2), top_n=5), steps(9, state=(3, 4), top_n=2)])
-    assert np.frombuffer(packed["lengths"], np.int32).tolist() == [2, 1]
-    assert np.frombuffer(packed["items"], np.int32).tolist() == [7, 8, 9]
-    assert packed["types"] == b"\x01\x01\x01"
-    assert np.frombuffer(packed["gaps"], np.float32).tolist() == [1, 1, 1]
-    assert np.isnan(np.frombuffer(packed["values"], np.float32)).tolist() == [True] * 3
-    assert np.frombuffer(packed["states"], np.float32).tolist() == [1, 2, 3, 4]
-    assert np.frombuffer(packed["top_n"], np.int32).tolist() == [5]
-
-
-def test_the_handler_reads_what_is_packed_and_its_answer_is_unpacked(tiny_snapshot):
-    handler = LongtideEncoderHandler()
-    handler.initialize(
-        SimpleNamespace(
-            system_properties={"model_dir": str(tiny_snapshot.path), "gpu_id": None},
-            manifest={"model": {"serializedFile": ENCODER}},
-        )
-    )
-    facts = tiny_snapshot.manifest.encoder
-    start = np.zeros(facts.state_size, np.float32)
-    batch = [steps(1, 2, state=start), steps(3, state=start)]
-    [answer] = handler.handle([pack(batch)], None)
-    first, second = unpack(answer, batch, AnswerSizes.of(tiny_snapshot.embeddings))
-    assert first.query.shape == second.query.shape == (facts.dim,)
-    assert first.state.shape == (facts.state_size,)
-    assert len(first.items) == len(first.log_probability) == 3
-    assert first.items.min() >= 1
-
-
-TWO = [steps(1, state=(0.0,)), steps(2, state=(0.0,))]
-SIZES = AnswerSizes(dim=2, item_count=9)
-
-
-def answer(b=2, d=2, s=1, n=1, **parts):
-    """A handler's answer by hand; a part may be replaced."""
-    parts.setdefault("log_probability", np.full(b * n, -1.0))
-    shapes = {"query": b * d, "state": b * s, "items": b * n, "log_probability": b * n, "log_z": b}
-    kinds = {"items": np.int32}
-    header = np.array([b, d, s, n], np.int32).tobytes()
-    arrays = (parts.get(name, np.arange(size) + 1.0) for name, size in shapes.items())
-    types = (kinds.get(name, np.float32) for name in shapes)
-    return header + b"".join(np.asarray(a, t).tobytes() for a, t in zip(arrays, types, strict=True))
-
-
-def test_an_answer_is_unpacked_row_by_row():
-    first, second = unpack(answer(query=[1, 0, 0, 1], state=[5, 6], items=[8, 9], log_z=[0.5, 1.5]), TWO, SIZES)
-    assert (first.query.tolist(), first.state.tolist(), first.items.tolist()) == ([1, 0], [5], [8])
-    assert (second.query.tolist(), second.state.tolist(), second.items.tolist()) == ([0, 1], [6], [9])
-    assert (first.log_z, second.log_z) == (0.5, 1.5)
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        b"",
-        answer()[:15],
-        answer()[:-1],
-        answer() + b"\0",
-        answer(b=1),
-        answer(b=3),
-        answer(n=0),
-        answer(d=3),
-        answer(s=2),
-    ],
-    ids=["empty", "no header", "short", "long", "a row too few", "a row too many", "no items", "wider", "other states"],
-)
-def test_an_answer_of_another_shape_is_refused(damaged):
-    with pytest.raises(EncoderUnavailable, match="the encoder answered"):
-        unpack(damaged, TWO, SIZES)
-
-
-@pytest.mark.parametrize("item", [0, -1, 10, 2**31 - 1])
-def test_an_answer_with_items_that_there_are_not_is_refused(item):
-    with pytest.raises(EncoderUnavailable, match=f" to {max(item, 9)}; there are 1 to 9"):
-        unpack(answer(items=[9, item]), TWO, SIZES)
-
-
-def test_an_answer_whose_probabilities_are_none_is_refused():
-    assert unpack(answer(log_probability=[-1.0, 1e-5]), TWO, SIZES)  # as near to one as rounding comes
-    with pytest.raises(EncoderUnavailable, match="a log-probability of "):
-        unpack(answer(log_probability=[-1.0, 0.5]), TWO, SIZES)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("part", ["query", "state", "log_probability", "log_z"])
-def test_of_an_answer_only_the_rows_that_are_not_finite_are_refused(part, value):
-    size = 4 if part == "query" else 2
-    first, second = unpack(answer(**{part: [-1.0] * (size - 1) + [value]}), TWO, SIZES)
-    assert (first.items.tolist(), second) == ([1], None)
-
-
-def test_an_answer_of_which_no_row_is_finite_is_refused():
-    with pytest.raises(EncoderUnavailable, match="the encoder answered nothing that is finite"):
-        unpack(answer(log_z=[np.nan, np.inf]), TWO, SIZES)
-
-
-async def test_the_local_encoder_keeps_its_callers_deadline_and_works_on(local, tiny_snapshot):
-    row = steps(1, state=np.zeros(tiny_snapshot.manifest.encoder.state_size))
-    with pytest.raises(DeadlineExceeded):
-        await local.encode([row], 0.0)
-    assert len(await local.encode([row], SOON_S)) == 1
-
-
-async def test_what_the_local_model_cannot_encode_is_an_unavailable_encoder(local, tiny_snapshot):
-    nonsense = steps(1, state=(1.0, 2.0, 3.0))  # not the size of its states
-    with pytest.raises(EncoderUnavailable, match="the encoder failed"):
-        await local.encode([nonsense], SOON_S)
-
-
-async def test_a_closed_local_encoder_refuses(local, tiny_snapshot):
-    await local.close()
-    with pytest.raises(EncoderUnavailable):
-        await local.encode([steps(1, state=np.zeros(tiny_snapshot.manifest.encoder.state_size))], SOON_S)
 
 
 @pytest.fixture
@@ -241,7 +54,7 @@ async def test_what_arrives_while_a_call_runs_goes_out_together(world, held):
 
 
 async def test_only_so_many_may_wait(world, held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "MAX_WAITING", 2)
+    monkeypatch.setattr(coalescing_module, "MAX_WAITING", 2)
     running = calling(world.coalescing, steps(1))
     await held.call_begun.acquire()
     waiting = calling(world.coalescing, steps(2), steps(3))
@@ -261,7 +74,7 @@ async def test_a_batch_holds_only_so_many_users(held):
 
 
 async def test_long_histories_go_on_from_call_to_call_side_by_side(held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(coalescing_module, "FEW_EVENTS", 1)
     callers = calling(CoalescingEncoder(held, SOON_S, Batches(events=4)), *(steps(*[item] * 5) for item in (1, 2)))
     held.answering_allowed.set()
     results = await outcomes(callers)
@@ -277,7 +90,7 @@ async def test_a_lone_history_takes_few_calls_none_of_them_long(held):
 
 
 async def test_nobody_waits_for_long_histories_nor_they_for_ever(held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(coalescing_module, "FEW_EVENTS", 1)
     coalescing = CoalescingEncoder(held, SOON_S, Batches(users=3, events=8))
     callers = calling(coalescing, *(steps(*[item] * 3) for item in (1, 2)), *map(steps, (4, 5, 3)))
     held.answering_allowed.set()
@@ -288,7 +101,7 @@ async def test_nobody_waits_for_long_histories_nor_they_for_ever(held, monkeypat
 
 
 async def test_the_patient_take_many_steps_however_few_one_of_them_has(held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(coalescing_module, "FEW_EVENTS", 1)
     coalescing = CoalescingEncoder(held, SOON_S, Batches(events=8))
     callers = calling(coalescing, steps(1), *(steps(*[item] * 5) for item in (2, 3)), patient=True)
     held.answering_allowed.set()
@@ -298,7 +111,7 @@ async def test_the_patient_take_many_steps_however_few_one_of_them_has(held, mon
 
 
 async def test_the_patient_let_others_go_first(held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "FEW_EVENTS", 1)
+    monkeypatch.setattr(coalescing_module, "FEW_EVENTS", 1)
     coalescing = CoalescingEncoder(held, SOON_S, Batches(users=2, events=8))
     callers = calling(coalescing, steps(1), steps(2, 2), patient=True)
     callers += calling(coalescing, steps(3, 3), steps(4))
@@ -365,7 +178,7 @@ async def test_several_calls_run_side_by_side_where_there_are_several_encoders(h
 
 
 async def test_many_callers_at_once_are_shared_between_several_encoders(held, monkeypatch):
-    monkeypatch.setattr(encoder_module, "LEAST_SHARED", 1)
+    monkeypatch.setattr(coalescing_module, "LEAST_SHARED", 1)
     coalescing = CoalescingEncoder(held, SOON_S, Batches(calls=2))
     callers = calling(coalescing, *(steps(item) for item in (1, 2, 3, 4)))
     for _ in range(2):
