@@ -31,7 +31,8 @@ from longtide import (
     UnavailableError,
 )
 from longtide_server.errors import InvalidInput
-from longtide_server.training.files.tables import Faults, read_ids, read_pieces
+from longtide_server.training.files.tables.columns import Faults, read_ids
+from longtide_server.training.files.tables.reading import read_pieces
 
 PART_USERS = 2_000
 READ_ROWS = 20_000

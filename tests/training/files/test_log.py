@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longtide_server.errors import LogError
 from longtide_server.events import EVENT_TYPE_NAMES, Event, EventType, violation
 from longtide_server.training.files.log import EVENT_TYPES_BY_NAME, Log, read_log, read_request_times, times_are_real
-from longtide_server.training.files.tables import MAX_BAD_ROW_DETAILS, BadRow
+from longtide_server.training.files.tables.columns import MAX_BAD_ROW_DETAILS, BadRow
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the repository")

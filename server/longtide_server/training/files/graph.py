@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from longtide_server.catalog.catalog import ItemInfo
-from longtide_server.training.files.tables import Column, Faults, id_text, read_table, shown
+from longtide_server.training.files.tables.columns import Column, Faults, id_text, shown
+from longtide_server.training.files.tables.reading import read_table
 
 ITEM, ENTITY = "item:", "entity:"
 TRIPLE = ("head", "relation", "tail")

@@ -23,7 +23,8 @@ from longtide import AsyncClient, InvalidEventsError
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, violation
 from longtide_server.training.files.log import NEEDED, OPTIONAL, TimeFormat, read_cells
-from longtide_server.training.files.tables import BadRow, Faults, Table, id_text, read_pieces
+from longtide_server.training.files.tables.columns import BadRow, Faults, Table, id_text
+from longtide_server.training.files.tables.reading import read_pieces
 
 PIECE_ROWS = 20_000
 TEXTS = ("event_id", "custom_type", "attribution_token")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from longtide_server.items.item import AttributeValue, CategoryPath, Item
 from longtide_server.items.item_fields import FIELDS
 from longtide_server.training.files.log import iso_time_s
-from longtide_server.training.files.tables import Scalar, id_text
+from longtide_server.training.files.tables.columns import Scalar, id_text
 
 LEVELS = " > "
 """Between the names of a category that is written as text, the most general first."""

@@ -23,7 +23,8 @@ from longtide_server.items.item import Item, violation
 from longtide_server.items.item_fields import Fields
 from longtide_server.training.files.importing import BadRowsFile
 from longtide_server.training.files.item_cells import COLUMNS, Cell, item_of, read_cell
-from longtide_server.training.files.tables import BadRow, Faults, Table, read_ids, read_pieces, shown
+from longtide_server.training.files.tables.columns import BadRow, Faults, Table, read_ids, shown
+from longtide_server.training.files.tables.reading import read_pieces
 
 PIECE_ROWS = 1_000
 

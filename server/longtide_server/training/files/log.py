@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, MAX_VALUE, NO_VALUE, EventType, values_as_read
-from longtide_server.training.files.tables import (
+from longtide_server.training.files.tables.columns import (
     BadRows,
     Column,
     Faults,
@@ -34,9 +34,9 @@ from longtide_server.training.files.tables import (
     Table,
     id_text,
     read_ids,
-    read_table,
     shown,
 )
+from longtide_server.training.files.tables.reading import read_table
 
 NEEDED = ("user_id", "item_id", "timestamp")
 OPTIONAL = ("event_type", "value", "rating", "session_id")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.training.files.item_cells import COLUMNS, Cell, item_of, read_cell
-from longtide_server.training.files.tables import Column, Faults, Table, read_ids, read_table, shown
+from longtide_server.training.files.tables.columns import Column, Faults, Table, read_ids, shown
+from longtide_server.training.files.tables.reading import read_table
 from longtide_server.training.items.known_items import Described, described
 
 VECTORS = ("text_vector", "image_vector")

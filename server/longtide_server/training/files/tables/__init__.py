@@ -1,0 +1,1 @@
+"""Reads a table file (CSV, JSON lines, Parquet) into columns of distinct values, and says which row of it is wrong."""
