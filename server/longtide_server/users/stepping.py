@@ -21,7 +21,7 @@ from longtide_server.users.user_states import UserStates
 
 AT_ONCE = 256
 MAX_DUE = 16 * AT_ONCE  # the rest waits until it is asked for
-PAUSE_S = 1.0  # after a failure
+PAUSE_S = 1.0  # after a batch that failed
 MAX_EXPECTED_EVENTS = 8  # more are an import, or a stream
 
 log = structlog.get_logger(__name__)
@@ -78,14 +78,17 @@ class Stepper:
                 del self._due[owner]
             steps = [asyncio.create_task(self._states.step(owner)) for owner in owners]
             try:
-                await asyncio.gather(*steps)
-            except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
-                log.info("steps_left_for_later", reason=str(exc), users=len(owners) + len(self._due))
-                self._due.clear()
-                self._paused_until_s = time.monotonic() + PAUSE_S
+                failures = [one for one in await asyncio.gather(*steps, return_exceptions=True) if one is not None]
             finally:
                 for step in steps:
                     step.cancel()
+            for failure in failures:
+                if not isinstance(failure, (EncoderUnavailable, DeadlineExceeded, Overloaded)):
+                    raise failure
+            if len(failures) == len(owners):  # else it is these users alone who cannot be encoded
+                log.info("steps_left_for_later", reason=str(failures[0]), users=len(owners) + len(self._due))
+                self._due.clear()
+                self._paused_until_s = time.monotonic() + PAUSE_S
 
 
 def _by_owner(events: Sequence[Event]) -> dict[str, list[Event]]:

@@ -103,6 +103,24 @@ async def test_an_encoder_that_fails_is_left_alone_for_a_while(world, stepper, m
     assert world.encoder.rows[-1] == [[2, 2, 3]]
 
 
+async def test_a_user_who_cannot_be_encoded_holds_up_nobody(world, stepper):
+    for user in ("ann", "bea", "cid"):
+        await world.did(user, "a")
+        await asked(world, user)
+    world.encoder.answering_allowed.clear()
+    world.encoder.unsound = (5,)
+    await world.did("cid", "b")
+    await world.encoder.call_begun.acquire()
+    await world.did("ann", "e")
+    await world.did("bea", "b")
+    world.encoder.answering_allowed.set()
+    await caught_up(world, "bea")
+    assert world.encoder.rows[-1] == [[5], [2]]
+    await world.did("bea", "c")
+    await caught_up(world, "bea")
+    assert world.states.steps_due("user:ann")
+
+
 async def test_what_is_due_is_bounded(world, stepper, monkeypatch):
     monkeypatch.setattr(stepping, "MAX_DUE", 1)
     for user in ("ann", "bea", "cid"):
