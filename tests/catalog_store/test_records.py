@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.items import facts
 
-from longtide_server.catalog_store.records import FORMAT, MAX_RECORD_BYTES, from_record, size_violation, to_record
+from longtide_server.catalog_store.records import (
+    FORMAT,
+    MAX_RECORD_BYTES,
+    from_record,
+    size_violation,
+    to_record,
+    told_apart,
+)
 from longtide_server.errors import Unavailable
 from longtide_server.items.item import Item
 
@@ -94,6 +101,14 @@ def test_a_field_of_a_later_release_is_skipped():
 def test_a_record_that_is_none_is_named(record, reason):
     with pytest.raises(Unavailable, match=reason):
         from_record("i1", record)
+
+
+def test_what_is_damaged_is_not_there_but_what_a_later_release_wrote_is_not_passed_over():
+    later = msgspec.msgpack.encode({"v": 2, "u": 0.0})
+    items, gone = told_apart([("a", to_record(Item("a"))), ("b", None), ("c", b"\x00")])
+    assert ([item.item_id for item in items], gone) == (["a"], ["b", "c"])
+    with pytest.raises(Unavailable, match="this release reads format 1"):
+        told_apart([("a", later)])
 
 
 def test_a_small_item_is_small_and_a_vector_costs_four_bytes_a_number():

@@ -104,6 +104,13 @@ async def test_changes_that_redis_has_lost_are_noticed_and_later_ones_are_not_mi
     assert not (await items.changes(found.revision, 9)).restarted
 
 
+async def test_a_damaged_item_is_told_as_deleted_and_holds_up_no_other(items):
+    await items.upsert([Item("i1"), Item("i2")], None, 0.0)
+    await items._commands.run("HSET", ITEMS, "i1", b"\x00")
+    found = await items.changes(Revision(), 9)
+    assert ([item.item_id for item in found.items], found.deleted) == (["i2"], ["i1"])
+
+
 async def test_an_emptied_redis_begins_anew(items, redis_port):
     await items.upsert([Item("i1")], None, 0.0)
     known = await items.revision()

@@ -79,6 +79,16 @@ async def test_an_item_that_cannot_be_read_takes_no_event_along(stores):
     assert written.new == 1
 
 
+async def test_a_damaged_item_is_told_as_deleted_and_holds_up_no_other(stores):
+    await stores.items.upsert([Item("i1"), Item("i2")], None, 0.0)
+    stores.events.file.connection.execute("UPDATE items SET record = x'00' WHERE item_id = 'i1'")
+    found = await stores.items.changes(Revision(), 9)
+    assert ([item.item_id for item in found.items], found.deleted) == (["i2"], ["i1"])
+    await stores.items.upsert([Item("i1", title="whole again")], None, 0.0)
+    found = await stores.items.changes(found.revision, 9)
+    assert ([item.title for item in found.items], found.deleted) == (["whole again"], [])
+
+
 async def test_what_fails_in_a_way_it_should_not_fails_alone(stores):
     def fails(connection):
         connection.execute("INSERT INTO items VALUES (1, 'half', x'00')")

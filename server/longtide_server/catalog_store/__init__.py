@@ -62,7 +62,7 @@ class Changes:
     items: Sequence[Item]
     """Those that are there, by ascending revision."""
     deleted: Sequence[str]
-    """The ids of those that are not, by ascending revision."""
+    """The ids of those that are not, or whose record is damaged, by ascending revision."""
     revision: Revision
     """Where these changes end, and the next ones begin."""
     more: bool

@@ -7,8 +7,11 @@ golden records of the tests must still be read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from longtide_server.errors import FieldViolation, Unavailable
@@ -17,6 +20,12 @@ from longtide_server.items.item import AttributeValue, CategoryPath, Item
 FORMAT = 1
 MAX_RECORD_BYTES = 262_144
 _FLOATS = np.dtype("<f4")
+
+log = structlog.get_logger(__name__)
+
+
+class DamagedRecord(Unavailable):
+    """No release has written these bytes."""
 
 
 class _Record(msgspec.Struct, omit_defaults=True, gc=False):
@@ -69,11 +78,11 @@ def to_record(item: Item) -> bytes:
 
 
 def from_record(item_id: str, record: bytes) -> Item:
-    """The item of an id. Unavailable when the record is damaged, or of a later release."""
+    """The item of an id. DamagedRecord, or Unavailable when the record is of a later release."""
     try:
         found = _decode(record)
     except msgspec.DecodeError as exc:
-        raise Unavailable(f"the record of item {item_id!r} cannot be read: {exc}") from exc
+        raise DamagedRecord(f"the record of item {item_id!r} cannot be read: {exc}") from exc
     if found.format != FORMAT:
         raise Unavailable(
             f"the record of item {item_id!r} is of format {found.format}; this release reads format {FORMAT}"
@@ -97,6 +106,24 @@ def from_record(item_id: str, record: bytes) -> Item:
         update_time_s=found.update_time_s,
         unwritten=frozenset(found.unwritten),
     )
+
+
+def told_apart(records: Iterable[tuple[str, bytes | None]]) -> tuple[list[Item], list[str]]:
+    """The items of some records, and the ids of those that are not there: what is damaged must not appear, either.
+
+    Unavailable when one is of a later release.
+    """
+    items, gone = [], []
+    for item_id, record in records:
+        try:
+            if record:
+                items.append(from_record(item_id, record))
+            else:
+                gone.append(item_id)
+        except DamagedRecord as exc:
+            log.error("item_left_out", reason=str(exc))
+            gone.append(item_id)
+    return items, gone
 
 
 def size_violation(record: bytes) -> FieldViolation | None:

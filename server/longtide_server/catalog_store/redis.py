@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from longtide_server.catalog_store import PIECE_BYTES, Changes, ItemPage, Refused, Revision, Upserted
-from longtide_server.catalog_store.records import from_record
+from longtide_server.catalog_store.records import from_record, told_apart
 from longtide_server.catalog_store.redis_scripts import CHANGES, DELETE, PAGE, READ, UPSERT
 from longtide_server.catalog_store.writes import Sent, Write, bytes_of, merged, stamped, vector_violation, whole
 from longtide_server.errors import Unavailable
@@ -88,9 +88,10 @@ class RedisCatalogStore:
         more, restarted, *found = await self._commands.evaluate(CHANGES, KEYS, *since, limit, PIECE_BYTES)
         rows = [(text(found[at]), int(found[at + 1]), found[at + 2]) for at in range(0, len(found), 3)]
         begin = Revision() if restarted else since
+        items, deleted = told_apart((item_id, record) for item_id, _, record in rows)
         return Changes(
-            items=[from_record(item_id, record) for item_id, _, record in rows if record],
-            deleted=[item_id for item_id, _, record in rows if not record],
+            items=items,
+            deleted=deleted,
             revision=Revision(rows[-1][1], rows[-1][0]) if rows else begin,
             more=bool(more),
             restarted=bool(restarted),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from longtide_server.catalog_store import PIECE_BYTES, Changes, ItemPage, Refused, Revision, Upserted
-from longtide_server.catalog_store.records import from_record
+from longtide_server.catalog_store.records import from_record, told_apart
 from longtide_server.catalog_store.writes import VECTORS, Sent, Write, merged, vector_violation
 from longtide_server.errors import FieldViolation
 from longtide_server.items.item import Item
@@ -85,9 +85,10 @@ def delete(connection: sqlite3.Connection, item_ids: Iterable[str]) -> int:
 def changes(connection: sqlite3.Connection, since: Revision, limit: int) -> Changes:
     """See CatalogStore.changes. SQLite loses nothing, so nothing is restarted."""
     rows, more = _piece(connection.execute(NEXT_CHANGES, (since.number, limit + 1)), limit)
+    items, deleted = told_apart((item_id, record) for item_id, record, _ in rows)
     return Changes(
-        items=[from_record(item_id, record) for item_id, record, _ in rows if record is not None],
-        deleted=[item_id for item_id, record, _ in rows if record is None],
+        items=items,
+        deleted=deleted,
         revision=Revision(rows[-1][2], rows[-1][0]) if rows else since,
         more=more,
     )
