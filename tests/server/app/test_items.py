@@ -207,26 +207,19 @@ async def test_a_share_of_the_places_is_for_items_that_were_just_written(config,
         assert first.sources[0].source != Source.EXPLORATION
 
 
-async def test_two_servers_over_one_redis_have_one_catalogue(config, redis_port, tmp_path):
-    cli(redis_port, "flushall")
-    store = f"redis://127.0.0.1:{redis_port}"
-    async with (
-        running(config(store=store, data_dir=tmp_path / "one")) as one,
-        running(config(store=store, data_dir=tmp_path / "other")) as other,
-        AsyncClient(one) as here,
-        AsyncClient(other) as there,
-    ):
-        mask = Item("i1", "Mask", price=12.5, text_vector=[1, 2], attributes={"refill": True})
-        assert await here.upsert_items([mask]) == UpsertResult(1)
-        assert await there.get_item("i1") == mask
-        [error] = (await there.upsert_items([Item("i2", text_vector=[1, 2, 3]), Item("i3")])).errors
-        assert (error.index, error.item_id, error.field) == (0, "i2", "text_vector")
-        await there.upsert_items([Item("i1", price=9.0)], ["price"])
-        assert (await here.get_item("i1")).price == 9.0
-        assert [item.item_id async for item in here.list_items(page_size=1)] == ["i1", "i3"]
-        assert await here.delete_items(["i1", "i1", "i9"]) == 1
-        with pytest.raises(NotFoundError):
-            await there.get_item("i1")
+async def test_two_servers_over_one_redis_have_one_catalogue(two_servers):
+    here, there = two_servers
+    mask = Item("i1", "Mask", price=12.5, text_vector=[1, 2], attributes={"refill": True})
+    assert await here.upsert_items([mask]) == UpsertResult(1)
+    assert await there.get_item("i1") == mask
+    [error] = (await there.upsert_items([Item("i2", text_vector=[1, 2, 3]), Item("i3")])).errors
+    assert (error.index, error.item_id, error.field) == (0, "i2", "text_vector")
+    await there.upsert_items([Item("i1", price=9.0)], ["price"])
+    assert (await here.get_item("i1")).price == 9.0
+    assert [item.item_id async for item in here.list_items(page_size=1)] == ["i1", "i3"]
+    assert await here.delete_items(["i1", "i1", "i9"]) == 1
+    with pytest.raises(NotFoundError):
+        await there.get_item("i1")
 
 
 async def test_the_catalogue_survives_a_restart(config):

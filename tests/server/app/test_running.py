@@ -6,7 +6,6 @@ import time
 
 import grpc
 import pytest
-from tests.redis_servers import cli
 from tests.server.app.calls import event, recommended, write
 
 from longtide import AsyncClient, Event, InvalidEventsError
@@ -83,26 +82,19 @@ async def test_states_that_nobody_saves_into_any_more_do_not_stay(config):
     assert len(list(folder.glob("*.arrow"))) == 1
 
 
-async def test_two_servers_over_one_redis_are_one(config, redis_port, tmp_path):
-    cli(redis_port, "flushall")
-    store = f"redis://127.0.0.1:{redis_port}"
-    async with (
-        running(config(store=store, data_dir=tmp_path / "one")) as one,
-        running(config(store=store, data_dir=tmp_path / "other")) as other,
-        AsyncClient(one) as here,
-        AsyncClient(other) as there,
-    ):
-        for n in range(8):
-            writer, reader = (here, there) if n % 2 else (there, here)
-            sent = Event("ann", f"item-{n}", time=1_700_000_000 + n)
-            assert (await writer.write_events([sent])).written_count == 1
-            assert (await reader.write_events([sent])).duplicate_count == 1
-            assert f"item-{n}" not in [item.item_id for item in await reader.recommend("ann", 12)]
-        assert [item.item_id for item in await here.recommend("ann", 12)] == [
-            item.item_id for item in await there.recommend("ann", 12)
-        ]
-        await here.delete_user_data("ann")
-        assert len(await there.recommend("ann", 12)) == 12
+async def test_two_servers_over_one_redis_are_one(two_servers):
+    here, there = two_servers
+    for n in range(8):
+        writer, reader = (here, there) if n % 2 else (there, here)
+        sent = Event("ann", f"item-{n}", time=1_700_000_000 + n)
+        assert (await writer.write_events([sent])).written_count == 1
+        assert (await reader.write_events([sent])).duplicate_count == 1
+        assert f"item-{n}" not in [item.item_id for item in await reader.recommend("ann", 12)]
+    assert [item.item_id for item in await here.recommend("ann", 12)] == [
+        item.item_id for item in await there.recommend("ann", 12)
+    ]
+    await here.delete_user_data("ann")
+    assert len(await there.recommend("ann", 12)) == 12
 
 
 async def test_a_session_becomes_a_users(config):
