@@ -6,6 +6,7 @@ from longtide_server.training.dataset import (
     Sequences,
     batches,
     chunks,
+    ends_of_steps,
     hold_out_after,
     hold_out_last,
     select,
@@ -171,6 +172,16 @@ def test_what_is_left_out_widens_the_gap_over_it():
     assert (found.user_ids, found.item_ids) == (whole.user_ids, whole.item_ids)
 
 
+def test_only_so_many_users_are_held_back_from_the_seed_says_whose():
+    whole = spelled(**{f"u{n}": "abcdef" for n in range(20)})
+    found = hold_out_last(whole, most_users=5, seed=1)
+    assert len(found.users) == len(found.targets) == 5
+    assert np.bincount(found.history.lengths).tolist() == [0, 0, 0, 0, 0, 5, 15]  # the others keep all six events
+    assert found.users.tolist() == hold_out_last(whole, most_users=5, seed=1).users.tolist()
+    assert found.users.tolist() != hold_out_last(whole, most_users=5, seed=2).users.tolist()
+    assert len(hold_out_last(whole, most_users=50, seed=1).users) == 20
+
+
 # Packing
 
 
@@ -186,6 +197,20 @@ def test_batches_hold_every_user_once(rng):
 def test_a_batch_holds_about_so_many_events_of_one_chunk():
     whole = spelled(**{f"u{n}": "abcdef" for n in range(10)})
     assert [len(batch) for batch in batches(whole, np.arange(10), batch_events=12, chunk=3, rng=None)] == [4, 4, 2]
+
+
+def test_one_short_history_does_not_make_a_batch_of_long_ones_wide():
+    whole = spelled(a="ab", **{f"u{n}": "abcdef" for n in range(4)})
+    found = [batch.tolist() for batch in batches(whole, np.arange(5), batch_events=12, chunk=100, rng=None)]
+    assert found == [[0, 1], [2, 3], [4]]
+
+
+def test_a_step_waits_until_it_has_events_enough():
+    lengths = [np.array([7, 3]), np.array([2]), np.array([4, 4])]
+    # The pieces of at most 3 hold 6, 3 and 1 events, 2 events, 6 and 2 events; a step needs 5.
+    assert ends_of_steps(lengths, chunk=3, least=5) == [[True, False, False], [True], [True, True]]
+    assert ends_of_steps(lengths, chunk=3, least=2) == [[True, True, False], [True], [True, True]]
+    assert ends_of_steps([], chunk=3, least=5) == []
 
 
 def test_even_one_user_who_is_too_long_for_a_batch_gets_one():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,17 +153,26 @@ def _held_out(
     )
 
 
-def hold_out_last(sequences: Sequences, min_events: int = 3, *, include_seen: bool = False) -> Holdout:
+def hold_out_last(
+    sequences: Sequences,
+    min_events: int = 3,
+    *,
+    include_seen: bool = False,
+    most_users: int | None = None,
+    seed: int = 0,
+) -> Holdout:
     """Hold back what everyone last chose that was new to them, and what they did after it.
 
     With `include_seen`, it need not have been new. Who has less than `min_events` events up to there keeps them all and
-    has no target.
+    has no target, and so do others where more than `most_users` could have one; `seed` draws who has.
     """
     could_be = np.flatnonzero(sequences.chosen & (sequences.firsts() | include_seen))
     owner = sequences.owner
     target = np.full(sequences.user_count, -1, np.int64)
     target[owner[could_be]] = could_be  # of those of one user, the last one stays
     users = np.flatnonzero((target >= 0) & (target - sequences.offsets[:-1] >= min_events - 1))
+    if most_users is not None:
+        users = users[drawn(len(users), most_users, seed)]
     end = sequences.offsets[1:].copy()
     end[users] = target[users]
     return _held_out(sequences, np.arange(len(owner)) < end[owner], users, target[users])
@@ -279,15 +288,18 @@ EMPTY = Chunk(
 def batches(
     sequences: Sequences, users: NDArray[np.int64], batch_events: int, chunk: int, rng: np.random.Generator | None
 ) -> Iterator[NDArray[np.int64]]:
-    """Groups of users of similar length, about `batch_events` events each; shuffled when there is a generator."""
+    """Groups of users of similar length, at most `batch_events` events each, padding included and no piece of a history
+    longer than `chunk`, or one user; shuffled when there is a generator.
+    """
     lengths = sequences.lengths[users]
     noise = rng.random(len(users)) if rng else np.zeros(len(users))
     # A little noise on the logarithm of the length mixes the groups from epoch to epoch and keeps padding small.
     order = users[np.argsort(np.log(lengths + 1.0) + 0.3 * noise, kind="stable")]
+    widths = np.minimum(sequences.lengths[order], chunk).clip(1)
     groups, at = [], 0
     while at < len(order):
-        width = min(chunk, int(sequences.lengths[order[at]]))
-        size = max(1, batch_events // max(width, 1))
+        longest = np.maximum.accumulate(widths[at : at + batch_events])
+        size = max(1, int(np.searchsorted(longest * np.arange(1, len(longest) + 1), batch_events, side="right")))
         groups.append(order[at : at + size])
         at += size
     for i in rng.permutation(len(groups)) if rng else range(len(groups)):
@@ -325,6 +337,25 @@ def chunks(sequences: Sequences, users: NDArray[np.int64], chunk: int) -> Iterat
         first += chunk
         keep = np.flatnonzero(lengths[alive] > first)
         alive = alive[keep]
+
+
+def ends_of_steps(batch_lengths: Sequence[NDArray[np.int64]], chunk: int, least: float) -> list[list[bool]]:
+    """Of each piece of each batch, whether an optimiser step ends with it: with `least` events, or with the last piece.
+
+    batch_lengths: (B,) lengths of the histories of each batch, all above 0.
+    """
+    ends: list[list[bool]] = []
+    waiting = 0
+    for lengths in batch_lengths:
+        firsts = np.arange(0, int(lengths.max()), chunk)
+        ends.append([])
+        for events in np.clip(lengths[:, None] - firsts, 0, chunk).sum(axis=0).tolist():
+            waiting += events
+            ends[-1].append(waiting >= least)
+            waiting = 0 if waiting >= least else waiting
+    if ends:
+        ends[-1][-1] = True
+    return ends
 
 
 def drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:

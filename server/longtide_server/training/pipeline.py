@@ -138,7 +138,8 @@ def train(
     sequences: Sequences, settings: Settings, report: Report, run: Run, content: Content | None = None
 ) -> Trained:
     """All phases of training; in every process that takes part, with the same outcome."""
-    holdout = hold_out_last(sequences, MIN_EVENTS)
+    judges = max(FUSION_USERS, settings.train.validation_users)
+    holdout = hold_out_last(sequences, MIN_EVENTS, most_users=judges, seed=settings.train.seed)
     if np.isin(holdout.targets, holdout.history.items).sum() < MIN_TARGETS:  # learn from all of it, judge by nothing
         holdout = nothing_held_out(sequences)
     report(Step("Training the encoder"))

@@ -27,8 +27,8 @@ SMALL_LOG_EVENTS = 200_000
 SELDOM_EVENTS = 100
 SELDOM_RATE = 3.0
 """Of items with fewer events each, on average, the embeddings learn faster: they get fewer chances to."""
-STEPS_PER_EPOCH = 250
-BATCH_EVENTS = (768, 2048)
+STEPS_PER_EPOCH = 220
+BATCH_EVENTS = (896, 2048)
 FULL_SOFTMAX_ITEMS = 30_000
 NEGATIVES = 4096
 WANTED_TYPES = (EventType.PURCHASE, EventType.ADD_TO_CART, EventType.LIKE, EventType.WATCH, EventType.READ)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.testing import assert_close
 
 from longtide_server.catalog.catalog import ItemInfo
@@ -60,10 +61,15 @@ def objective(negatives: int, *, sparse: bool = False, known=None) -> Objective:
     return Objective(Encoder(CONFIG, known), torch.ones(ITEMS + 1), negatives, bfloat16=False, sparse=sparse)
 
 
-def loss_of(trained: Objective) -> torch.Tensor:
-    torch.manual_seed(1)  # the same negatives each time
+def loss_of(trained: Objective, seed: int = 1) -> torch.Tensor:
+    torch.manual_seed(seed)  # the same negatives each time
     batch = one_batch()
     return trained(batch, trained.encoder.initial_state(len(batch.items)))[0]
+
+
+def step(optimizers: Optimizers, loss: torch.Tensor) -> None:
+    optimizers.add(loss)
+    optimizers.step(1.0)
 
 
 @pytest.mark.parametrize("known", [None, content()], ids=["ids", "ids and content"])
@@ -98,7 +104,7 @@ def test_a_step_changes_no_embedding_that_it_does_not_touch():
     before = trained.encoder.items.ids.weight.detach().clone()
     optimizers = Optimizers(trained, RATES, steps=10)
     for _ in range(3):
-        optimizers.step(loss_of(trained))
+        step(optimizers, loss_of(trained))
     changed = (trained.encoder.items.ids.weight != before).any(dim=1)
     touched = {0, *range(ITEMS // 2 + 1, ITEMS + 1)}
     assert {n for n in range(ITEMS + 1) if not changed[n]} >= touched
@@ -111,7 +117,7 @@ def test_sparse_and_dense_steps_learn(sparse):
     optimizers = Optimizers(trained, RATES, steps=40)
     first = float(loss_of(trained).detach())
     for _ in range(40):
-        optimizers.step(loss_of(trained))
+        step(optimizers, loss_of(trained))
     assert float(loss_of(trained).detach()) < 0.7 * first
 
 
@@ -119,7 +125,7 @@ def largest_change(trained: Objective, name: str, rates: Rates) -> float:
     """Of a weight, by the first step: with Adam, the learning rate."""
     weight = dict(trained.named_parameters())[name]
     before = weight.detach().clone()
-    Optimizers(trained, rates, steps=1).step(loss_of(trained))
+    step(Optimizers(trained, rates, steps=1), loss_of(trained))
     return float((weight.detach() - before).abs().max())
 
 
@@ -132,14 +138,33 @@ def test_item_embeddings_learn_faster_lazy_ones_faster_still(sparse, times):
     assert ids == pytest.approx(times * 1e-4, rel=0.01)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_goes_down_the_mean_of_all_losses_that_were_added(sparse):
+    one_by_one, at_once = objective(10, sparse=sparse), objective(10, sparse=sparse)
+    optimizers = Optimizers(one_by_one, RATES, steps=10)
+    for seed in (1, 2):
+        optimizers.add(loss_of(one_by_one, seed))
+    optimizers.step(8.0)
+    optimizers = Optimizers(at_once, RATES, steps=10)
+    optimizers.add((loss_of(at_once, 1) + loss_of(at_once, 2)) / 8.0)
+    optimizers.step(1.0)
+    assert_close(one_by_one.state_dict(), at_once.state_dict(), rtol=0, atol=2e-5)
+    assert all(weight.grad is None for weight in one_by_one.parameters())  # the next step begins with nothing
+
+
 def test_all_gradients_together_are_bounded():
     trained = objective(4, sparse=True)
     optimizers = Optimizers(trained, RATES, steps=10)
-    optimizers.step(1_000.0 * loss_of(trained))
-    gradients = [weight.grad.to_dense() for weight in trained.parameters() if weight.grad is not None]
-    assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(
-        MAX_GRADIENT_NORM, rel=1e-3
-    )
+    gradients = []
+
+    def look(optimizer, *_):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients.extend(weight.grad.to_dense().flatten() for weight in weights if weight.grad is not None)
+
+    hook = register_optimizer_step_pre_hook(look)
+    step(optimizers, 1_000.0 * loss_of(trained))
+    hook.remove()
+    assert torch.cat(gradients).norm() == pytest.approx(MAX_GRADIENT_NORM, rel=1e-3)
 
 
 def test_what_was_kept_is_taken_up():
@@ -147,14 +172,14 @@ def test_what_was_kept_is_taken_up():
     for again in (False, True):
         trained = objective(4, sparse=True)
         optimizers = Optimizers(trained, RATES, steps=10)
-        for step in range(4):
-            if again and step == 2:
+        for number in range(4):
+            if again and number == 2:
                 weights, state = trained.state_dict(), optimizers.state()
                 trained = objective(4, sparse=True)
                 optimizers = Optimizers(trained, RATES, steps=10)
                 trained.load_state_dict(weights)
                 optimizers.restore(state)
-            optimizers.step(loss_of(trained))
+            step(optimizers, loss_of(trained))
         runs.append(trained.state_dict())
     assert_close(runs[0], runs[1], rtol=0, atol=0)
 

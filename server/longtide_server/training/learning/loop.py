@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks
+from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks, ends_of_steps
 from longtide_server.training.learning.checkpoint import Checkpoints, State
 from longtide_server.training.learning.encoding import inputs, ranks_of_targets
 from longtide_server.training.learning.had import Had, had_in
@@ -23,6 +23,9 @@ from longtide_server.training.learning.workers import ALONE, Workers
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
 
 EVALUATED_AT = 10
+LEAST_STEP = 0.5
+"""Of the events of a full step. The ends of long histories have fewer: a step for each of them would let a few long
+histories teach more than all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +171,23 @@ def _epoch(
     state_size = learner.objective.encoder.state_size
     objective.train()
     groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, learner.rng))
-    for number, group in enumerate(groups, 1):
+    waiting = 0.0  # what the events count whose gradients wait for the next step
+    for number, (group, ends) in enumerate(zip(groups, _ends(phase, groups), strict=True), 1):
         state = torch.empty(0)
-        for piece in _pieces(phase, group, workers):
+        for piece, step_ends in zip(_pieces(phase, group, workers), ends, strict=True):
             if piece.first == 0:
                 state = torch.zeros(len(piece.users), state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
             loss, counted, state = objective(_batch(piece, had, workers.device), state)
             total = workers.total(float(counted))
-            if not total:
-                continue
-            learner.optimizers.step(loss * (workers.count / total))  # the mean over all events, gradients averaged
-            yield number / len(groups), workers.total(float(loss.detach())), total
+            if total:
+                learner.optimizers.add(loss * workers.count)  # the sum over all processes, gradients averaged
+                waiting += total
+                yield number / len(groups), workers.total(float(loss.detach())), total
+            if step_ends and waiting:
+                learner.optimizers.step(waiting)
+                waiting = 0.0
 
 
 def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterator[Chunk]:
@@ -219,6 +226,10 @@ def _keep(run: Run, phase: Phase, learner: Learner) -> None:
 
 def _steps(phase: Phase, users: NDArray[np.int64]) -> int:
     """About how many optimiser steps an epoch takes; at least 1."""
-    lengths = phase.sequences.lengths
-    groups = batches(phase.sequences, users, phase.batch_events, phase.chunk, None)
-    return max(1, sum(-(-int(lengths[group].max()) // phase.chunk) for group in groups))
+    groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, None))
+    return max(1, sum(map(sum, _ends(phase, groups))))
+
+
+def _ends(phase: Phase, groups: Sequence[NDArray[np.int64]]) -> list[list[bool]]:
+    least = LEAST_STEP * phase.batch_events
+    return ends_of_steps([phase.sequences.lengths[group] for group in groups], phase.chunk, least)

@@ -50,14 +50,17 @@ class Optimizers:
         self._schedules = [_schedule(optimizer, steps) for optimizer in self._optimizers]
         self._parameters = list(objective.parameters())
 
-    def step(self, loss: Tensor) -> None:
-        """Go down the gradient of a loss, whose length is bounded."""
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+    def add(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the next step."""
         torch.autograd.backward(loss)
+
+    def step(self, count: float) -> None:
+        """Go down the gradients that were added since the last step, divided by `count`; their length is bounded."""
+        _divide(self._parameters, count)
         _clip(self._parameters)
         for optimizer in self._optimizers:
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         for schedule in self._schedules:
             schedule.step()
 
@@ -91,6 +94,14 @@ def _groups(objective: Objective, rates: Rates) -> list[dict[str, Any]]:
 
 def _decays(name: str, weight: Tensor) -> bool:
     return weight.dim() > 1 and "embedding" not in name
+
+
+def _divide(parameters: Iterable[nn.Parameter], count: float) -> None:
+    """Make means of sums; a sparse gradient that several losses added to has each of its rows once from here on."""
+    for weight in parameters:
+        if weight.grad is not None:
+            weight.grad = weight.grad.coalesce() if weight.grad.is_sparse else weight.grad
+            weight.grad.div_(count)
 
 
 def _clip(parameters: Iterable[nn.Parameter]) -> None:
