@@ -196,6 +196,21 @@ async def test_the_parts_of_other_users_or_settings_are_not_gone_on_with(client,
         await scored(client, out)
 
 
+async def test_a_run_that_was_killed_while_it_cleared_away_can_be_run_again(client, out, monkeypatch):
+    def killed(folder, **_):
+        for part in sorted(folder.glob("*.parquet"))[:1]:
+            part.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring.shutil, "rmtree", killed)
+        await scored(client, out)
+    assert [row["user_id"] for row in rows(out)] == USERS
+    assert await scored(client, out, USERS[:20]) == Scored(users=20)
+    assert [row["user_id"] for row in rows(out)] == USERS[:20]
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith("recs")] == ["recs.parquet"]
+
+
 async def test_nobody_is_a_file_without_rows(client, out):
     assert await scored(client, out, []) == Scored()
     assert rows(out) == []

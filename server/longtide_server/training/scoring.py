@@ -123,6 +123,7 @@ async def score(
     when the server stays away, or has too much to do, for longer than the timeout; what is done stays done.
     """
     users = iter(user_ids)
+    shutil.rmtree(_done(out), ignore_errors=True)
     parts = out.with_name(f"{out.name}.parts")
     parts.mkdir(exist_ok=True)
     settings = asdict(asked_for)
@@ -226,10 +227,15 @@ def _written(rows: Sequence[Recommendations], path: Path) -> pa.Table:
     return table
 
 
+def _done(out: Path) -> Path:
+    """What the folder of the parts is called while it is removed: a run that is killed then has left no parts."""
+    return out.with_name(f"{out.name}.parts.done")
+
+
 def _join(folder: Path, out: Path) -> None:
     partial = out.with_name(f"{out.name}.partial")
     with pq.ParquetWriter(partial, SCHEMA) as writer:
         for part in _parts(folder):
             writer.write_table(pq.read_table(part))
     partial.replace(out)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.rename(_done(out)))
