@@ -240,6 +240,20 @@ def test_no_moment_divides_a_log_without_times():
     assert len(hold_out(sequences("abc", "bca"), "leave-one-out", times_are_real=False).users) == 2
 
 
+def test_a_moment_that_most_of_the_log_shares_divides_nothing():
+    """As where an import gave all that it had no time of the same one."""
+    log = sequences(*["abc"] * 10)
+    log = replace(log, times=np.where(np.arange(30) < 28, 5.0, np.arange(30)))
+    with pytest.raises(InvalidInput, match=r"93% of the events of this log share its first moment.*leave-one-out"):
+        hold_out(log, "temporal")
+
+
+def test_a_moment_before_which_nobody_did_two_things_leaves_nothing_to_learn_from():
+    log = replace(sequences(*"abcdefgh", "ab"), times=np.array([*range(9), 9.0]))
+    with pytest.raises(InvalidInput, match="the temporal split of this log leaves nobody with two events to learn"):
+        hold_out(log, "temporal")
+
+
 # The next behaviour
 
 

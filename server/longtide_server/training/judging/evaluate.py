@@ -103,7 +103,7 @@ def hold_out(sequences: Sequences, split: Split, *, times_are_real: bool = True,
     `include_seen`, what they chose then, new or not.
 
     The history knows nothing of what was held back, not even that an item will exist. InvalidInput where nobody has a
-    target, and where times are to divide a log that has none.
+    target or two events of history, and where times are to divide a log that has none, or that begins with most of it.
     """
     if split == "leave-one-out":
         holdout = hold_out_last(sequences, MIN_EVENTS, include_seen=include_seen)
@@ -112,12 +112,24 @@ def hold_out(sequences: Sequences, split: Split, *, times_are_real: bool = True,
             "the times of this log are all equal, or count events: no moment divides it; leave-one-out does"
         )
     else:
-        holdout = hold_out_after(
-            sequences, float(np.quantile(sequences.times, TEMPORAL_SHARE)), include_seen=include_seen
-        )
+        holdout = hold_out_after(sequences, _moment(sequences.times), include_seen=include_seen)
     if not len(holdout.users):
         raise InvalidInput(f"the {split} split of this log leaves no user with a target to be measured by")
+    if not (holdout.history.lengths >= 2).any():
+        raise InvalidInput(f"the {split} split of this log leaves nobody with two events to learn from")
     return without_hindsight(holdout)
+
+
+def _moment(times: NDArray[np.float64]) -> float:
+    """The time, in seconds, at which 90 % of the events (N,) had happened. InvalidInput where none is before it."""
+    moment_s = float(np.quantile(times, TEMPORAL_SHARE))
+    if not (times < moment_s).any():
+        shared = float((times <= moment_s).mean())
+        raise InvalidInput(
+            f"{shared:.0%} of the events of this log share its first moment, which is where the temporal split would "
+            "cut: nothing is before it to learn from; leave-one-out needs no moment"
+        )
+    return moment_s
 
 
 def evaluate(
