@@ -298,6 +298,15 @@ def test_where_nobody_had_a_value_before_there_is_no_median():
     assert found.value_mae_user_median is None
 
 
+def test_the_median_of_values_however_large_is_a_number():
+    history = replace(sequences("ab", ""), values=np.array([3e38, 3e38], np.float32))
+    targets, values = np.array([1, 2]), np.array([3e38, -3e38], np.float32)
+    holdout = Holdout(history, np.array([0, 1]), targets, np.array([1, 1]), values, np.zeros(2))
+    head = BehaviorHead(ModelConfig(2, dim=2)).eval()
+    found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
+    assert found.value_mae_user_median == pytest.approx(3e38)  # right once, and 6e38 off
+
+
 def test_the_arrays_of_a_head_say_what_the_head_says():
     torch.manual_seed(0)
     head = BehaviorHead(ModelConfig(3, dim=4, value_mean=3.0, value_std=2.0)).eval()

@@ -253,9 +253,10 @@ def behavior_metrics(
 def _user_medians(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """(R,) the median of the earlier values of the users of these rows, or of all where one has none."""
     history = holdout.history
-    everyone = np.nanmedian(history.values)
+    every = history.values.astype(np.float64)  # between two large ones, 32 bits have no mean
+    everyone = np.nanmedian(every)
     medians = []
     for user in holdout.users[rows]:
-        values = history.values[history.of(user)]
+        values = every[history.of(user)]
         medians.append(everyone if np.isnan(values).all() else np.nanmedian(values))
     return np.array(medians, np.float64)
