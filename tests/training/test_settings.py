@@ -45,20 +45,29 @@ def test_a_sparse_log_gets_a_shallow_encoder_and_much_dropout():
     assert (model.blocks, model.dropout) == (1, 0.5)
 
 
-def test_a_crawler_does_not_make_a_log_dense():
-    lengths = np.where(np.arange(1_000) == 7, 40_000, 3)
-    crawled = replace(
+def crawled(events: int) -> Sequences:
+    """A thousand users with three events each, but for one who has so many."""
+    lengths = np.where(np.arange(1_000) == 7, events, 3)
+    return replace(
         log(users=1, events_each=int(lengths.sum())),
         user_ids=tuple(str(n) for n in range(1_000)),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )
-    assert len(crawled.items) / crawled.user_count > 40
-    assert chosen(crawled).model == chosen(log(users=10_000, events_each=3)).model
+
+
+def test_a_crawler_does_not_make_a_log_dense():
+    assert len(crawled(40_000).items) / 1_000 > 40
+    assert chosen(crawled(40_000)).model == chosen(log(users=10_000, events_each=3)).model
 
 
 def test_embeddings_of_items_that_are_seldom_met_learn_faster():
     assert chosen(log(users=1_000, events_each=5, items=50)).train.item_rate == 1.0
     assert chosen(log(users=1_000, events_each=5, items=51)).train.item_rate > 1.0
+
+
+def test_a_crawler_does_not_make_items_often_met():
+    assert len(crawled(40_000).items) / 50 > 100
+    assert chosen(crawled(40_000)).train.item_rate == chosen(crawled(3)).train.item_rate > 1.0
 
 
 def test_a_small_dense_log_gets_narrow_vectors():

@@ -26,7 +26,8 @@ LONGEST = 0.01
 SMALL_LOG_EVENTS = 200_000
 SELDOM_EVENTS = 100
 SELDOM_RATE = 3.0
-"""Of items with fewer events each, on average, the embeddings learn faster: they get fewer chances to."""
+"""Of items with fewer events each, on average, the embeddings learn faster: they get fewer chances to. What a crawler
+did, gives them none."""
 STEPS_PER_EPOCH = 220
 BATCH_EVENTS = (896, 2048)
 FULL_SOFTMAX_ITEMS = 30_000
@@ -96,7 +97,8 @@ class Settings:
 def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Settings:
     """Defaults for a log."""
     events = len(sequences.items)
-    dense = _usual_length(sequences.lengths) >= DENSE_EVENTS_PER_USER
+    usual = _usual_length(sequences.lengths)
+    dense = usual >= DENSE_EVENTS_PER_USER
     small = dense and events < SMALL_LOG_EVENTS
     dim = 64 if small else 256
     use_types = len(np.unique(sequences.types)) > 1
@@ -123,7 +125,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             # What validation holds back is an eighth of a sparse log, and most of what is known of its newest items.
             refit_epochs=1 if dense else 4,
             refit_learning_rate=4e-4 if dense else 2e-3,
-            item_rate=SELDOM_RATE if events < SELDOM_EVENTS * sequences.item_count else 1.0,
+            item_rate=SELDOM_RATE if usual * sequences.user_count < SELDOM_EVENTS * sequences.item_count else 1.0,
             fine_tune_epochs=8 if together else 2 if use_types or std > 0.0 else 0,
             fine_tune_learning_rate=2e-3 if together else 5e-4,
             head_weight=1.0 if together else 0.1,
