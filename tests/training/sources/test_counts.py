@@ -81,6 +81,13 @@ def test_a_log_shorter_than_the_lags_is_counted_all_the_same():
     assert rows(count_transitions(sequences([A]), TransitionSettings(lags=5))) == {}
 
 
+def test_what_counts_nothing_follows_nothing():
+    log = sequences([A, B, C])
+    disliked = replace(log, types=np.where(log.items == B, EventType.DISLIKE, EventType.VIEW))
+    assert rows(count_transitions(disliked, TransitionSettings(lags=5, decay=0.0))) == {B: [(C, 1.0)]}
+    assert rows(count_transitions(log, TransitionSettings(lags=5, decay=0.0))) == {A: [(B, 1.0)], B: [(C, 1.0)]}
+
+
 def test_an_item_may_follow_itself():
     assert rows(count_transitions(sequences([A, A, A]), TransitionSettings(lags=2))) == {A: [(A, 1.0)]}
 

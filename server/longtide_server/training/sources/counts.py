@@ -59,11 +59,13 @@ def _followers(
     keys: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     weights: list[NDArray[np.float64]] = [np.zeros(0)]
     for lag in range(1, settings.lags + 1):
+        if not (counts := settings.decay ** (lag - 1)):
+            break  # what nothing but this follows would have no probabilities
         before = events[events + lag < len(items)]
         before = before[(owner[before + lag] == owner[before]) & chosen[before + lag]]
         distinct, count = np.unique(items[before] * width + items[before + lag], return_counts=True)
         keys.append(distinct)
-        weights.append(count.astype(np.float64) * settings.decay ** (lag - 1))
+        weights.append(count.astype(np.float64) * counts)
     pairs, where = np.unique(np.concatenate(keys), return_inverse=True)
     weight = np.bincount(where, weights=np.concatenate(weights), minlength=len(pairs))
     return pairs // width, pairs % width, weight.astype(np.float64)
