@@ -120,6 +120,25 @@ def test_how_transitions_are_counted_is_chosen_on_the_validation_targets(tmp_pat
     assert published(log, tmp_path / "told", settings=told).manifest.transitions.lags == 2
 
 
+@pytest.mark.parametrize(
+    ("told", "tried"),
+    [
+        ({}, [(5, 0.7), (20, 0.9)]),
+        ({"transitions.lags": "3"}, [(3, 0.7)]),
+        ({"transitions.decay": "0.3"}, [(5, 0.3), (20, 0.3)]),
+        ({"transitions.lags": "3", "transitions.decay": "0.3"}, [(3, 0.3)]),
+    ],
+)
+def test_how_transitions_are_counted_may_be_told_in_part(told, tried):
+    ways = pipeline._tried(with_overrides(quick(WALKS), told).transitions)
+    assert [(way.lags, way.decay) for way in ways] == tried
+
+
+def test_a_decay_that_is_told_is_the_one_that_is_served(tmp_path):
+    settings = with_overrides(quick(WALKS), {"transitions.decay": "0.3"})
+    assert published(WALKS, tmp_path, settings=settings).manifest.transitions.decay == 0.3
+
+
 def counted_only_by(way: TransitionSettings):
     """Counts transitions; in any other way than this one, there are none."""
 

@@ -168,7 +168,7 @@ def publish_trained(
     """Fit the fusion, build, gate and publish; returns the snapshot's folder."""
     holdout = trained.holdout
     report(Step("Fitting the fusion on validation data"))
-    tried = (settings.transitions,) if settings.transitions.lags else TRANSITIONS_TRIED
+    tried = _tried(settings.transitions)
     with tempfile.TemporaryDirectory(prefix=VALIDATION, dir=directory) as scratch:
         first = replace(settings, transitions=tried[0])
         described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
@@ -197,6 +197,16 @@ def publish_trained(
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
+
+
+def _tried(chosen: TransitionSettings) -> tuple[TransitionSettings, ...]:
+    """The ways to count transitions that validation chooses from: one where it is said how far they look back, and
+    with another decay than the usual one, all of them with this."""
+    if chosen.lags:
+        return (chosen,)
+    if chosen.decay == TransitionSettings().decay:
+        return TRANSITIONS_TRIED
+    return tuple(replace(way, decay=chosen.decay) for way in TRANSITIONS_TRIED)
 
 
 @dataclass(frozen=True, slots=True)
