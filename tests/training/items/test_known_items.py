@@ -7,7 +7,7 @@ from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import LogError
 from longtide_server.training.items import known_items as module
 from longtide_server.training.items.known_items import NOTHING_GIVEN, NOTHING_KNOWN, known_items, read_vectors
-from longtide_server.training.items.texts import TextNotice
+from longtide_server.training.items.texts import TextNotice, TextVectors
 
 INFOS = {"a": ItemInfo(tags=("red",)), "new": ItemInfo(tags=("red",)), "b": ItemInfo(tags=("red",))}
 
@@ -66,6 +66,24 @@ def test_given_texts_need_no_model(vectors, monkeypatch):
     assert found.content.text.tolist() == [[0, 0], [1, 0], [0, 1]]
     assert found.content.text_model == ""
     assert found.new.text.tolist() == [[0, 0]]
+
+
+def test_vectors_of_other_ids_look_like_a_slip_and_leave_the_texts_to_the_model(vectors, monkeypatch):
+    read = TextVectors(np.eye(3, 2, -1, dtype=np.float32), "a model")
+    monkeypatch.setattr(module, "item_vectors", lambda *_: read)
+    told = []
+    given = vectors(item_id=["1", "SKU-1", "SKU-2"], text=np.eye(3, 2, -1), image=np.eye(3, 2, -1))  # none of "1"
+    found = known_items(["1", "2"], {"1": ItemInfo("One"), "2": ItemInfo("Two")}, given, None, told.append)
+    assert (found.content.text.tolist(), found.content.text_model) == ([[0, 0], [1, 0], [0, 1]], "a model")
+    assert told == [
+        TextNotice("Of 2 items with events, 0 have vectors. Are the ids the same? The log has '1', the vectors 'SKU-1'")
+    ]
+
+
+def test_vectors_of_a_few_items_are_no_slip(vectors):
+    told = []
+    known(["a", "b", "c", "d", "e"], {}, vectors(item_id=["b", "new"], image=np.eye(2)), told)
+    assert told == []
 
 
 def test_more_new_items_than_a_snapshot_holds_are_left_out_and_said(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,25 +99,24 @@ def known_items(
 ) -> KnownItems:
     """What is known of the items of a log, and of those that the items file holds beside them.
 
-    Given text vectors are used instead of a language model; `text_model` as in `item_vectors`.
+    Given text vectors are used instead of a language model, where the log has an item that has one; `text_model` as in
+    `item_vectors`.
     """
     of_log = set(item_ids)
-    covered = sum(item_id in infos for item_id in item_ids)
-    if infos and 2 * covered < len(item_ids):
-        report(TextNotice(
-            f"Of {len(item_ids):,} items with events, {covered:,} are described. Are the ids the same? The log has "
-            f"{item_ids[0]!r}, the items' side {next(iter(infos))!r}"
-        ))  # fmt: skip
+    if infos:
+        _compare_ids(item_ids, infos, len(item_ids), "are described", "the items' side", report)
+    if given.row:
+        _compare_ids(item_ids, given.row, min(len(item_ids), len(given.row)), "have vectors", "the vectors", report)
     new_ids = [item_id for item_id in infos if item_id not in of_log]
     if len(new_ids) > MOST_NEW_ITEMS:
         report(TextNotice(f"Of {len(new_ids):,} items without events, the first {MOST_NEW_ITEMS:,} of the file count"))
         del new_ids[MOST_NEW_ITEMS:]
-    every = [*item_ids, *new_ids]
-    text, identity = given.text_of(every), ""
+    every, count = [*item_ids, *new_ids], len(item_ids) + 1
+    text, image, identity = given.text_of(every), given.image_of(every), ""
+    if text is not None and not text[:count].any():
+        text = None  # nothing could be learned from them
     if text is None and (read := item_vectors(every, infos, text_model, report)) is not None:
         text, identity = read.vectors, read.model
-    image = given.image_of(every)
-    count = len(item_ids) + 1
     content = content_of(
         item_ids, infos, None if text is None else text[:count], None if image is None else image[:count], identity
     )
@@ -125,6 +124,18 @@ def known_items(
         return NOTHING_KNOWN
     later = NewItems(tuple(new_ids), None if text is None else text[count:], None if image is None else image[count:])
     return KnownItems(content, later)
+
+
+def _compare_ids(
+    item_ids: Sequence[str], theirs: Collection[str], expected: int, what: str, whose: str, report: Report
+) -> None:
+    """Say so where less than half of the items of the log that could be are among those of another side."""
+    covered = sum(item_id in theirs for item_id in item_ids)
+    if 2 * covered < expected:
+        report(TextNotice(
+            f"Of {len(item_ids):,} items with events, {covered:,} {what}. Are the ids the same? The log has "
+            f"{item_ids[0]!r}, {whose} {next(iter(theirs))!r}"
+        ))  # fmt: skip
 
 
 def described(items: Iterable[Item]) -> Described:
@@ -175,7 +186,8 @@ def read_vectors(path: Path) -> GivenVectors:
     if len(set(item_ids)) < len(item_ids):
         raise LogError(f"{path}: item_id holds an item twice")
     vectors = {name: _unit(path, name, found[name], len(item_ids)) for name in ("text", "image") if name in found}
-    return GivenVectors({item_id: row for row, item_id in enumerate(item_ids)}, **vectors)
+    there = np.any([found.any(axis=1) for found in vectors.values()], axis=0)  # (N,)
+    return GivenVectors({item_ids[row]: row for row in np.flatnonzero(there).tolist()}, **vectors)
 
 
 def _unit(path: Path, name: str, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
