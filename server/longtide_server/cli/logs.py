@@ -84,10 +84,10 @@ async def _stored(url: str, *, with_items: bool) -> tuple[Log, Described]:
 
 
 def given_vectors(path: Path | None, described: Described) -> GivenVectors:
-    """The vectors of a file, or those that the items brought along."""
+    """The vectors that the items brought along; in the place of the kinds that a file holds, the file's."""
     from longtide_server.training.items.known_items import read_vectors
 
-    return described.vectors if path is None else read_vectors(path)
+    return described.vectors if path is None else described.vectors.with_kinds_of(read_vectors(path))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

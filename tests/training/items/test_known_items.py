@@ -5,8 +5,15 @@ import pytest
 
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import LogError
+from longtide_server.items.item import Item
 from longtide_server.training.items import known_items as module
-from longtide_server.training.items.known_items import NOTHING_GIVEN, NOTHING_KNOWN, known_items, read_vectors
+from longtide_server.training.items.known_items import (
+    NOTHING_GIVEN,
+    NOTHING_KNOWN,
+    described,
+    known_items,
+    read_vectors,
+)
 from longtide_server.training.items.texts import TextNotice, TextVectors
 
 INFOS = {"a": ItemInfo(tags=("red",)), "new": ItemInfo(tags=("red",)), "b": ItemInfo(tags=("red",))}
@@ -59,6 +66,17 @@ def test_given_vectors_are_rows_by_item_of_length_1(vectors):
     assert found.content.text.shape == (3, 0) and found.new.text is None
 
 
+def test_a_file_of_images_leaves_the_text_vectors_that_the_items_brought(vectors):
+    items = [Item("a", text_vector=np.float32([0, 2])), Item("b", text_vector=np.float32([3, 0]))]
+    ours = described([*items, Item("c", image_vector=np.float32([1, 0]))]).vectors
+    images = ours.with_kinds_of(vectors(item_id=["b", "d"], image=np.eye(2)))
+    assert images.text_of("abcd").tolist() == [[0, 0], [0, 1], [1, 0], [0, 0], [0, 0]]
+    assert images.image_of("abcd").tolist() == [[0, 0], [0, 0], [1, 0], [0, 0], [0, 1]]  # c's was of another kind
+    texts = ours.with_kinds_of(vectors(item_id=["b"], text=[[1.0, 0.0, 0.0]]))
+    assert texts.text_of("ab").tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    assert texts.image_of("c").tolist() == [[0, 0], [1, 0]]
+
+
 def test_given_texts_need_no_model(vectors, monkeypatch):
     monkeypatch.setattr(module, "item_vectors", pytest.fail)
     given = vectors(item_id=np.array([1, 2]), text=np.eye(2, dtype=np.float16))
@@ -76,7 +94,10 @@ def test_vectors_of_other_ids_look_like_a_slip_and_leave_the_texts_to_the_model(
     found = known_items(["1", "2"], {"1": ItemInfo("One"), "2": ItemInfo("Two")}, given, None, told.append)
     assert (found.content.text.tolist(), found.content.text_model) == ([[0, 0], [1, 0], [0, 1]], "a model")
     assert told == [
-        TextNotice("Of 2 items with events, 0 have vectors. Are the ids the same? The log has '1', the vectors 'SKU-1'")
+        TextNotice(
+            f"Of 2 items with events, 0 have {kind} vectors. Are the ids the same? The log has '1', the vectors 'SKU-1'"
+        )
+        for kind in ("text", "image")
     ]
 
 

@@ -40,6 +40,20 @@ class GivenVectors:
         """(I + 1, V) the image vectors of items, behind a row of zeros."""
         return None if self.image is None else self._rows(self.image, item_ids)
 
+    def items_of(self, vectors: NDArray[np.float32]) -> dict[str, int]:
+        """The rows of the items that have one of these vectors, by item id."""
+        there = np.asarray(vectors.any(axis=1))  # (N,)
+        return {item_id: row for item_id, row in self.row.items() if there[row]}
+
+    def with_kinds_of(self, other: GivenVectors) -> GivenVectors:
+        """These, but for the kinds of vectors that another holds: of those, only its own."""
+        item_ids = tuple(dict.fromkeys((*self.row, *other.row)))
+        return GivenVectors(
+            row={item_id: row for row, item_id in enumerate(item_ids, 1)},  # behind the row of zeros
+            text=(self if other.text is None else other).text_of(item_ids),
+            image=(self if other.image is None else other).image_of(item_ids),
+        )
+
     def _rows(self, vectors: NDArray[np.float32], item_ids: Sequence[str]) -> NDArray[np.float32]:
         found = np.zeros((len(item_ids) + 1, vectors.shape[1]), np.float32)
         for number, item_id in enumerate(item_ids, 1):
@@ -105,8 +119,11 @@ def known_items(
     of_log = set(item_ids)
     if infos:
         _compare_ids(item_ids, infos, len(item_ids), "are described", "the items' side", report)
-    if given.row:
-        _compare_ids(item_ids, given.row, min(len(item_ids), len(given.row)), "have vectors", "the vectors", report)
+    for kind, vectors in (("text", given.text), ("image", given.image)):
+        if vectors is not None:
+            theirs = given.items_of(vectors)
+            expected = min(len(item_ids), len(theirs))
+            _compare_ids(item_ids, theirs, expected, f"have {kind} vectors", "the vectors", report)
     new_ids = [item_id for item_id in infos if item_id not in of_log]
     if len(new_ids) > MOST_NEW_ITEMS:
         report(TextNotice(f"Of {len(new_ids):,} items without events, the first {MOST_NEW_ITEMS:,} of the file count"))
@@ -186,8 +203,7 @@ def read_vectors(path: Path) -> GivenVectors:
     if len(set(item_ids)) < len(item_ids):
         raise LogError(f"{path}: item_id holds an item twice")
     vectors = {name: _unit(path, name, found[name], len(item_ids)) for name in ("text", "image") if name in found}
-    there = np.any([found.any(axis=1) for found in vectors.values()], axis=0)  # (N,)
-    return GivenVectors({item_ids[row]: row for row in np.flatnonzero(there).tolist()}, **vectors)
+    return GivenVectors({item_id: row for row, item_id in enumerate(item_ids)}, **vectors)
 
 
 def _unit(path: Path, name: str, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
