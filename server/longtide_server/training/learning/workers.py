@@ -7,6 +7,7 @@ averaged with the others' (DistributedDataParallel, Li et al. 2020), so all of t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,11 +45,16 @@ class Workers:
         return rows[self.rank :: self.count]
 
     def join(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all processes; each must call it equally often."""
+        """The module with its gradients averaged over all processes; each must call it equally often.
+
+        Its buffers must be alike in all of them, and stay so: they are not sent.
+        """
         if self.count == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        with warnings.catch_warnings():  # what this release has in its place, those before it do not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
