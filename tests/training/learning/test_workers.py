@@ -4,9 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from textwrap import dedent
 
+import pytest
+
 BEGIN = """
+    import datetime, os, time
     import torch
     from torch import nn
     from longtide_server.training.learning import workers as module
@@ -35,6 +39,34 @@ def told(program: str) -> list[str]:
     printed = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed[0][1] + printed[1][1]
     return [out.strip() for out, _ in printed]
+
+
+def test_the_leader_may_take_longer_than_processes_wait_for_each_other():
+    """To read the texts of a large catalogue takes hours."""
+    first, second = told("""
+        module.WAIT = datetime.timedelta(seconds=3)
+        with module.workers() as team:
+            with team.leader_first():
+                if team.leads:
+                    time.sleep(6)
+                print(time.monotonic())
+    """)
+    assert float(second) > float(first)
+
+
+@pytest.mark.parametrize("death", ["os._exit(1)", "raise SystemExit(1)"])
+def test_a_leader_that_dies_leaves_nobody_waiting(death):
+    begun = time.monotonic()
+    leader, other = started(f"""
+        with module.workers() as team:
+            with team.leader_first():
+                if team.leads:
+                    {death}
+    """)
+    assert leader.wait(100) == 1
+    assert other.wait(100) != 0
+    assert time.monotonic() - begun < 60
+    leader.communicate(), other.communicate()
 
 
 def test_what_is_not_trained_is_not_sent_with_every_step():

@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 WAIT = timedelta(minutes=30)
 """How long a process waits for the others before it takes them for dead."""
+LEADERS_WAIT = timedelta(days=30)
+"""How long it waits for what one process does for all of them, such as reading the texts of a large catalogue."""
 
 
 CPU = torch.device("cpu")
@@ -58,12 +60,19 @@ class Workers:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let the process of rank 0 do the work before the others, who find what it left in a cache."""
-        if self.count > 1 and not self.leads:
-            distributed.barrier()
+        """Let the process of rank 0 do the work before the others, who find what it left in a cache.
+
+        However long that takes. Of one that dies meanwhile, its closed connections tell the others.
+        """
+        if self.count == 1:
+            yield
+            return
+        patient = distributed.new_group(backend="gloo", timeout=LEADERS_WAIT)
+        if not self.leads:
+            distributed.barrier(patient)
         yield
-        if self.count > 1 and self.leads:
-            distributed.barrier()
+        if self.leads:
+            distributed.barrier(patient)
 
     def total(self, number: float) -> float:
         """The sum of every process's number."""
