@@ -129,9 +129,15 @@ def objective_of(
     """With a head, the objective of fine-tuning; without, that of pre-training."""
     popularity = torch.from_numpy(np.bincount(sequences.items, minlength=sequences.item_count + 1))
     wanted = Wanted(settings.target_type, settings.other_weight, settings.head_weight) if head else None
-    sparse = workers.count == 1  # NCCL cannot average sparse gradients
+    sparse = steps_are_lazy(settings, workers)
     objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted, sparse=sparse)
     return objective.to(model.device)
+
+
+def steps_are_lazy(settings: TrainConfig, workers: Workers) -> bool:
+    """Whether a step changes only the embeddings that it looks up: where a sample stands for the catalogue, and one
+    process trains, since NCCL cannot average sparse gradients."""
+    return settings.negatives > 0 and workers.count == 1
 
 
 def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:
