@@ -140,6 +140,26 @@ def test_a_decay_that_is_told_is_the_one_that_is_served(tmp_path):
     assert published(WALKS, tmp_path, settings=settings).manifest.transitions.decay == 0.3
 
 
+def test_where_memory_has_no_room_for_all_candidates_some_users_judge_every_way(tmp_path, monkeypatch):
+    ring = "abcdefghijklmnopqrst" * 2
+    log = sequences(*(ring[start : start + 9] for start in range(20)))
+    judging = []
+
+    def judge(told, targets, places):
+        judging.append(targets.tolist())
+        return judge_all(told, targets, places)
+
+    judge_all = pipeline.judge
+    monkeypatch.setattr(pipeline, "judge", judge)
+    published(log, tmp_path / "all")
+    monkeypatch.setattr(pipeline, "FUSION_CANDIDATES", 60)
+    assert published(log, tmp_path / "some").manifest.metrics["fusion"]
+    everybody, again, some, the_same = judging
+    assert everybody == again
+    assert some == the_same
+    assert 0 < len(some) < len(everybody)
+
+
 def counted_only_by(way: TransitionSettings):
     """Counts transitions; in any other way than this one, there are none."""
 

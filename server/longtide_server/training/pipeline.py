@@ -66,11 +66,14 @@ from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
 from longtide_server.training.sources.counts import count_popularity, count_transitions
 from longtide_server.training.sources.fusion import fit_fusion, judge, source_metrics
+from longtide_server.training.sources.gathering import gathered
 from longtide_server.training.sources.indexing import write_index
 from longtide_server.training.sources.linking import link
 from longtide_server.training.sources.repeating import count_repeats
 
 FUSION_USERS = 3_000
+FUSION_CANDIDATES = 12_000_000
+"""Of all these users, about 180 bytes each while weights are sought. Those of MovieLens-1M have 11,118,000 at most."""
 MIN_EVENTS = 3
 MIN_TARGETS = 50
 """With fewer, chance would choose what they were asked to choose."""
@@ -235,25 +238,27 @@ async def _fits(
 ) -> list[_Fit]:
     """What the sources, built without the targets, are worth to users whose targets are known; by way, in order."""
     users = drawn(len(holdout.users), FUSION_USERS, settings.train.seed)
+    draw = np.random.default_rng(settings.train.seed).permutation(len(users))
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history, kept_users=len(users) + 1)
-    ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
     places = places_by_frequency(holdout.history)  # the items' numbers know how often the targets were chosen
-    fits = []
+    fits = {}
     try:
-        for transitions in tried:
+        for transitions in sorted(tried, key=lambda way: -way.lags):  # the widest finds most, so all have room for its
             counted = count_transitions(holdout.history, transitions)
             manifest = replace(snapshot.manifest, transitions=transitions)
             offline.reads(replace(snapshot, transitions=counted, manifest=manifest))
-            candidates = [found async for found in offline.candidates(ids, limit=10)]
-            judged = judge(candidates, holdout.targets[users], places)
-            del candidates  # hundreds of megabytes, as is what they were lined up to
+            ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
+            rows, told = await gathered(offline.candidates(ids, limit=10), draw.tolist(), FUSION_CANDIDATES)
+            users, draw = users[rows], draw[rows]
+            judged = judge(told, holdout.targets[users], places)
+            del told  # hundreds of megabytes, as is what they were lined up to
             fusion = fit_fusion(judged)
-            fits.append(_Fit(transitions, fusion, source_metrics(judged, fusion)))
+            fits[transitions] = _Fit(transitions, fusion, source_metrics(judged, fusion))
             del judged
     finally:
         await offline.close()
-    return fits
+    return [fits[transitions] for transitions in tried]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,9 @@ import pytest
 from longtide_server.ranking import Fusion, rank
 from longtide_server.sources.candidates import Candidates, Source
 from longtide_server.training.metrics import NOT_RANKED
-from longtide_server.training.sources.fusion import fit_fusion, fused_scores, judge, ranks, source_metrics
+from longtide_server.training.sources import fusion as module
+from longtide_server.training.sources.fusion import Judged, fit_fusion, fused_scores, ranks, source_metrics
+from longtide_server.training.sources.gathering import told_of
 
 NONE = np.zeros(0, np.int64)
 
@@ -18,6 +20,10 @@ def candidates(**probability: list[float]) -> Candidates:
     for name, column in probability.items():
         table[:, Source[name.upper()] - 1] = column
     return Candidates(np.arange(1, count + 1), table)
+
+
+def judge(users: list[Candidates], targets: np.ndarray, places: np.ndarray) -> Judged:
+    return module.judge([told_of(found) for found in users], targets, places)
 
 
 def by_number(item_count: int) -> np.ndarray:

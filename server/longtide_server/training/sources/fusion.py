@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.ranking import Fusion, log_features
-from longtide_server.sources.candidates import Candidates, Source
+from longtide_server.sources.candidates import Source
 from longtide_server.training.metrics import NOT_RANKED, hr_at_k, ndcg_at_k
+from longtide_server.training.sources.gathering import Told
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 EVERY_WEIGHTS = {
@@ -42,24 +43,27 @@ class Judged:
     item_count: int
 
 
-def judge(candidates: Sequence[Candidates], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Judged:
+def judge(told: Sequence[Told], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Judged:
     """Line up the candidates of users with their targets (V,).
 
     places (I + 1,): of items with equal scores, the one with the smaller place is first.
     """
-    if not candidates:
+    if not told:
         nothing = np.zeros(0, np.int64)
         return Judged({}, nothing, nothing, nothing, len(places) - 1)
-    sizes = np.array([len(found.items) for found in candidates], np.int64)
+    sizes = np.array([len(found.items) for found in told], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     target = np.full(len(targets), NOT_RANKED, np.int64)
-    for user, (found, item) in enumerate(zip(candidates, targets.tolist(), strict=True)):
+    for user, (found, item) in enumerate(zip(told, targets.tolist(), strict=True)):
         place = int(np.searchsorted(found.items, item))
         if place < len(found.items) and found.items[place] == item:
             target[user] = starts[user] + place
-    said = {source: np.concatenate([found.probability[:, source - 1] for found in candidates]) for source in Source}
-    said = {source: column for source, column in said.items() if column.any()}
-    items = np.concatenate([found.items for found in candidates])
+    said = {
+        source: np.concatenate([found.said.get(source, np.zeros(len(found.items))) for found in told])
+        for source in Source
+        if any(source in found.said for found in told)
+    }
+    items = np.concatenate([found.items for found in told])
     return Judged(said, places[items], starts, target, len(places) - 1)
 
 
