@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from longtide.v1 import catalog_pb2, events_pb2, recommendation_pb2, snapshots_pb2, users_pb2
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PUBLIC = sorted(path.relative_to(ROOT / "proto").as_posix() for path in (ROOT / "proto").rglob("*.proto"))
@@ -57,6 +59,15 @@ def lint(folder: Path) -> str:
 
 def test_the_contract_keeps_bufs_rules():
     assert lint(ROOT / "proto") == ""
+
+
+@pytest.mark.parametrize("module", [catalog_pb2, events_pb2, recommendation_pb2, snapshots_pb2, users_pb2])
+def test_code_in_go_and_java_has_a_name_from_the_first_release_on(module):
+    """To add one of these later, or to change it, is what `buf breaking` forbids."""
+    options = module.DESCRIPTOR.GetOptions()
+    assert (options.go_package, options.java_package) == ("longtide/v1;longtidev1", "longtide.v1")
+    assert options.java_multiple_files
+    assert options.java_outer_classname == f"{Path(module.DESCRIPTOR.name).stem.capitalize()}Proto"
 
 
 @pytest.mark.parametrize(
