@@ -1,5 +1,6 @@
 """What is distributed: two dependencies for the SDK, three packages, and nothing heavy where it is not used."""
 
+import email
 import importlib.metadata
 import re
 import subprocess
@@ -66,6 +67,14 @@ def test_every_package_is_typed(wheel, package):
 def test_the_bundled_log_comes_with_its_notice(wheel):
     bundled = {name.rpartition("/")[2] for name in wheel.namelist() if "movielens-latest-small/" in name}
     assert bundled == {"NOTICE.md", "movies.csv.gz", "ratings.csv.gz"}
+
+
+def test_what_is_not_longtides_is_licensed_apart(wheel):
+    told = email.message_from_bytes(wheel.read(f"longtide-{version()}.dist-info/METADATA"))
+    notice = "server/longtide_server/quickstart/movielens-latest-small/NOTICE.md"
+    assert told["License-Expression"] == "Apache-2.0 AND LicenseRef-GroupLens-MovieLens"
+    assert told.get_all("License-File") == ["LICENSE", notice]
+    assert f"longtide-{version()}.dist-info/licenses/{notice}" in wheel.namelist()
 
 
 def test_what_runs_needs_is_in_the_wheel(wheel):
