@@ -238,8 +238,8 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
         except LongtideError as exc:
             _, number = status_of(exc)
             violations = exc.violations if isinstance(exc, InvalidInput) else ()
-            field = violations[0].field if violations else ""
-            result.error.CopyFrom(recommendation_pb2.RequestError(code=number, field=field, reason=str(exc)))
+            wrong = violations[0] if violations else FieldViolation("", str(exc))
+            result.error.CopyFrom(recommendation_pb2.RequestError(code=number, field=wrong.field, reason=wrong.reason))
         return result
 
     async def Rank(
