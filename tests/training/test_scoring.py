@@ -230,3 +230,6 @@ def test_a_list_that_is_none_is_named(tmp_path):
         list(read_users(tmp_path / "users.csv"))
     with pytest.raises(InvalidInput, match=r"no\.txt: no such file"):
         list(read_users(tmp_path / "no.txt"))
+    (tmp_path / "users.csv").write_text("who\nann\n")
+    with pytest.raises(LogError, match=r"has no column user_id; it has who$"):  # no option gives it another name
+        list(read_users(tmp_path / "users.csv"))

@@ -59,6 +59,12 @@ def test_a_bad_triple_is_an_error_in_words(graph, line, what):
     assert what in str(caught.value)
 
 
+def test_a_column_that_is_missing_is_named_and_no_option_that_there_is_not(tmp_path):
+    (tmp_path / "kg.csv").write_text("subject,relation,tail\nitem:1,a,entity:x\n")
+    with pytest.raises(LogError, match=r"has no column head; it has subject, relation, tail$"):
+        read_graph(tmp_path / "kg.csv")
+
+
 def test_facts_join_what_is_known_of_the_items_that_are_known():
     infos = {"1": ItemInfo("Alien"), "2": ItemInfo("Up")}
     facts = {"1": (("director", "Scott"),), "of the log": (("a", "b"),), "of neither": (("a", "b"),)}

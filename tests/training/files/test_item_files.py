@@ -216,7 +216,7 @@ def test_of_several_rows_of_an_item_the_last_counts(write):
     ("content", "name", "reason"),
     [
         ("item_id\na\n", "items.csv", "has no column but item_id"),
-        ("id,title\na,A\n", "items.csv", "has no column item_id"),
+        ("id,title\na,A\n", "items.csv", "has no column item_id; .* say so with --columns item_id=ITS_NAME$"),
         ("item_id,title\n", "items.txt", "is of no known format"),
     ],
 )

@@ -526,6 +526,13 @@ def test_a_request_time_that_is_none_is_named(write, time):
         read_request_times(path)
 
 
+def test_no_option_is_named_for_request_times_that_lack_a_column(write):
+    path = write("who,timestamp\nada,5\n")
+    with pytest.raises(LogError) as caught:
+        read_request_times(path)
+    assert str(caught.value) == f"{path}: has no column user_id; it has who, timestamp"
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("name", "columns", "size", "real"),

@@ -157,8 +157,12 @@ def test_a_bad_file_is_an_error_in_words(write, content, what):
 
 def test_a_missing_id_column_says_what_there_is_and_how_to_name_it(write):
     assert complaint(write("movieId\n1\n")) == (
-        "has no column item_id; it has movieId; if one of these is meant, say so with --columns item_id=ITS_NAME"
+        "has no column item_id; it has movieId; if one of these is meant, say so with --item-columns item_id=ITS_NAME"
     )
+    assert complaint(write("movieId\n1\n"), {"item_id": "sku"}) == (
+        "has no column sku, which --item-columns names as item_id; it has movieId"
+    )
+    assert complaint(write("item_id\n1\n"), {"sku": "item_id"}).startswith("--item-columns: there is no column sku")
 
 
 @needs_data

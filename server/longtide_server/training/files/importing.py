@@ -92,7 +92,7 @@ def read_events(path: Path, columns: Mapping[str, str]) -> Iterator[Piece]:
     are written is decided by the first rows. LogError where the file or its columns are wrong.
     """
     times: TimeFormat | None = None
-    for table in read_pieces(path, NEEDED, (*OPTIONAL, *TEXTS), columns, PIECE_ROWS):
+    for table in read_pieces(path, NEEDED, (*OPTIONAL, *TEXTS), columns, PIECE_ROWS, option="--columns"):
         if len(table.rows) and times is None:
             times = TimeFormat.of(table.columns["timestamp"])
         yield _piece(table, times)

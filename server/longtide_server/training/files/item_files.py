@@ -88,7 +88,8 @@ def read_item_file(path: Path, columns: Mapping[str, str]) -> Iterator[ItemPiece
     1970, or ISO 8601), `available`, `language`, `text_vector`, `image_vector`, `attributes` and `domain`. LogError
     where the file or its columns are wrong.
     """
-    for table in read_pieces(path, ("item_id",), tuple(COLUMNS), columns, PIECE_ROWS, nested=tuple(COLUMNS)):
+    known = tuple(COLUMNS)
+    for table in read_pieces(path, ("item_id",), known, columns, PIECE_ROWS, option="--columns", nested=known):
         yield _piece(table)
 
 

@@ -94,7 +94,7 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool
     `columns` maps our names to the file's where they differ. The first bad row is a LogError, unless `skip_bad_rows`;
     then only a file without a good row is.
     """
-    table = read_table(path, NEEDED, OPTIONAL, columns)
+    table = read_table(path, NEEDED, OPTIONAL, columns, option="--columns")
     faults = Faults(table)
     cells = read_cells(table, faults, time.time())
     keep, bad_rows = faults.settle(skip_bad_rows=skip_bad_rows)

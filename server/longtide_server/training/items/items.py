@@ -29,7 +29,7 @@ def read_items(path: Path, columns: Mapping[str, str] = {}) -> Described:
     The columns are those of LEARNED, as `item_files.read_item_file` has them; `columns` maps our names to the file's
     where they differ. The first bad row is a LogError; so is an item that two rows give.
     """
-    table = read_table(path, ("item_id",), LEARNED, columns, nested=LEARNED)
+    table = read_table(path, ("item_id",), LEARNED, columns, option="--item-columns", nested=LEARNED)
     faults = Faults(table)
     item_ids, item = read_ids(table.columns["item_id"], faults)
     _mark_repeated(table, item_ids, item, faults)

@@ -19,15 +19,17 @@ def read_table(
     optional: Sequence[str],
     columns: Mapping[str, str],
     *,
+    option: str = "",
     nested: Sequence[str] = (),
 ) -> Table:
     """The named columns of a file, at least one row of them.
 
-    `columns` maps our names to the file's; names that are not in it are the same in the file. Columns in `nested` may
-    hold lists, objects, and true or false (JSON, Parquet), which are read as JSON text. Gzip is recognised by content,
-    the format by the name's ending. A LogError where the file, its header or its columns are wrong.
+    `columns` maps our names to the file's; names that are not in it are the same in the file. `option` is the one that
+    they are given with, for errors to name; empty where there is none. Columns in `nested` may hold lists, objects, and
+    true or false (JSON, Parquet), which are read as JSON text. Gzip is recognised by content, the format by the name's
+    ending. A LogError where the file, its header or its columns are wrong.
     """
-    [table] = _tables(path, needed, optional, columns, nested, None)
+    [table] = _tables(path, needed, optional, columns, option, nested, None)
     if len(table.rows) == 0:
         lost = table.lost
         raise LogError(f"{path}: " + (f"every row is bad; the first is {lost[0]}" if lost else "holds no rows of data"))
@@ -41,10 +43,11 @@ def read_pieces(
     columns: Mapping[str, str],
     piece_rows: int,
     *,
+    option: str = "",
     nested: Sequence[str] = (),
 ) -> Iterator[Table]:
     """As `read_table`, for a file larger than memory: tables of at most so many rows, in the file's order."""
-    return _tables(path, needed, optional, columns, nested, piece_rows)
+    return _tables(path, needed, optional, columns, option, nested, piece_rows)
 
 
 def _tables(
@@ -52,10 +55,11 @@ def _tables(
     needed: Sequence[str],
     optional: Sequence[str],
     columns: Mapping[str, str],
+    option: str,
     nested: Sequence[str],
     piece_rows: int | None,
 ) -> Iterator[Table]:
-    _require_known(columns, (*needed, *optional))
+    _require_known(columns, option, (*needed, *optional))
     _require_file(path)
     wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
     own_texts = {wanted[name]: json_text for name in nested}
@@ -63,7 +67,7 @@ def _tables(
         path, list(dict.fromkeys(wanted.values())), own_texts, piece_rows
     ):
         if len(rows) > 0:
-            _require_columns(path, wanted, found, needed, columns)
+            _require_columns(path, wanted, found, needed, columns, option)
         present = {name: cells[file_name] for name, file_name in wanted.items() if file_name in found}
         yield Table(path, present, rows, lost, share)
 
@@ -78,10 +82,10 @@ def _reader(path: Path) -> Callable[[Path, list[str], Mapping[str, Texts], int |
     return readers[ending]
 
 
-def _require_known(columns: Mapping[str, str], known: Sequence[str]) -> None:
+def _require_known(columns: Mapping[str, str], option: str, known: Sequence[str]) -> None:
     for name in columns:
         if name not in known:
-            raise LogError(f"--columns: there is no column {name} to map; the names are {', '.join(known)}")
+            raise LogError(f"{option}: there is no column {name} to map; the names are {', '.join(known)}")
 
 
 def _require_file(path: Path) -> None:
@@ -92,16 +96,19 @@ def _require_file(path: Path) -> None:
 
 
 def _require_columns(
-    path: Path, wanted: Mapping[str, str], found: Sequence[str], needed: Sequence[str], columns: Mapping[str, str]
+    path: Path,
+    wanted: Mapping[str, str],
+    found: Sequence[str],
+    needed: Sequence[str],
+    columns: Mapping[str, str],
+    option: str,
 ) -> None:
     have = ", ".join(found) or "none"
     for name, file_name in wanted.items():
         if file_name in found:
             continue
         if name in columns:
-            raise LogError(f"{path}: has no column {file_name}, which --columns names as {name}; it has {have}")
+            raise LogError(f"{path}: has no column {file_name}, which {option} names as {name}; it has {have}")
         if name in needed:
-            raise LogError(
-                f"{path}: has no column {name}; it has {have}; "
-                f"if one of these is meant, say so with --columns {name}=ITS_NAME"
-            )
+            help = f"; if one of these is meant, say so with {option} {name}=ITS_NAME" if option else ""
+            raise LogError(f"{path}: has no column {name}; it has {have}{help}")
