@@ -59,7 +59,7 @@ class Client:
                 print(item.item_id, item.score)
 
     Every call has a timeout in seconds: the client's, or its own. Unary calls but `activate_snapshot` are tried up to 4
-    times while the server is UNAVAILABLE, or gRPC refuses the call (CANCELLED), within that timeout; nothing else is
+    times while the server is UNAVAILABLE, or gRPC drops the call (CANCELLED), within that timeout; nothing else is
     retried. Every call raises LongtideError or one of its kinds.
     """
 
@@ -120,10 +120,9 @@ class Client:
 
         Events go in batches of `batch_size` (1 to 10,000); one waits until its batch is full or `events` ends. At
         most 64 batches, or 16 MB, are on their way without an acknowledgement. `timeout` is for each acknowledgement,
-        not for the whole stream. When the server becomes UNAVAILABLE, or asks for a pause because it has too much to
-        do, the stream connects again and sends the unacknowledged batches again, until `reconnect_timeout` seconds
-        pass without any acknowledgement. No event is lost or written twice, but events of a batch whose
-        acknowledgement was lost count as duplicates.
+        not for the whole stream. When the server becomes UNAVAILABLE, or has too much to do, the stream connects again
+        and sends the unacknowledged batches again, until `reconnect_timeout` seconds pass without any acknowledgement.
+        No event is lost or written twice, but events of a batch whose acknowledgement was lost count as duplicates.
 
         Refused events are reported at the end, as by `write_events`; only the first 1,000 in detail, all in the count.
         """

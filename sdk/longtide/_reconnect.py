@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import random
 
-from longtide._errors import LongtideError, UnavailableError
+from longtide._errors import LongtideError, ResourceExhaustedError, UnavailableError
 
 FIRST_DELAY_S = 0.05
 LONGEST_DELAY_S = 5.0
 
+_TOO_LARGE = "larger than max"
+
 
 def worth_a_retry(failure: LongtideError) -> bool:
-    """Whether a stream may try again: the server is gone, or says itself how long to wait."""
-    return isinstance(failure, UnavailableError) or failure.retry_delay_s is not None
+    """Whether a stream may try again: the server is gone, says itself how long to wait, or has too many calls."""
+    if isinstance(failure, UnavailableError) or failure.retry_delay_s is not None:
+        return True
+    # With too many calls under way gRPC itself refuses further ones, and sends no details along. It refuses a message
+    # that is too large with the same status, and would the next time too.
+    by_grpc = isinstance(failure, ResourceExhaustedError) and not failure.reason
+    return by_grpc and _TOO_LARGE not in failure.message
 
 
 class Reconnect:

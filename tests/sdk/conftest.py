@@ -55,6 +55,7 @@ class FakeServer(
 
     def __init__(self):
         self.port = 0
+        self.max_calls = None  # that may be under way, from the next start on
         self.health = health.HealthServicer()
         self.serving(True)
         self.stored = {}
@@ -74,7 +75,11 @@ class FakeServer(
         self.active = "old"  # of the snapshots "new" and "old"
 
     def start(self):
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=8),
+            options=[("grpc.so_reuseport", 0)],
+            maximum_concurrent_rpcs=self.max_calls,
+        )
         events_pb2_grpc.add_EventServiceServicer_to_server(self, self._server)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(self, self._server)
         users_pb2_grpc.add_UserServiceServicer_to_server(self, self._server)

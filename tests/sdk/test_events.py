@@ -11,6 +11,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from longtide import (
     AsyncClient,
+    Client,
     DeadlineExceededError,
     Event,
     EventError,
@@ -143,7 +144,36 @@ def test_the_pause_is_as_long_as_was_asked_for():
     busy = ResourceExhaustedError("too much is waiting", retry_delay_s=1.5)
     assert Reconnect(60.0).delay_s(busy, 0, 0.0) == 1.5
     assert Reconnect(60.0).delay_s(UnavailableError("gone"), 0, 0.0) <= 0.05
-    assert (worth_a_retry(busy), worth_a_retry(ResourceExhaustedError("too large"))) == (True, False)
+    assert worth_a_retry(busy)
+
+
+def test_a_stream_waits_while_grpc_refuses_it_since_too_many_calls_are_under_way(client, server):
+    server.max_calls = 1
+    server.restart()
+    server.holding = True
+    with Client(server.target) as other:
+        other.wait_ready()
+        threading.Thread(target=other.recommend, args=["bob"], kwargs={"timeout": 30}).start()
+        while not server.requests:
+            time.sleep(0.01)
+        with pytest.raises(ResourceExhaustedError, match="Concurrent RPC limit exceeded") as caught:
+            client.recommend("ada")
+        assert (caught.value.reason, caught.value.retry_delay_s) == ("", None)
+        threading.Timer(0.3, server.released.set).start()
+        assert client.stream_events(events(10), batch_size=4).written_count == 10
+
+
+def test_a_stream_is_not_refused_for_ever(client, server, rich_status):
+    server.failures.extend([rich_status(code_pb2.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")] * 100)
+    with pytest.raises(ResourceExhaustedError, match="Concurrent RPC limit exceeded"):
+        client.stream_events(events(1), reconnect_timeout=0.3)
+    assert len(server.requests) > 1
+
+
+def test_a_message_that_is_too_large_is_not_sent_again(client, server):
+    with pytest.raises(ResourceExhaustedError, match="larger than max"):
+        client.stream_events([Event("ada", "book", session_id="x" * 5_000_000)], reconnect_timeout=30.0, timeout=20.0)
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("last_words", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, None])
@@ -190,7 +220,8 @@ def test_a_stream_that_gets_no_acknowledgement_fails_and_has_read_only_so_far_ah
 
 
 def test_an_error_other_than_unavailable_ends_the_stream(client, server, rich_status):
-    server.failures.append(rich_status(code_pb2.RESOURCE_EXHAUSTED, "the disk is full"))
+    details = error_details_pb2.ErrorInfo(reason="DISK_FULL")
+    server.failures.append(rich_status(code_pb2.RESOURCE_EXHAUSTED, "the disk is full", details))
     with pytest.raises(ResourceExhaustedError, match="the disk is full"):
         client.stream_events(events(1))
     assert len(server.requests) == 1
