@@ -128,20 +128,12 @@ class SimilarUser:
     """What the similar user went on to, in time order, at most 5 items."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer(Sequence[T]):
-    """A sequence of entries, best first, that knows its origin."""
+class _Entries(Sequence[T]):
+    """An answer is the sequence of its entries, best first."""
 
-    user_id: str
-    """Whom the answer is for."""
-    entries: tuple[T, ...] = ()
-    """What the sequence holds."""
-    snapshot_id: str = ""
-    """The snapshot that every part of the answer comes from."""
-    degraded: bool = False
-    """True when a source could not be asked; the others still answered."""
-    degraded_reason: str = ""
-    """Why the answer is degraded; empty when it is not."""
+    __slots__ = ()
+
+    entries: tuple[T, ...]
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -155,6 +147,22 @@ class _Answer(Sequence[T]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(_Entries[T]):
+    """What is answered for somebody, and where it comes from."""
+
+    user_id: str
+    """Whom the answer is for."""
+    entries: tuple[T, ...] = ()
+    """What the sequence holds."""
+    snapshot_id: str = ""
+    """The snapshot that every part of the answer comes from."""
+    degraded: bool = False
+    """True when a source could not be asked; the others still answered."""
+    degraded_reason: str = ""
+    """Why the answer is degraded; empty when it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +205,18 @@ class Ranking(_Answer[RankedItem]):
 @dataclass(frozen=True, slots=True)
 class SimilarUsers(_Answer[SimilarUser]):
     """The most similar users, most similar first: a sequence of SimilarUser."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarItems(_Entries[SimilarItem]):
+    """The items that are most like one, most similar first: a sequence of SimilarItem."""
+
+    item_id: str
+    """The item that they are like."""
+    entries: tuple[SimilarItem, ...] = ()
+    """What the sequence holds."""
+    snapshot_id: str = ""
+    """The snapshot that the answer comes from."""
+    basis: Basis | None = None
+    """What was compared. BEHAVIOR, whatever was asked for, where the snapshot has learned from no content; None where
+    this release of the SDK does not know it: the server is newer."""

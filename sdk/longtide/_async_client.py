@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
+from longtide._answers import Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._async_stream import AsyncStream
 from longtide._batches import (
     MAX_BATCH_EVENTS,
@@ -259,13 +259,16 @@ class AsyncClient:
         filter: ItemFilter | None = None,
         exclude_item_ids: Iterable[str] = (),
         timeout: float | None = None,
-    ) -> tuple[SimilarItem, ...]:
+    ) -> SimilarItems:
         """List the items that are like an item, most similar first; NotFoundError when the item is unknown.
 
-        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows.
+        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows. A snapshot
+        that has learned from no content answers by behaviour, whatever was asked for: the answer's `basis` says so.
         """
         request = _convert.similar_items_request(item_id, limit, basis, filter, exclude_item_ids)
-        return _convert.similar_items(await self._call(self._recommendations.ListSimilarItems, request, timeout))
+        return _convert.similar_items(
+            item_id, await self._call(self._recommendations.ListSimilarItems, request, timeout)
+        )
 
     async def similar_users(
         self,

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import grpc
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarItem, SimilarUsers
+from longtide._answers import Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, MAX_BATCH_ITEMS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import (
     ACTIVATION_TIMEOUT_S,
@@ -244,13 +244,14 @@ class Client:
         filter: ItemFilter | None = None,
         exclude_item_ids: Iterable[str] = (),
         timeout: float | None = None,
-    ) -> tuple[SimilarItem, ...]:
+    ) -> SimilarItems:
         """List the items that are like an item, most similar first; NotFoundError when the item is unknown.
 
-        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows.
+        `basis` is `"behavior"`, `"content"` or `"both"`, by default as much as the server's snapshot knows. A snapshot
+        that has learned from no content answers by behaviour, whatever was asked for: the answer's `basis` says so.
         """
         request = _convert.similar_items_request(item_id, limit, basis, filter, exclude_item_ids)
-        return _convert.similar_items(self._call(self._recommendations.ListSimilarItems, request, timeout))
+        return _convert.similar_items(item_id, self._call(self._recommendations.ListSimilarItems, request, timeout))
 
     def similar_users(
         self,

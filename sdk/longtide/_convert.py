@@ -17,6 +17,7 @@ from longtide._answers import (
     Recommendations,
     RelationLink,
     SimilarItem,
+    SimilarItems,
     SimilarUser,
     SimilarUsers,
     Source,
@@ -36,6 +37,7 @@ _SOURCE_NUMBERS = {
     source: recommendation_pb2.Source.Value(f"SOURCE_{source.name}") for source in Source if source != Source.UNKNOWN
 }
 _BASIS_NUMBERS = {basis: recommendation_pb2.SimilarityBasis.Value(f"SIMILARITY_BASIS_{basis.name}") for basis in Basis}
+_BASES = {number: basis for basis, number in _BASIS_NUMBERS.items()}
 _SOURCES = {number: source for source, number in _SOURCE_NUMBERS.items()}
 _CONTRACT_NAMES = {"available": "availability"}
 
@@ -173,9 +175,14 @@ def similar_items_request(
     )
 
 
-def similar_items(response: recommendation_pb2.ListSimilarItemsResponse) -> tuple[SimilarItem, ...]:
+def similar_items(item_id: str, response: recommendation_pb2.ListSimilarItemsResponse) -> SimilarItems:
     """Which items are like an item."""
-    return tuple(SimilarItem(item.item_id, item.title, item.similarity) for item in response.items)
+    return SimilarItems(
+        item_id=item_id,
+        entries=tuple(SimilarItem(item.item_id, item.title, item.similarity) for item in response.items),
+        snapshot_id=response.snapshot_id,
+        basis=_BASES.get(response.basis),
+    )
 
 
 def owner(user_id: str, session_id: str) -> users_pb2.Owner:

@@ -72,6 +72,7 @@ class FakeServer(
         self.stream_ended = threading.Event()
         self.sequence_numbers = []
         self.items = {}
+        self.basis = recommendation_pb2.SIMILARITY_BASIS_BEHAVIOR  # it has learned from no content
         self.active = "old"  # of the snapshots "new" and "old"
 
     def start(self):
@@ -196,7 +197,11 @@ class FakeServer(
     def ListSimilarItems(self, request, context):
         self._arrived(request, context)
         items = [{"item_id": f"like-{request.item_id}", "title": "Alike", "similarity": 0.5}]
-        return recommendation_pb2.ListSimilarItemsResponse(items=items, snapshot_id="snapshot-1")
+        return recommendation_pb2.ListSimilarItemsResponse(
+            items=items,
+            snapshot_id="snapshot-1",
+            basis=self.basis,
+        )
 
     def ListSimilarUsers(self, request, context):
         self._arrived(request, context)

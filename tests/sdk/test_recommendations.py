@@ -11,6 +11,7 @@ from google.rpc import code_pb2
 
 from longtide import (
     AsyncClient,
+    Basis,
     Client,
     DeadlineExceededError,
     InvalidArgumentError,
@@ -89,11 +90,19 @@ def test_rank_orders_the_callers_items(client, server):
 
 def test_similar_items_are_listed(client, server):
     items = client.similar_items("i1", 5, "content", filter=Tags("new"), exclude_item_ids=["i2"])
-    assert items == (SimilarItem("like-i1", "Alike", 0.5),)
+    assert list(items) == [SimilarItem("like-i1", "Alike", 0.5)]
     request = server.requests[0]
     assert (request.item_id, request.limit, request.basis) == ("i1", 5, recommendation_pb2.SIMILARITY_BASIS_CONTENT)
     assert request.filter == filter_message(Tags("new"))
     assert list(request.exclude_item_ids) == ["i2"]
+
+
+def test_similar_items_say_what_was_compared_and_where_they_come_from(client, server):
+    found = client.similar_items("i1", basis="content")
+    assert (found.item_id, found.basis, found.snapshot_id) == ("i1", Basis.BEHAVIOR, "snapshot-1")
+    assert (found[0].item_id, found[:1], len(found)) == ("like-i1", (SimilarItem("like-i1", "Alike", 0.5),), 1)
+    server.basis = 99  # of a newer server
+    assert client.similar_items("i1").basis is None
 
 
 def test_a_basis_that_is_none_is_refused_and_none_is_left_to_the_server(client, server):
