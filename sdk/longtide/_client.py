@@ -58,9 +58,13 @@ class Client:
             for item in client.recommend("ada", limit=5):
                 print(item.item_id, item.score)
 
-    Every call has a timeout in seconds: the client's, or its own. Unary calls but `activate_snapshot` are tried up to 4
-    times while the server is UNAVAILABLE, or gRPC drops the call (CANCELLED), within that timeout; nothing else is
-    retried. Every call raises LongtideError or one of its kinds.
+    Every call has a timeout in seconds: its own, or the client's. Three wait for what takes longer than an answer and
+    do not have the client's: `recommend_many` (60 s a message, since all other calls go first), `activate_snapshot`
+    (300 s) and `wait_ready` (30 s).
+
+    Unary calls but `activate_snapshot` are tried up to 4 times while the server is UNAVAILABLE, or gRPC drops the call
+    (CANCELLED), within that timeout; of the others, `stream_events` alone tries again. Every call raises LongtideError
+    or one of its kinds.
     """
 
     def __init__(

@@ -53,6 +53,20 @@ def test_every_method_is_documented_and_takes_a_timeout(name):
         assert inspect.signature(getattr(client, name)).parameters["timeout"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
+@pytest.mark.parametrize("client", [longtide.Client, longtide.AsyncClient])
+def test_a_client_says_which_calls_do_not_have_its_timeout(client):
+    own = {
+        name: parameters["timeout"].default
+        for name, method in inspect.getmembers(client, inspect.isfunction)
+        if "timeout" in (parameters := inspect.signature(method).parameters) and not name.startswith("_")
+        if parameters["timeout"].default is not None
+    }
+    assert own == {"recommend_many": 60.0, "wait_ready": 30.0, "activate_snapshot": 300.0}
+    said = " ".join(client.__doc__.split())
+    for name, seconds in own.items():
+        assert f"`{name}` ({seconds:g} s" in said
+
+
 def test_importing_the_sdk_brings_nothing_heavy():
     script = (
         "import sys, longtide; "
