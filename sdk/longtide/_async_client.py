@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
@@ -31,6 +32,7 @@ from longtide._channel import (
     HEALTH_CHECK_METHOD,
     ROWS_TIMEOUT_S,
     channel_options,
+    checked_metadata,
 )
 from longtide._errors import (
     DeadlineExceededError,
@@ -38,6 +40,7 @@ from longtide._errors import (
     LongtideError,
     ResourceExhaustedError,
     UnavailableError,
+    client_closed,
     error_from_rpc,
     stream_error_from_rpc,
 )
@@ -75,7 +78,8 @@ class AsyncClient:
 
     Unary calls but `activate_snapshot` are tried up to 4 times while the server is UNAVAILABLE, or gRPC drops the call
     (CANCELLED), within that timeout; of the others, `stream_events` alone tries again. Every call raises LongtideError
-    or one of its kinds.
+    or one of its kinds; once the client is closed, and where closing it cuts a call off, UnknownError with the status
+    CANCELLED.
     """
 
     def __init__(
@@ -88,17 +92,19 @@ class AsyncClient:
     ) -> None:
         """Connect to `target`, for example `127.0.0.1:50051`, in the background; call it inside a running event loop.
 
-        Without `credentials` the connection is not encrypted. `metadata` goes with every call.
+        Without `credentials` the connection is not encrypted. `metadata` goes with every call; TypeError or
+        ValueError when gRPC cannot send it: keys are in small letters.
         """
         # gRPC would bind the channel to some other loop without a word.
         asyncio.get_running_loop()
+        self._metadata = checked_metadata(metadata)
         options = channel_options()
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options)
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._closed = False
         self._timeout_s = timeout
-        self._metadata = tuple(metadata)
         self._events = EventServiceStub(self._channel)
         self._recommendations = RecommendationServiceStub(self._channel)
         self._users = UserServiceStub(self._channel)
@@ -322,11 +328,9 @@ class AsyncClient:
     ) -> list[Event]:
         """Everything that is kept of a user, or of an anonymous session, by time. `timeout` is for all of it."""
         request = users_pb2.ExportUserDataRequest(owner=_convert.owner(user_id, session_id))
-        call = self._users.ExportUserData(request, timeout=self._limit_s(timeout), metadata=self._metadata)
-        try:
+        with self._raising(stream_error_from_rpc):
+            call = self._users.ExportUserData(request, timeout=self._limit_s(timeout), metadata=self._metadata)
             return [event async for piece in call for event in _convert.events(piece.events)]
-        except grpc.RpcError as exc:
-            raise stream_error_from_rpc(exc) from exc
 
     async def delete_user_data(
         self, user_id: str = "", *, session_id: str = "", timeout: float | None = None
@@ -439,7 +443,8 @@ class AsyncClient:
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
-        """Close the connection and cancel the calls that are still running."""
+        """Close the connection and cancel the calls that are still running: see the class."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -450,14 +455,35 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    @contextmanager
+    def _raising(self, error: Callable[[grpc.RpcError, bool], LongtideError]) -> Iterator[None]:
+        """Has what gRPC raises leave as an error of the tree."""
+        try:
+            yield
+        except grpc.RpcError as exc:
+            raise error(exc, self._closed) from exc
+        except grpc.aio.UsageError as exc:
+            if not self._closed:
+                raise
+            raise client_closed() from exc
+        except asyncio.CancelledError as exc:
+            # gRPC cancels what the closing of its channel cuts off. A task that nobody has cancelled must not end as if
+            # somebody had: a task group would take that for a wish, and its work would be lost without a word.
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
+            raise client_closed() from exc
+
     def _limit_s(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else timeout
 
     async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None) -> R:
-        try:
+        with self._raising(error_from_rpc):
             return await method(request, timeout=self._limit_s(timeout), metadata=self._metadata)
-        except grpc.RpcError as exc:
-            raise error_from_rpc(exc) from exc
+
+    def _stream(self, method: grpc.aio.StreamStreamMultiCallable[Q, R]) -> AsyncStream[Q, R]:
+        with self._raising(stream_error_from_rpc):
+            return AsyncStream(method, self._metadata, lambda: self._closed)
 
     async def _write(self, batch: Batch[events_pb2.Event], tally: Tally, timeout: float | None) -> None:
         request = events_pb2.WriteEventsRequest(events=batch.messages)
@@ -470,7 +496,7 @@ class AsyncClient:
         self, source: AsyncIterator[Batch[events_pb2.Event]], ledger: Ledger, timeout_s: float
     ) -> LongtideError | None:
         """Streams until everything is acknowledged, or until the server is lost or has too much to do: returns why."""
-        async with AsyncStream(self._events.StreamEvents, self._metadata) as stream:
+        async with self._stream(self._events.StreamEvents) as stream:
             for request in ledger.unacknowledged():
                 await stream.send(request)
             while True:
@@ -494,7 +520,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Recommendations, None]:
         source = async_batches(user_ids, request, ROWS_PER_MESSAGE)
         rows = Rows()
-        async with AsyncStream(self._recommendations.StreamRecommend, self._metadata) as stream:
+        async with self._stream(self._recommendations.StreamRecommend) as stream:
             while True:
                 if not rows.must_wait(stream.ready()) and (batch := await anext(source, None)):
                     await stream.send(rows.send(batch))

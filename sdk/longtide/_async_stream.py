@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from longtide._errors import DeadlineExceededError, UnavailableError, UnknownError, stream_error_from_rpc
+from longtide._errors import DeadlineExceededError, UnavailableError, client_closed, stream_error_from_rpc
 
 _GOODBYE_S = 1.0
 
@@ -22,8 +22,13 @@ class AsyncStream(Generic[Q, R]):
     """Sends without waiting and receives with a deadline for each answer. Leaving the context cancels the call."""
 
     def __init__(
-        self, method: grpc.aio.StreamStreamMultiCallable[Q, R], metadata: tuple[tuple[str, str | bytes], ...]
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[Q, R],
+        metadata: tuple[tuple[str, str | bytes], ...],
+        closed: Callable[[], bool],
     ) -> None:
+        """`closed` says whether the client is."""
+        self._closed = closed
         self._requests: asyncio.Queue[Q | None] = asyncio.Queue()
         self._call = method(self._outgoing(), metadata=metadata)
         self._next = asyncio.ensure_future(self._call.read())
@@ -44,11 +49,11 @@ class AsyncStream(Generic[Q, R]):
         if not self._next.done():
             raise DeadlineExceededError(f"the stream gave no answer within {timeout_s:g} s")
         if self._next.cancelled():
-            raise UnknownError("the client was closed while the stream ran", status=grpc.StatusCode.CANCELLED)
+            raise client_closed()
         try:
             answer = self._next.result()
         except grpc.RpcError as exc:
-            raise stream_error_from_rpc(exc) from exc
+            raise stream_error_from_rpc(exc, self._closed()) from exc
         if answer is grpc.aio.EOF:
             raise UnavailableError("the server ended the stream early")
         self._next = asyncio.ensure_future(self._call.read())

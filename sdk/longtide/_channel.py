@@ -1,8 +1,10 @@
-"""How the SDK connects: channel options, the retries of unary calls, and the methods outside the contract."""
+"""How the SDK connects: channel options, metadata, the retries of unary calls, and the methods outside the contract."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from longtide._version import __version__
@@ -33,6 +35,28 @@ when it comes again.
 All but ActivateSnapshot: where an encoder did not start, the next three would not, minutes later; and after a lost
 connection the activation goes on, so that a second one would be refused and hide how the first ends.
 """
+
+
+_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
+_METADATA_TEXT = re.compile(rb"[ -~]*")
+
+
+def checked_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[tuple[str, str | bytes], ...]:
+    """The pairs, if gRPC can send them; else TypeError or ValueError. Values may be secrets, and are not named."""
+    pairs = tuple(metadata)
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise TypeError(f"metadata: {key!r} must be a str, not {type(key).__name__}")
+        if not _METADATA_KEY.fullmatch(key):
+            raise ValueError(f"metadata: {key!r} may only hold a-z, 0-9, -, _ and .")
+        binary = key.endswith("-bin")
+        if not isinstance(value, bytes if binary else str | bytes):
+            kind = "bytes" if binary else "a str or bytes"
+            raise TypeError(f"metadata: the value of {key!r} must be {kind}, not {type(value).__name__}")
+        sent = value.encode() if isinstance(value, str) else value
+        if not binary and not _METADATA_TEXT.fullmatch(sent):
+            raise ValueError(f"metadata: the value of {key!r} must be printable ASCII; for bytes, name it '{key}-bin'")
+    return pairs
 
 
 def channel_options() -> list[tuple[str, Any]]:

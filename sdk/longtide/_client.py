@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +20,7 @@ from longtide._channel import (
     HEALTH_CHECK_METHOD,
     ROWS_TIMEOUT_S,
     channel_options,
+    checked_metadata,
 )
 from longtide._errors import (
     DeadlineExceededError,
@@ -26,6 +28,7 @@ from longtide._errors import (
     LongtideError,
     ResourceExhaustedError,
     UnavailableError,
+    client_closed,
     error_from_rpc,
     stream_error_from_rpc,
 )
@@ -64,7 +67,8 @@ class Client:
 
     Unary calls but `activate_snapshot` are tried up to 4 times while the server is UNAVAILABLE, or gRPC drops the call
     (CANCELLED), within that timeout; of the others, `stream_events` alone tries again. Every call raises LongtideError
-    or one of its kinds.
+    or one of its kinds; once the client is closed, and where closing it cuts a call off, UnknownError with the status
+    CANCELLED.
     """
 
     def __init__(
@@ -77,15 +81,17 @@ class Client:
     ) -> None:
         """Connect to `target`, for example `127.0.0.1:50051`, in the background.
 
-        Without `credentials` the connection is not encrypted. `metadata` goes with every call.
+        Without `credentials` the connection is not encrypted. `metadata` goes with every call; TypeError or
+        ValueError when gRPC cannot send it: keys are in small letters.
         """
+        self._metadata = checked_metadata(metadata)
         options = channel_options()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
             self._channel = grpc.secure_channel(target, credentials, options)
+        self._closed = False
         self._timeout_s = timeout
-        self._metadata = tuple(metadata)
         self._events = EventServiceStub(self._channel)
         self._recommendations = RecommendationServiceStub(self._channel)
         self._users = UserServiceStub(self._channel)
@@ -300,11 +306,9 @@ class Client:
     def export_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> list[Event]:
         """Everything that is kept of a user, or of an anonymous session, by time. `timeout` is for all of it."""
         request = users_pb2.ExportUserDataRequest(owner=_convert.owner(user_id, session_id))
-        call = self._users.ExportUserData(request, timeout=self._limit_s(timeout), metadata=self._metadata)
-        try:
+        with self._raising(stream_error_from_rpc):
+            call = self._users.ExportUserData(request, timeout=self._limit_s(timeout), metadata=self._metadata)
             return [event for piece in call for event in _convert.events(piece.events)]
-        except grpc.RpcError as exc:
-            raise stream_error_from_rpc(exc) from exc
 
     def delete_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> DeletedData:
         """Delete everything that is kept of a user, or of an anonymous session.
@@ -411,7 +415,8 @@ class Client:
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """Close the connection and cancel the calls that are still running."""
+        """Close the connection and cancel the calls that are still running: see the class."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -422,14 +427,28 @@ class Client:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _raising(self, error: Callable[[grpc.RpcError, bool], LongtideError]) -> Iterator[None]:
+        """Has what gRPC raises leave as an error of the tree."""
+        try:
+            yield
+        except grpc.RpcError as exc:
+            raise error(exc, self._closed) from exc
+        except ValueError as exc:  # gRPC's word for a call on a closed channel
+            if not self._closed:
+                raise
+            raise client_closed() from exc
+
     def _limit_s(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else timeout
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None) -> R:
-        try:
+        with self._raising(error_from_rpc):
             return method(request, timeout=self._limit_s(timeout), metadata=self._metadata)
-        except grpc.RpcError as exc:
-            raise error_from_rpc(exc) from exc
+
+    def _stream(self, method: grpc.StreamStreamMultiCallable[Q, R]) -> Stream[Q, R]:
+        with self._raising(stream_error_from_rpc):
+            return Stream(method, self._metadata, lambda: self._closed)
 
     def _write(self, batch: Batch[events_pb2.Event], tally: Tally, timeout: float | None) -> None:
         request = events_pb2.WriteEventsRequest(events=batch.messages)
@@ -442,7 +461,7 @@ class Client:
         self, source: Iterator[Batch[events_pb2.Event]], ledger: Ledger, timeout_s: float
     ) -> LongtideError | None:
         """Streams until everything is acknowledged, or until the server is lost or has too much to do: returns why."""
-        with Stream(self._events.StreamEvents, self._metadata) as stream:
+        with self._stream(self._events.StreamEvents) as stream:
             for request in ledger.unacknowledged():
                 stream.send(request)
             while True:
@@ -466,7 +485,7 @@ class Client:
     ) -> Generator[Recommendations, None, None]:
         source = batches(user_ids, request, ROWS_PER_MESSAGE)
         rows = Rows()
-        with Stream(self._recommendations.StreamRecommend, self._metadata) as stream:
+        with self._stream(self._recommendations.StreamRecommend) as stream:
             while True:
                 if not rows.must_wait(stream.ready()) and (batch := next(source, None)):
                     stream.send(rows.send(batch))

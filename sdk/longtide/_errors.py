@@ -11,7 +11,7 @@
   * DeadlineExceededError       no answer within the timeout
   * UnavailableError            the server cannot be reached or is not ready; trying later may help
   * InternalError               the server, or the server's answer, is broken
-  * UnknownError                any other status
+  * UnknownError                any other status; CANCELLED when the client was closed, before the call or during it
 
 A wrong type or an unknown name in the caller's own code raises TypeError or ValueError before anything is sent.
 """
@@ -141,7 +141,8 @@ class InternalError(LongtideError):
 
 
 class UnknownError(LongtideError):
-    """A status that has no class of its own; see `status`."""
+    """A status that has no class of its own; see `status`. CANCELLED says that the client was closed: a write that was
+    under way may or may not have happened, and writing again is safe."""
 
 
 _CLASS_OF_STATUS: dict[grpc.StatusCode, type[LongtideError]] = {
@@ -173,8 +174,18 @@ class _Details:
     retry_delay_s: float | None = None
 
 
-def error_from_rpc(exc: grpc.RpcError) -> LongtideError:
-    """The error that a failed gRPC call means; raise it `from` that call's error."""
+def client_closed() -> LongtideError:
+    """The error of a call on a client that is closed, or is closed during the call."""
+    return UnknownError("the client was closed", status=grpc.StatusCode.CANCELLED)
+
+
+def error_from_rpc(exc: grpc.RpcError, closed: bool = False) -> LongtideError:
+    """The error that a failed gRPC call means; raise it `from` that call's error.
+
+    `closed` says whether the client is: then it, and not the server, has cancelled what is cancelled.
+    """
+    if closed and exc.code() == grpc.StatusCode.CANCELLED:
+        return client_closed()
     # The type stubs know no common type for the trailers of both gRPC libraries; both are pairs.
     trailers = cast("Iterable[tuple[str, str | bytes]]", exc.trailing_metadata() or ())
     packed = next((value for key, value in trailers if key == _DETAILS_KEY), None)
@@ -183,16 +194,16 @@ def error_from_rpc(exc: grpc.RpcError) -> LongtideError:
     return _error(exc.code(), exc.details() or "", _details(packed))
 
 
-def stream_error_from_rpc(exc: grpc.RpcError) -> LongtideError:
+def stream_error_from_rpc(exc: grpc.RpcError, closed: bool = False) -> LongtideError:
     """As `error_from_rpc`, for a stream: what only says that the stream was cut is UnavailableError."""
     # A server that shuts down may cancel its streams. One that ends a stream while a message is being sent makes
     # grpc.aio replace the server's status by an INTERNAL of its own (grpc/grpc#36066): a lasting reason shows again
     # on the next stream.
     cut = exc.code() == grpc.StatusCode.CANCELLED
     overwritten = exc.code() == grpc.StatusCode.INTERNAL and exc.details() == _AIO_STATUS_LOST
-    if cut or overwritten:
+    if (cut and not closed) or overwritten:
         return UnavailableError("the server ended the stream early")
-    return error_from_rpc(exc)
+    return error_from_rpc(exc, closed)
 
 
 def error_from_row(code: int, field: str, reason: str) -> LongtideError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -30,8 +31,13 @@ class Stream(Generic[Q, R]):
     """
 
     def __init__(
-        self, method: grpc.StreamStreamMultiCallable[Q, R], metadata: tuple[tuple[str, str | bytes], ...]
+        self,
+        method: grpc.StreamStreamMultiCallable[Q, R],
+        metadata: tuple[tuple[str, str | bytes], ...],
+        closed: Callable[[], bool],
     ) -> None:
+        """`closed` says whether the client is."""
+        self._closed = closed
         self._requests: queue.SimpleQueue[Q | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[R | grpc.RpcError | _End] = queue.SimpleQueue()
         self._call = method(iter(self._requests.get, None), metadata=metadata)
@@ -55,7 +61,7 @@ class Stream(Generic[Q, R]):
         if isinstance(answer, _End):
             raise UnavailableError("the server ended the stream early")
         if isinstance(answer, grpc.RpcError):
-            raise stream_error_from_rpc(answer) from answer
+            raise stream_error_from_rpc(answer, self._closed()) from answer
         return answer
 
     def finish(self) -> None:

@@ -1,5 +1,7 @@
 """What holds for every call: errors, retries, deadlines, readiness."""
 
+import asyncio
+import re
 import threading
 import time
 
@@ -10,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from longtide import (
     AsyncClient,
+    Client,
     DeadlineExceededError,
     Event,
     FailedPreconditionError,
@@ -153,6 +156,98 @@ def test_metadata_goes_with_every_call(connect, server):
             call()
             assert server.metadata["authorization"] == "Bearer x"
             assert server.metadata["user-agent"].startswith("longtide-python/")
+
+
+EVERY_KIND_OF_CALL = {
+    "unary": lambda client: client.recommend("ada", timeout=20.0),
+    "write": lambda client: client.write_events([Event("ada", "book")], timeout=20.0),
+    "stream of events": lambda client: client.stream_events([Event("ada", "book")], timeout=20.0),
+    "stream of rows": lambda client: list(client.recommend_many(["ada"])),
+    "export": lambda client: client.export_user_data("ada", timeout=20.0),
+    "pages": lambda client: list(client.list_items(timeout=20.0)),
+    "health": lambda client: client.wait_ready(20.0),
+}
+
+
+@pytest.mark.parametrize("call", EVERY_KIND_OF_CALL.values(), ids=EVERY_KIND_OF_CALL)
+def test_a_call_on_a_closed_client_says_so(connect, server, call):
+    with connect(server.target) as client:
+        client.close()
+        with pytest.raises(UnknownError, match="the client was closed") as caught:
+            call(client)
+    assert caught.value.status == grpc.StatusCode.CANCELLED
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND_OF_CALL if kind != "health"])
+def test_a_call_that_is_cut_off_by_the_closing_of_its_client_says_so(server, kind):
+    server.holding = True
+    with Client(server.target) as client:
+        threading.Timer(0.3, client.close).start()
+        with pytest.raises(UnknownError, match="the client was closed"):
+            EVERY_KIND_OF_CALL[kind](client)
+    assert len(server.requests) == 1
+
+
+async def test_no_task_is_cancelled_by_the_closing_of_a_client(server):
+    """A task group would take it for the wish of whoever cancelled the task, and lose the work without a word."""
+    server.holding, server.together = True, threading.Barrier(7)
+    client = AsyncClient(server.target, timeout=20.0)
+
+    async def listed(iterator):
+        return [one async for one in iterator]
+
+    under_way = [
+        asyncio.create_task(call)
+        for call in (
+            client.recommend("ada"),
+            client.write_events([Event("ada", "book")]),
+            client.stream_events([Event("ada", "book")]),
+            listed(client.recommend_many(["ada"])),
+            client.export_user_data("ada"),
+            listed(client.list_items()),
+        )
+    ]
+    await asyncio.to_thread(server.together.wait, 10)
+    await client.close()
+    for outcome in await asyncio.gather(*under_way, return_exceptions=True):
+        assert (type(outcome), str(outcome)) == (UnknownError, "the client was closed")
+
+
+async def test_a_task_that_is_cancelled_stays_so_while_its_client_closes(server):
+    server.holding, server.together = True, threading.Barrier(2)
+    client = AsyncClient(server.target, timeout=20.0)
+    call = asyncio.create_task(client.recommend("ada"))
+    await asyncio.to_thread(server.together.wait, 10)
+    call.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "what"),
+    [
+        ("Authorization", "Bearer x", ValueError, "'Authorization' may only hold a-z, 0-9, -, _ and ."),
+        ("", "x", ValueError, "'' may only hold"),
+        ("two words", "x", ValueError, "'two words' may only hold"),
+        ("key", "secr\u00e9t", ValueError, "the value of 'key' must be printable ASCII; for bytes, name it 'key-bin'"),
+        ("key", "secret\n", ValueError, "the value of 'key' must be printable ASCII"),
+        ("key", 7, TypeError, "the value of 'key' must be a str or bytes, not int"),
+        ("key-bin", "secret", TypeError, "the value of 'key-bin' must be bytes, not str"),
+        (7, "x", TypeError, "7 must be a str, not int"),
+    ],
+)
+def test_metadata_that_grpc_cannot_send_is_refused_at_once(connect, key, value, error, what):
+    with pytest.raises(error, match=re.escape(f"metadata: {what}")) as caught:
+        connect("127.0.0.1:1", metadata=[(key, value)])
+    assert "secr" not in str(caught.value)  # it may be one
+
+
+def test_metadata_may_be_bytes(connect, server):
+    with connect(server.target, metadata=[("trace-bin", b"\x00\xff"), ("x.y_z-1", b"plain")]) as client:
+        client.recommend("ada")
+    assert (server.metadata["trace-bin"], server.metadata["x.y_z-1"]) == (b"\x00\xff", "plain")
 
 
 def test_credentials_make_the_connection_secure(connect, server):
