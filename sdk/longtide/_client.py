@@ -300,7 +300,7 @@ class Client:
         Returns how many events moved. What comes later under the old name is the user's too. FailedPreconditionError
         when the history belongs to another user already.
         """
-        request = _convert.merge_request(_convert.owner(source_user_id, session_id), user_id)
+        request = _convert.merge_request(source_user_id, session_id, user_id)
         return (self._call(self._users.MergeUsers, request, timeout)).moved_count
 
     def export_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> list[Event]:

@@ -199,9 +199,11 @@ def user_events_request(owner: users_pb2.Owner, page_size: int, page_token: str)
     return users_pb2.ListUserEventsRequest(owner=owner, page_size=page_size, page_token=page_token)
 
 
-def merge_request(source: users_pb2.Owner, user_id: str) -> users_pb2.MergeUsersRequest:
+def merge_request(source_user_id: str, session_id: str, user_id: str) -> users_pb2.MergeUsersRequest:
     """Asks to join a history to a user's."""
-    return users_pb2.MergeUsersRequest(source=source, user_id=text("user_id", user_id))
+    if bool(source_user_id) == bool(session_id):
+        raise ValueError("say whose history it is: either session_id or source_user_id")
+    return users_pb2.MergeUsersRequest(source=owner(source_user_id, session_id), user_id=text("user_id", user_id))
 
 
 def events(messages: Iterable[events_pb2.Event]) -> list[Event]:

@@ -80,6 +80,13 @@ def test_either_a_user_or_a_session_is_named(client):
             list(client.list_user_events(**wrong))
 
 
+def test_a_merge_names_whose_history_is_joined(client, server):
+    for wrong in ({}, {"session_id": "s", "source_user_id": "guest"}):
+        with pytest.raises(ValueError, match="say whose history it is: either session_id or source_user_id"):
+            client.merge_users("ann", **wrong)
+    assert server.requests == []
+
+
 def test_an_anonymous_session_can_write_and_ask(client, server):
     event = Event(None, "book", session_id="s1")
     assert (event.user_id, event.session_id) == ("", "s1")
