@@ -1119,6 +1119,30 @@ def test_an_import_goes_to_one_place(log, where):
     )
 
 
+def test_the_reports_of_both_imports_stand_beside_each_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad-items.csv").write_text("row,column,reason\n9,price,is too low\n")
+    (tmp_path / "log.csv").write_text(HEAD + "ann,a,1\nann,,2\n")
+    assert "bad-events.csv says why" in run("import", "log.csv", "--store", store_url(tmp_path)).stderr
+    assert (tmp_path / "bad-events.csv").read_text().splitlines()[1:] == ["3,item_id,must not be empty"]
+    assert "9,price" in (tmp_path / "bad-items.csv").read_text()
+    assert run("import", "gone.csv", "--store", store_url(tmp_path)).exit_code == 2
+    assert run("items", "import", "gone.csv").exit_code == 2
+    assert {path.name for path in tmp_path.glob("bad-*")} == {"bad-events.csv", "bad-items.csv"}
+
+
+def test_a_file_of_ones_own_is_not_taken_for_a_report(tmp_path):
+    (tmp_path / "log.csv").write_text(HEAD + "ann,a,1\n")
+    (tmp_path / "mine.csv").write_text("my,notes\n")
+    mine = ("--bad-rows", tmp_path / "mine.csv")
+    for done in (
+        run("import", tmp_path / "log.csv", "--store", store_url(tmp_path), *mine),
+        run("items", "import", tmp_path / "log.csv", *mine),
+    ):
+        assert "mine.csv is there, and is no report of an import; name another file" in refusal(done)
+    assert (tmp_path / "mine.csv").read_text() == "my,notes\n"
+
+
 def test_the_bad_rows_do_not_replace_the_log(tmp_path):
     (tmp_path / "log.csv").write_text(HEAD + "ann,a,1\n")
     done = run("import", tmp_path / "log.csv", "--store", store_url(tmp_path), "--bad-rows", tmp_path / "log.csv")

@@ -25,8 +25,8 @@ RATES = ("click_rate", "conversion_rate")
 @click.option("--store", default="", metavar="URL", help="An event store to write to while no server does.")
 @click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,...")
 @click.option(
-    "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-rows.csv"), show_default=True,
-    help="Where the rows that cannot be taken go, with the reasons.",
+    "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-events.csv"), show_default=True,
+    help="Where number, column and reason of the rows that cannot be taken go, in place of an earlier report.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_(

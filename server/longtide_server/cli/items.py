@@ -30,8 +30,8 @@ def items() -> None:
 @server_option
 @click.option("--columns", type=Pairs(), default="", help="The file's names for ours: item_id=sku,title=name,...")
 @click.option(
-    "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-rows.csv"), show_default=True,
-    help="Where the rows that cannot be taken go, with the reasons.",
+    "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-items.csv"), show_default=True,
+    help="Where number, column and reason of the rows that cannot be taken go, in place of an earlier report.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path, as_json: bool) -> None:

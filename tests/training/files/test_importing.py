@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtide import EventError, InvalidEventsError, WriteResult
-from longtide_server.errors import LogError
+from longtide_server.errors import InvalidInput, LogError
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import Event, EventType
 from longtide_server.training.files import importing
 from longtide_server.training.files.importing import BadRowsFile, Outcome, import_log, into_store, read_events
 from longtide_server.training.files.log import read_log
+from longtide_server.training.files.tables.columns import BadRow
 from longtide_server.training.stored import export, read_store
 
 LOG = """user_id,item_id,timestamp,event_type,value,session_id,event_id,custom_type,attribution_token
@@ -169,6 +170,55 @@ async def test_what_a_server_refuses_is_told_by_row(write_log):
         "2,item_id,must not be empty",
         "4,event_time,is too old",
     ]
+
+
+OLD = "row,column,reason\r\n7,item_id,must not be empty\r\n"
+
+
+@pytest.fixture
+def report(tmp_path):
+    """That of an earlier run."""
+    path = tmp_path / "bad.csv"
+    path.write_text(OLD)
+    return path
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_when_it_is_whole(report):
+    with BadRowsFile(report) as bad:
+        bad.add([BadRow(2, "user_id", "is missing")])
+        assert report.read_bytes().decode() == OLD
+    assert report.read_text().splitlines() == ["row,column,reason", "2,user_id,is missing"]
+    assert [path.name for path in report.parent.iterdir()] == ["bad.csv"]
+
+
+def test_a_report_is_gone_once_everything_was_taken(report):
+    with BadRowsFile(report) as bad:
+        bad.add([])
+        assert report.exists()
+    assert not report.exists()
+
+
+def test_a_run_that_fails_keeps_an_earlier_report_or_tells_what_it_found(report):
+    for found, lines in ([], OLD.splitlines()), ([BadRow(2, "", "is torn")], ["row,column,reason", "2,,is torn"]):
+        with pytest.raises(ConnectionError), BadRowsFile(report) as bad:
+            bad.add(found)
+            raise ConnectionError("killed")
+        assert report.read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize("content", ["", "my,own,notes\n", "row,column,reason,mine\n", "\xff"])
+def test_a_file_that_is_no_report_is_left_alone(tmp_path, content):
+    path = tmp_path / "notes.csv"
+    path.write_text(content)
+    with pytest.raises(InvalidInput, match=r"--bad-rows: .*notes\.csv is there, and is no report of an import"):
+        BadRowsFile(path)
+    assert path.read_text() == content
+
+
+def test_a_report_needs_a_folder_and_is_none(tmp_path):
+    for path in (tmp_path, tmp_path / "no" / "bad.csv"):
+        with pytest.raises(InvalidInput, match="--bad-rows: "):
+            BadRowsFile(path)
 
 
 def test_values_keep_all_their_digits(write_log):

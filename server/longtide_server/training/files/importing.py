@@ -20,6 +20,7 @@ import numpy as np
 
 import longtide
 from longtide import AsyncClient, InvalidEventsError
+from longtide_server.errors import InvalidInput
 from longtide_server.event_store import EventStore
 from longtide_server.events import Event, EventType, violation
 from longtide_server.training.files.log import NEEDED, OPTIONAL, TimeFormat, read_cells
@@ -28,6 +29,7 @@ from longtide_server.training.files.tables.reading import read_pieces
 
 PIECE_ROWS = 20_000
 TEXTS = ("event_id", "custom_type", "attribution_token")
+REPORT_COLUMNS = ("row", "column", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,21 @@ def read_events(path: Path, columns: Mapping[str, str]) -> Iterator[Piece]:
 
 
 class BadRowsFile:
-    """A CSV of row numbers, columns and reasons; there is no file where there are no bad rows."""
+    """A CSV of row numbers, columns and reasons; there is no file where there are no bad rows.
+
+    It takes the place of an earlier one at the end of the run: until then, and where the run fails before it has found
+    a bad row, that stays as it was. A run that takes every row removes it, for it tells of another file.
+    """
 
     def __init__(self, path: Path) -> None:
+        """InvalidInput where a file of somebody else's is in the way, or nothing can be written."""
+        if path.is_dir() or not path.parent.is_dir():
+            raise InvalidInput.of("--bad-rows", f"{path} is not a file in a folder that exists")
+        self._replaces = path.exists()
+        if self._replaces and not _is_report(path):
+            raise InvalidInput.of("--bad-rows", f"{path} is there, and is no report of an import; name another file")
         self.path = path
-        path.unlink(missing_ok=True)
+        self._partial = path.with_name(f"{path.name}.partial")
         self._file: TextIO | None = None
 
     def add(self, rows: Sequence[BadRow]) -> None:
@@ -111,8 +123,8 @@ class BadRowsFile:
         if not rows:
             return
         if self._file is None:
-            self._file = self.path.open("w", encoding="utf-8", newline="", errors="backslashreplace")
-            csv.writer(self._file).writerow(("row", "column", "reason"))
+            self._file = self._partial.open("w", encoding="utf-8", newline="", errors="backslashreplace")
+            csv.writer(self._file).writerow(REPORT_COLUMNS)
         csv.writer(self._file).writerows((bad.row, bad.column, bad.reason) for bad in rows)
 
     def __enter__(self) -> Self:
@@ -123,6 +135,16 @@ class BadRowsFile:
     ) -> None:
         if self._file is not None:
             self._file.close()
+            self._partial.replace(self.path)
+        elif exc_type is None and self._replaces:
+            self.path.unlink(missing_ok=True)
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(100).rstrip() == ",".join(REPORT_COLUMNS).encode()
 
 
 def _piece(table: Table, times: TimeFormat | None) -> Piece:
