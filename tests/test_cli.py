@@ -609,6 +609,12 @@ def test_train_says_so_when_it_cannot_write(log, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize("option", ["--columns", "--items", "--item-columns"])
+def test_the_bundled_log_is_read_in_one_way(tmp_path, option):
+    said = refusal(run("quickstart", option, "item_id=sku", "--work-dir", tmp_path))
+    assert said == f"{option}: says how a LOG is read; name one, since without it the bundled log is"
+
+
 # Wrong snapshots
 
 

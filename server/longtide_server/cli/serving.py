@@ -170,10 +170,22 @@ def quickstart(
 
     configure_logging("console", logging.WARNING)
     if log is None:
+        _require_none_of(
+            {"--columns": rest["columns"], "--items": rest["items"], "--item-columns": rest["item_columns"]}
+        )
         log = BUNDLED.log
         rest["columns"], rest["items"], rest["item_columns"] = BUNDLED.columns, BUNDLED.items, BUNDLED.item_columns
     read = read_for_training(log, (), seed=0, **rest)
     run(read.sequences, read.described, read.settings(read.sequences), text_model, work_dir, listen, console)
+
+
+def _require_none_of(given: Mapping[str, object]) -> None:
+    """InvalidInput for an option that would not count, since the bundled log is read."""
+    for option, value in given.items():
+        if value:
+            raise errors.InvalidInput.of(
+                option, "says how a LOG is read; name one, since without it the bundled log is"
+            )
 
 
 @click.command()
