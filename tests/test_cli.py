@@ -219,6 +219,22 @@ def test_predict_takes_the_times_at_which_users_will_see_their_lists(tmp_path):
     assert "request_time.npz" in json.loads(run("info", directory, "--json").stdout)["files"]
 
 
+@pytest.mark.parametrize("option", ["--items", "--kg", "--item-columns"])
+def test_predict_takes_no_option_that_it_does_not_use(log, trained, tmp_path, option):
+    done = run("predict", trained, log, "--out", tmp_path / "out", option, "item_id=x")
+    assert done.exit_code == 2
+    assert "No such option" in done.stderr
+
+
+def test_predict_reads_a_log_as_train_does(trained, tmp_path):
+    (tmp_path / "log.csv").write_text("who,item_id,timestamp\nann,a,1700000000\nann,b,soon\n")
+    named = ("--columns", "user_id=who", "--skip-bad-rows")
+    done = run("predict", trained, tmp_path / "log.csv", "--out", tmp_path / "out.jsonl", "--k", 2, *named)
+    assert done.exit_code == 0, done.output
+    assert "1 bad rows skipped" in " ".join(done.stderr.split())
+    assert json.loads((tmp_path / "out.jsonl").read_text())["user_id"] == "ann"
+
+
 def test_predict_names_a_time_that_is_none(log, trained, tmp_path):
     (tmp_path / "times.csv").write_text("user_id,timestamp\nu0,tomorrow\n")
     done = run("predict", trained, log, "--out", tmp_path / "out", "--request-times", tmp_path / "times.csv")

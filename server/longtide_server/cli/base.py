@@ -79,11 +79,19 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+columns_option = click.option(
+    "--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."
+)
+skip_bad_rows_option = click.option(
+    "--skip-bad-rows", is_flag=True, help="Leave wrong rows of the log out, and list the first of them."
+)
+
+
 def log_options(command: Callable[..., None]) -> Callable[..., None]:
     """How a log and its items file are read."""
     for option in reversed(
         (
-            click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."),
+            columns_option,
             click.option(
                 "--items",
                 type=click.Path(path_type=Path),
@@ -96,9 +104,7 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Knowledge graph: head, relation, tail; an end is item:ID or entity:NAME.",
             ),
             click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
-            click.option(
-                "--skip-bad-rows", is_flag=True, help="Leave wrong rows of the log out, and list the first of them."
-            ),
+            skip_bad_rows_option,
         )
     ):
         command = option(command)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server import errors
-from longtide_server.cli.base import Pairs, console, messages
+from longtide_server.cli.base import columns_option, console, messages
 
 RATES = ("click_rate", "conversion_rate")
 
@@ -23,7 +23,7 @@ RATES = ("click_rate", "conversion_rate")
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--target", default="", metavar="HOST:PORT", help="A running server to write to.")
 @click.option("--store", default="", metavar="URL", help="An event store to write to while no server does.")
-@click.option("--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,...")
+@columns_option
 @click.option(
     "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-events.csv"), show_default=True,
     help="Where number, column and reason of the rows that cannot be taken go, in place of an earlier report.",

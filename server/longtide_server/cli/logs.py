@@ -39,7 +39,7 @@ def read_log_file(log: Path | None, **options: Unpack[LogOptions]) -> tuple[Sequ
     """Sequences, what is said of items, and whether the log's times are times."""
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.files.graph import read_graph, with_facts
-    from longtide_server.training.files.log import read_log, times_are_real
+    from longtide_server.training.files.log import times_are_real
     from longtide_server.training.items.items import read_items
     from longtide_server.training.items.known_items import NOTHING_DESCRIBED
 
@@ -48,20 +48,33 @@ def read_log_file(log: Path | None, **options: Unpack[LogOptions]) -> tuple[Sequ
         raise errors.InvalidInput("name a LOG or an event store (--store), and not both")
     if log is None:
         found, described = asyncio.run(_stored(store, with_items=items is None))
+        _tell_repeated(store, found)
     else:
         described = NOTHING_DESCRIBED
-        found, skipped = read_log(log, options["columns"], skip_bad_rows=options["skip_bad_rows"])
-        if skipped.count:
-            messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
-            for row in skipped.details[:20]:
-                messages.print(f"  {row}", markup=False)
-    if found.repeated_rows:
-        messages.print(f"{log or store}: {found.repeated_rows} rows repeat an event and count once", markup=False)
+        found = read_events_file(log, options["columns"], skip_bad_rows=options["skip_bad_rows"])
     if items:
         described = read_items(items, options["item_columns"])
     if kg:
         described = replace(described, infos=with_facts(described.infos, read_graph(kg), found.item_ids))
     return to_sequences(found), described, times_are_real(found)
+
+
+def read_events_file(log: Path, columns: Mapping[str, str], *, skip_bad_rows: bool) -> Log:
+    """The events of a file; says which rows were skipped, where they may be, and how many count once."""
+    from longtide_server.training.files.log import read_log
+
+    found, skipped = read_log(log, columns, skip_bad_rows=skip_bad_rows)
+    if skipped.count:
+        messages.print(f"{log}: {skipped.count} bad rows skipped", markup=False)
+        for row in skipped.details[:20]:
+            messages.print(f"  {row}", markup=False)
+    _tell_repeated(log, found)
+    return found
+
+
+def _tell_repeated(source: Path | str, found: Log) -> None:
+    if found.repeated_rows:
+        messages.print(f"{source}: {found.repeated_rows} rows repeat an event and count once", markup=False)
 
 
 async def _stored(url: str, *, with_items: bool) -> tuple[Log, Described]:

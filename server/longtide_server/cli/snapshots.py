@@ -19,15 +19,17 @@ from rich.text import Text
 from longtide import Client, SnapshotInfo
 from longtide_server import errors
 from longtide_server.cli.base import (
+    columns_option,
     console,
     include_seen_option,
     log_options,
     messages,
+    skip_bad_rows_option,
     store_option,
     target_option,
     training_options,
 )
-from longtide_server.cli.logs import LogOptions, TrainingOptions, given_vectors, read_for_training, read_log_file
+from longtide_server.cli.logs import TrainingOptions, given_vectors, read_events_file, read_for_training
 from longtide_server.snapshot import read_manifest, resolve
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
@@ -123,7 +125,8 @@ def _unheard(_: Told) -> None:
     help="When users will see their lists, a user_id and a timestamp each; without, that is not known.",
 )
 @include_seen_option
-@log_options
+@columns_option
+@skip_bad_rows_option
 def predict(
     directory: Path,
     log: Path,
@@ -131,7 +134,8 @@ def predict(
     out: Path,
     request_times: Path | None,
     include_seen: bool,
-    **rest: Unpack[LogOptions],
+    columns: Mapping[str, str],
+    skip_bad_rows: bool,
 ) -> None:
     """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
 
@@ -141,13 +145,14 @@ def predict(
 
     from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
+    from longtide_server.training.dataset import to_sequences
     from longtide_server.training.files.log import read_request_times
     from longtide_server.training.offline import OfflineRecommender
 
     if out.is_dir() or not out.parent.is_dir():
         raise errors.InvalidInput.of("--out", f"{out} is not a file in a folder that exists")
     times = {} if request_times is None else read_request_times(request_times)
-    sequences, _, _ = read_log_file(log, **rest)
+    sequences = to_sequences(read_events_file(log, columns, skip_bad_rows=skip_bad_rows))
     snapshot = load_snapshot(directory)
     queries = [
         Query(user_id, k, request_time_s=times.get(user_id), include_seen=include_seen)
