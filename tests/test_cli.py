@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -29,13 +31,16 @@ from longtide import (
     Recommendation,
     Recommendations,
     SimilarUser,
+    SnapshotInfo,
     Source,
     SourceShare,
     __version__,
 )
 from longtide_server.attribution import make_token
 from longtide_server.cli import cli
+from longtide_server.cli import events as event_commands
 from longtide_server.cli import serving as serving_commands
+from longtide_server.cli import snapshots as snapshot_commands
 from longtide_server.cli.base import Commands, until_stopped
 from longtide_server.events import EventType
 from longtide_server.quickstart.run import _events
@@ -113,10 +118,10 @@ def refusal(done, status: int = 2) -> str:
     return line.removeprefix("longtide: ")
 
 
-def process(*args: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def process(*args: object, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
     """A real process."""
     command = [str(arg) for arg in args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
 
 
@@ -1022,8 +1027,8 @@ def test_logs_that_go_to_a_file_have_no_colours():
 # Tables
 
 
-def rendered(table) -> str:
-    console = Console(width=160)
+def rendered(table, width: int = 160) -> str:
+    console = Console(width=width)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
@@ -1039,6 +1044,57 @@ def test_recommendations_show_score_similar_users_and_sources():
     shown = rendered(recommendations_table("For ada", answer("Alien")))
     for text in ("For ada", "item-1", "Alien", "0.2500", "bob (0.88)", "neighbors"):
         assert text in shown, text
+
+
+def digits(shown: str) -> str:
+    """The digits of each column of a table, from the top down, one column after the other."""
+    rows = [re.split("[│┃]", line) for line in shown.splitlines() if line.startswith(("│", "┃"))]
+    return "".join("".join(cells) for cells in zip(*rows, strict=True)).replace(" ", "")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_cuts_no_id(width):
+    """It folds them over lines."""
+    long = "".join(f"{n:03}" for n in range(1_000, 1_030))
+    share = SourceShare(Source.NEIGHBORS, 0.5)
+    item = Recommendation(long, "Alien", 0.25, (share,), (Neighbor(long[::-1], 0.875),))
+    moment = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    info = SnapshotInfo(long, moment, True, 1_000_000, 1_000_000, 100_000_000, {"fusion": {"ndcg@10": 0.5}})
+    line = {
+        "surface": long,
+        "shown": 1_000_000,
+        "clicked": 1,
+        "converted": 1,
+        "click_rate": 0.5,
+        "conversion_rate": 0.5,
+    }
+    for table in (
+        recommendations_table("For ada", Recommendations("ada", (item,))),
+        similar_users_table("Like ada", [SimilarUser(long, 0.875, ("a", "b"))], {"a": "Alien"}),
+        items_table("Last", [long], {}),
+        snapshot_commands._snapshots_table("here", [info]),
+        event_commands._report_table(["surface"], [line]),
+    ):
+        shown = rendered(table, width)
+        assert "…" not in shown
+        assert long in digits(shown), shown
+
+
+def test_what_is_piped_is_cut_nowhere(trained, tmp_path):
+    folder = tmp_path / "a-folder-with-a-long-name" / "and-another-one-in-it" / "which-holds-the-snapshot"
+    shutil.copytree(trained, folder)
+    shown = process(COMMAND, "info", folder, COLUMNS="40").stdout
+    assert str(resolve(folder)) in shown
+    token = make_token(1_767_268_800, "20261127T120000-0123abcd", "a-surface-with-a-long-name", [("a", 1)])
+    head = "user_id,item_id,timestamp,event_type,attribution_token\n"
+    (tmp_path / "log.csv").write_text(f"{head}ann,a,1767268801,click,{token}\n")
+    run("import", tmp_path / "log.csv", "--store", store_url(tmp_path))
+    shown = process(COMMAND, "report", "--store", store_url(tmp_path), COLUMNS="40").stdout
+    assert "20261127T120000-0123abcd" in shown
+    assert "a-surface-with-a-long-name" in shown
+    out = folder / "out.parquet"
+    shown = process(COMMAND, "export", "--store", store_url(tmp_path), "--out", out, COLUMNS="40").stdout
+    assert shown == f"1 events in {out}\n"
 
 
 def test_similar_users_show_what_they_went_on_to():

@@ -14,11 +14,15 @@ from typing import Any
 import click
 import structlog
 from rich.console import Console
+from rich.table import Table
 
 from longtide import LongtideError
 from longtide_server import errors
 
-console = Console(highlight=False)
+PIPE_WIDTH = 10_000
+"""Columns of what is no terminal: as many as any line needs, since whoever reads a pipe wants ids whole."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
 
@@ -72,6 +76,13 @@ class Commands(click.Group):
             if exc.errno in (None, errno.EPIPE):  # not of a file or a disk; of the latter, click knows what to do
                 raise
             _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc.strerror), 1)
+
+
+def uncut(table: Table) -> Table:
+    """The table, which folds over lines what a terminal has no room for: an id that is cut is of no use."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 def _fail(message: str, status: int) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server import errors
-from longtide_server.cli.base import columns_option, console, messages
+from longtide_server.cli.base import columns_option, console, messages, uncut
 
 RATES = ("click_rate", "conversion_rate")
 
@@ -74,7 +74,7 @@ def import_(
         return
     console.print(f"{done.written:,} events written, {done.duplicates:,} known already")
     if done.bad:
-        messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False)
+        messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False, soft_wrap=True)
 
 
 @click.command()
@@ -96,7 +96,7 @@ def export(store: str, out: Path) -> None:
         finally:
             await opened.close()
 
-    console.print(f"{asyncio.run(exported()):,} events in {out}")
+    console.print(f"{asyncio.run(exported()):,} events in {out}", markup=False, soft_wrap=True)
 
 
 @click.command()
@@ -157,4 +157,4 @@ def _report_table(fields: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> 
         clicks, conversions = ("" if line[name] is None else f"{line[name]:.2%}" for name in RATES)
         counts = (f"{line['shown']:,}", f"{line['clicked']:,}", clicks, f"{line['converted']:,}", conversions)
         table.add_row(*(Text(str(line[name])) for name in fields), *counts)
-    return table
+    return uncut(table)

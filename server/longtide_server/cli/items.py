@@ -72,7 +72,7 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
     if done.repeated:
         messages.print(f"{done.repeated:,} rows were replaced by later rows of the same items")
     if done.bad:
-        messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False)
+        messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False, soft_wrap=True)
 
 
 @items.command("export")

@@ -228,7 +228,8 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, include
     if as_json:
         click.echo(json.dumps(asdict(done)))
         return
-    console.print(f"{done.users:,} users in {out}, {done.earlier:,} of them by an earlier run")
+    line = f"{done.users:,} users in {out}, {done.earlier:,} of them by an earlier run"
+    console.print(line, markup=False, soft_wrap=True)
     if done.refused:
         messages.print(f"{done.refused:,} users have no list; the column error says why")
     if done.degraded:

@@ -28,6 +28,7 @@ from longtide_server.cli.base import (
     store_option,
     target_option,
     training_options,
+    uncut,
 )
 from longtide_server.cli.logs import TrainingOptions, given_vectors, read_events_file, read_for_training
 from longtide_server.snapshot import read_manifest, resolve
@@ -377,7 +378,7 @@ def _snapshots_table(target: str, found: Sequence[SnapshotInfo]) -> Table:
             *(f"{count:,}" for count in (one.user_count, one.item_count, one.event_count)),
             "" if measured is None else f"{measured:.4f}",
         )
-    return table
+    return uncut(table)
 
 
 def _check_plot(path: Path) -> None:
@@ -411,7 +412,7 @@ def _print_snapshot(folder: Path, as_json: bool) -> None:
         ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"),
     ):
         table.add_row(name, Text(value))
-    console.print(table)
+    console.print(uncut(table))
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide import Recommendations, SimilarUser
+from longtide_server.cli.base import uncut
 
 
 def recommendations_table(title: str, answer: Recommendations) -> Table:
@@ -20,7 +21,7 @@ def recommendations_table(title: str, answer: Recommendations) -> Table:
         people = ", ".join(f"{neighbor.user_id} ({neighbor.similarity:.2f})" for neighbor in item.neighbors)
         sources = ", ".join(share.source.name.lower() for share in item.sources)
         table.add_row(str(place), Text(item.item_id), Text(item.title), f"{item.score:.4f}", Text(people), sources)
-    return table
+    return uncut(table)
 
 
 def similar_users_table(title: str, users: Iterable[SimilarUser], titles: Mapping[str, str]) -> Table:
@@ -29,7 +30,7 @@ def similar_users_table(title: str, users: Iterable[SimilarUser], titles: Mappin
     for user in users:
         names = [titles.get(item, item) for item in user.next_item_ids[:3]]
         table.add_row(Text(user.user_id), Text("; ".join(names)), f"{user.similarity:.3f}")
-    return table
+    return uncut(table)
 
 
 def items_table(title: str, items: Sequence[str], titles: Mapping[str, str]) -> Table:
@@ -37,4 +38,4 @@ def items_table(title: str, items: Sequence[str], titles: Mapping[str, str]) -> 
     table = Table("item", "title", title=Text(title), title_justify="left")
     for item in items:
         table.add_row(Text(item), Text(titles.get(item, "")))
-    return table
+    return uncut(table)
