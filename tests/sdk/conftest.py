@@ -55,6 +55,7 @@ class FakeServer(
 
     def __init__(self):
         self.port = 0
+        self.credentials = None  # of a server that speaks TLS
         self.max_calls = None  # that may be under way, from the next start on
         self.health = health.HealthServicer()
         self.serving(True)
@@ -87,7 +88,11 @@ class FakeServer(
         snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(self, self._server)
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self.credentials)
         self._server.start()
 
     def stop(self):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 import structlog
 from rich.console import Console
 from rich.table import Table
 
-from longtide import LongtideError
+from longtide import AsyncClient, Client, LongtideError
 from longtide_server import errors
+
+LONG_TIMEOUT_S = 60.0
+"""Of a call for work of any length: nobody looks at a screen and waits for it."""
 
 PIPE_WIDTH = 10_000
 """Columns of what is no terminal: as many as any line needs, since whoever reads a pipe wants ids whole."""
@@ -122,9 +128,81 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-target_option = click.option(
-    "--target", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="The running server."
-)
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and how it is reached."""
+
+    target: str
+    """HOST:PORT; empty where a command need not ask one."""
+    credentials: grpc.ChannelCredentials | None
+    """None where the connection is not encrypted."""
+    metadata: tuple[tuple[str, str], ...]
+    """Goes with every call."""
+
+    def client(self) -> Client:
+        """A client to ask it with. InvalidInput when gRPC cannot send the metadata."""
+        try:
+            return Client(self.target, credentials=self.credentials, metadata=self.metadata)
+        except (TypeError, ValueError) as exc:
+            raise errors.InvalidInput(f"--{exc}") from exc
+
+    def async_client(self) -> AsyncClient:
+        """As `client`, for work of any length in the running event loop."""
+        try:
+            return AsyncClient(
+                self.target, timeout=LONG_TIMEOUT_S, credentials=self.credentials, metadata=self.metadata
+            )
+        except (TypeError, ValueError) as exc:
+            raise errors.InvalidInput(f"--{exc}") from exc
+
+
+def server_options(command: Callable[..., None], default: str = "127.0.0.1:50051") -> Callable[..., None]:
+    """Which server, and how it is reached: the command gets a `server`."""
+
+    @functools.wraps(command)
+    def asking(
+        *args: object, target: str, tls: bool, ca: Path | None, metadata: tuple[str, ...], **rest: object
+    ) -> None:
+        server = Server(target, _credentials(tls, ca), tuple(map(_pair, metadata)))
+        command(*args, server=server, **rest)
+
+    described = {"show_default": True, "help": "The running server."} if default else {"help": "A running server."}
+    for option in reversed(
+        (
+            click.option("--target", "--server", "target", default=default, metavar="HOST:PORT", **described),
+            click.option("--tls", is_flag=True, help="Reach it through TLS, as a proxy in front of it may want."),
+            click.option(
+                "--ca", type=click.Path(path_type=Path), metavar="FILE",
+                help="Trust the certificates in FILE (PEM), and not gRPC's own list; means --tls.",
+            ),
+            click.option(
+                "--metadata", multiple=True, metavar="KEY=VALUE", help="Send it with every call; may be repeated."
+            ),
+        )
+    ):  # fmt: skip
+        asking = option(asking)
+    return asking
+
+
+def _credentials(tls: bool, ca: Path | None) -> grpc.ChannelCredentials | None:
+    if ca is None:
+        return grpc.ssl_channel_credentials() if tls else None
+    try:
+        trusted = ca.read_bytes()
+    except OSError as exc:
+        raise errors.InvalidInput.of("--ca", f"{ca}: {exc.strerror}") from exc
+    if b"-----BEGIN CERTIFICATE-----" not in trusted:
+        raise errors.InvalidInput.of("--ca", f"{ca} holds no certificate (PEM)")
+    return grpc.ssl_channel_credentials(trusted)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:  # the text may be a secret, and is not repeated
+        raise errors.InvalidInput.of("--metadata", "takes KEY=VALUE, for example authorization='Bearer TOKEN'")
+    return key, value
+
+
 include_seen_option = click.option(
     "--include-seen", is_flag=True, help="Also what users have had, where they may want it once more."
 )

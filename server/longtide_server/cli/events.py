@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from longtide_server import errors
-from longtide_server.cli.base import columns_option, console, messages, uncut
+from longtide_server.cli.base import Server, columns_option, console, messages, server_options, uncut
 
 RATES = ("click_rate", "conversion_rate")
 
 
 @click.command("import")
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--target", default="", metavar="HOST:PORT", help="A running server to write to.")
+@functools.partial(server_options, default="")
 @click.option("--store", default="", metavar="URL", help="An event store to write to while no server does.")
 @columns_option
 @click.option(
@@ -30,7 +31,7 @@ RATES = ("click_rate", "conversion_rate")
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_(
-    log: Path, target: str, store: str, columns: Mapping[str, str], bad_rows: Path, as_json: bool
+    log: Path, server: Server, store: str, columns: Mapping[str, str], bad_rows: Path, as_json: bool
 ) -> None:  # fmt: skip
     """Write the events of LOG into a running server or into an event store.
 
@@ -40,11 +41,10 @@ def import_(
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from longtide import AsyncClient
     from longtide_server.event_store.urls import open_store
     from longtide_server.training.files.importing import BadRowsFile, Imported, import_log, into_server, into_store
 
-    if bool(target) == bool(store):
+    if bool(server.target) == bool(store):
         raise errors.InvalidInput("name a running server (--target) or an event store (--store), and not both")
     if bad_rows.resolve() == log.resolve():
         raise errors.InvalidInput.of("--bad-rows", f"{bad_rows} is the log itself")
@@ -58,8 +58,8 @@ def import_(
         bar.update(task, completed=done.read_share, events=done.written + done.duplicates)
 
     async def run(file: BadRowsFile) -> Imported:
-        if target:
-            async with AsyncClient(target, timeout=60.0) as client:
+        if server.target:
+            async with server.async_client() as client:
                 return await import_log(log, columns, into_server(client), file, report)
         opened = await open_store(store)
         try:

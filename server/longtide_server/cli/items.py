@@ -10,14 +10,7 @@ from pathlib import Path
 import click
 
 from longtide_server import errors
-from longtide_server.cli.base import Commands, Pairs, console, messages
-
-TIMEOUT_S = 60.0
-
-server_option = click.option(
-    "--target", "--server", "target", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
-    help="The running server.",
-)  # fmt: skip
+from longtide_server.cli.base import Commands, Pairs, Server, console, messages, server_options
 
 
 @click.group(cls=Commands)
@@ -27,14 +20,14 @@ def items() -> None:
 
 @items.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@server_option
+@server_options
 @click.option("--columns", type=Pairs(), default="", help="The file's names for ours: item_id=sku,title=name,...")
 @click.option(
     "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-items.csv"), show_default=True,
     help="Where number, column and reason of the rows that cannot be taken go, in place of an earlier report.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path, as_json: bool) -> None:
+def import_(file: Path, server: Server, columns: Mapping[str, str], bad_rows: Path, as_json: bool) -> None:
     """Write the items of FILE into the catalogue of a running server.
 
     FILE is CSV, JSONL (both also zipped) or Parquet, of any length: an item_id, and some of title, description,
@@ -44,7 +37,6 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from longtide import AsyncClient
     from longtide_server.training.files.importing import BadRowsFile
     from longtide_server.training.files.item_files import ImportedItems, import_items
 
@@ -60,7 +52,7 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
         bar.update(task, completed=done.read_share, items=done.written)
 
     async def run(bad: BadRowsFile) -> ImportedItems:
-        async with AsyncClient(target, timeout=TIMEOUT_S) as client:
+        async with server.async_client() as client:
             return await import_items(file, columns, client, bad, report)
 
     with BadRowsFile(bad_rows) as bad, bar:
@@ -77,17 +69,16 @@ def import_(file: Path, target: str, columns: Mapping[str, str], bad_rows: Path,
 
 @items.command("export")
 @click.argument("file", type=click.Path(path_type=Path))
-@server_option
-def export(file: Path, target: str) -> None:
+@server_options
+def export(file: Path, server: Server) -> None:
     """Write every item of a running server's catalogue into FILE, .jsonl or .parquet, which `items import` reads."""
-    from longtide import AsyncClient
     from longtide_server.training.files.item_export import ENDINGS, export_items
 
     if file.suffix not in ENDINGS or file.is_dir() or not file.parent.is_dir():
         raise errors.InvalidInput.of("FILE", f"{file} is not a .jsonl or .parquet file in a folder that exists")
 
     async def exported() -> int:
-        async with AsyncClient(target, timeout=TIMEOUT_S) as client:
+        async with server.async_client() as client:
             with messages.status("Exporting") as status:
                 listed = client.list_items(page_size=1_000)
                 return await export_items(listed, file, lambda count: status.update(f"Exporting: {count:,} items"))

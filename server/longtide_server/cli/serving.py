@@ -15,17 +15,17 @@ from typing import Any, Unpack
 
 import click
 
-from longtide import Client
 from longtide_server import errors
 from longtide_server.cli.base import (
     Pairs,
     Ports,
+    Server,
     configure_logging,
     console,
     include_seen_option,
     log_options,
     messages,
-    target_option,
+    server_options,
     text_option,
     until_stopped,
 )
@@ -135,13 +135,13 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
 
 @click.command()
 @click.argument("user_id", metavar="USER")
-@target_option
+@server_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
 @include_seen_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def recommend(user_id: str, target: str, limit: int, include_seen: bool, as_json: bool) -> None:
+def recommend(user_id: str, server: Server, limit: int, include_seen: bool, as_json: bool) -> None:
     """Ask a running server for recommendations to USER."""
-    with Client(target) as client:
+    with server.client() as client:
         answer = client.recommend(user_id, limit, include_seen=include_seen)
     if as_json:
         click.echo(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
@@ -191,19 +191,18 @@ def _require_none_of(given: Mapping[str, object]) -> None:
 @click.command()
 @click.argument("users", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.parquet")
-@target_option
+@server_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Items for each user.")
 @click.option("--surface", default="", help="Where the answers will be shown, for `longtide report`.")
 @include_seen_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def score(users: Path, out: Path, target: str, limit: int, surface: str, include_seen: bool, as_json: bool) -> None:
+def score(users: Path, out: Path, server: Server, limit: int, surface: str, include_seen: bool, as_json: bool) -> None:
     """Recommend to all USERS through a running server, into a Parquet file. Cut off, it goes on when started again.
 
     USERS is a text file with a user a line, or CSV, JSONL or Parquet with a column user_id.
     """
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from longtide import AsyncClient
     from longtide_server.training.scoring import Asked, Scored, read_users
     from longtide_server.training.scoring import score as run
 
@@ -218,7 +217,7 @@ def score(users: Path, out: Path, target: str, limit: int, surface: str, include
     task = bar.add_task("", total=total)
 
     async def scored() -> Scored:
-        async with AsyncClient(target) as client:
+        async with server.async_client() as client:
             await client.wait_ready()
             asked = Asked(limit, surface, include_seen)
             return await run(client, read_users(users), out, asked, lambda done: bar.update(task, completed=done.users))

@@ -16,17 +16,18 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from longtide import Client, SnapshotInfo
+from longtide import SnapshotInfo
 from longtide_server import errors
 from longtide_server.cli.base import (
+    Server,
     columns_option,
     console,
     include_seen_option,
     log_options,
     messages,
+    server_options,
     skip_bad_rows_option,
     store_option,
-    target_option,
     training_options,
     uncut,
 )
@@ -277,9 +278,9 @@ def info(directory: Path, as_json: bool) -> None:
     help="Copy it into this directory, from which a server serves.",
 )  # fmt: skip
 @click.option("--activate", "activated", is_flag=True, help="Have the running server serve it.")
-@target_option
+@server_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def publish(snapshot: Path, directory: Path | None, activated: bool, target: str, as_json: bool) -> None:
+def publish(snapshot: Path, directory: Path | None, activated: bool, server: Server, as_json: bool) -> None:
     """Give SNAPSHOT to a server: a snapshot's folder, or a directory that `longtide train` published into.
 
     Its files are checked, and with --to copied, all or nothing. With --activate the running server tries it and serves
@@ -298,41 +299,41 @@ def publish(snapshot: Path, directory: Path | None, activated: bool, target: str
         check_files(folder, manifest)
     else:
         folder = _copied(folder, directory, current=not activated)
-    served = _activated(target, manifest.snapshot_id) if activated else None
+    served = _activated(server, manifest.snapshot_id) if activated else None
     if as_json:
         found = {"snapshot_id": manifest.snapshot_id, "folder": str(folder), "served": served and _described(served)}
         click.echo(json.dumps(found, indent=2))
     elif served is not None:
-        _print_served(target, served)
+        _print_served(server.target, served)
     else:
         line = f"{folder} is what a server that starts in {directory} serves"
         console.print(line, markup=False, soft_wrap=True)
 
 
 @click.command("snapshots")
-@target_option
+@server_options
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def snapshots_(target: str, as_json: bool) -> None:
+def snapshots_(server: Server, as_json: bool) -> None:
     """List what a running server can serve, the newest first; the active one is what it serves."""
-    with Client(target) as client:
+    with server.client() as client:
         found = client.list_snapshots()
     if as_json:
         click.echo(json.dumps([_described(one) for one in found], indent=2))
     else:
-        console.print(_snapshots_table(target, found))
+        console.print(_snapshots_table(server.target, found))
 
 
 @click.command()
 @click.argument("snapshot_id")
-@target_option
+@server_options
 @click.option("--json", "as_json", is_flag=True, help="Print the snapshot as JSON.")
-def activate(snapshot_id: str, target: str, as_json: bool) -> None:
+def activate(snapshot_id: str, server: Server, as_json: bool) -> None:
     """Have a running server serve SNAPSHOT_ID, one of `longtide snapshots`: an older one, for example, to roll back."""
-    served = _activated(target, snapshot_id)
+    served = _activated(server, snapshot_id)
     if as_json:
         click.echo(json.dumps(_described(served), indent=2))
     else:
-        _print_served(target, served)
+        _print_served(server.target, served)
 
 
 def _copied(folder: Path, directory: Path, current: bool) -> Path:
@@ -350,8 +351,8 @@ def _copied(folder: Path, directory: Path, current: bool) -> Path:
     return target
 
 
-def _activated(target: str, snapshot_id: str) -> SnapshotInfo:
-    with Client(target) as client, messages.status("Activating"):
+def _activated(server: Server, snapshot_id: str) -> SnapshotInfo:
+    with server.client() as client, messages.status("Activating"):
         return client.activate_snapshot(snapshot_id)
 
 
