@@ -372,6 +372,15 @@ def test_show_settings_lists_what_set_takes_and_trains_nothing(log, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_are_shown_without_a_directory_and_nothing_is_trained_without_one(log):
+    done = run("train", log, "--show-settings", "--set", "train.epochs=7")
+    assert done.exit_code == 0, done.output
+    assert "train.epochs=7" in done.stdout.splitlines()
+    done = run("train", "gone.csv")
+    assert done.exit_code == 2
+    assert "Missing option '--out'" in done.stderr
+
+
 def test_items_bring_titles_and_columns_their_own_names(tmp_path):
     (tmp_path / "log.csv").write_text(ring().replace(HEAD, "who,what,when\n"))
     (tmp_path / "items.csv").write_text("sku,title\na,Alien\n")

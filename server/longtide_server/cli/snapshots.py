@@ -45,7 +45,10 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
 
 @click.command()
 @click.argument("log", required=False, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory that the snapshot goes into.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR",
+    help="Directory that the snapshot goes into; needed but with --show-settings.",
+)  # fmt: skip
 @store_option
 @log_options
 @training_options
@@ -53,7 +56,7 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
 @click.option("--wandb", metavar="PROJECT", help="Weights & Biases project to log to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
-    log: Path | None, out: Path, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
+    log: Path | None, out: Path | None, overrides: tuple[str, ...], show_settings: bool, text_model: str | None,
     vectors: Path | None, tensorboard: Path | None, wandb: str | None, as_json: bool, **rest: Unpack[TrainingOptions],
 ) -> None:  # fmt: skip
     """Train on LOG and publish a snapshot. Killed, it goes on where it was when it is started again.
@@ -70,9 +73,11 @@ def train(
     from longtide_server.training.pipeline import train as run_training
     from longtide_server.training.settings import setting_names
 
+    if out is None and not show_settings:
+        raise click.MissingParameter(ctx=click.get_current_context(), param_hint="'--out'", param_type="option")
     read = read_for_training(log, overrides, **rest)
     sequences, settings = read.sequences, read.settings(read.sequences)
-    if show_settings:
+    if show_settings or out is None:
         click.echo("\n".join(setting_names(settings)))
         return
     infos, given = read.described.infos, given_vectors(vectors, read.described)
