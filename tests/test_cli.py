@@ -381,6 +381,18 @@ def test_settings_are_shown_without_a_directory_and_nothing_is_trained_without_o
     assert "Missing option '--out'" in done.stderr
 
 
+def test_the_help_says_which_settings_are_passes_over_the_log(tmp_path):
+    """Where events have values, most of a training is the second phase: train.epochs does not shorten it."""
+    rows = [f"u{user},{item},{n},{n}" for user in range(8) for n, item in enumerate("abcd")]
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,value\n" + "\n".join(rows) + "\n")
+    shown = run("train", tmp_path / "log.csv", "--show-settings", "--set", "train.epochs=1").stdout.splitlines()
+    assert "train.fine_tune_epochs=2" in shown
+    passes = [line.partition("=")[0] for line in shown if "epochs=" in line]
+    said = run("train", "--help").stdout
+    assert passes == ["train.epochs", "train.fine_tune_epochs", "train.refit_epochs"]
+    assert all(name in said for name in passes)
+
+
 def test_items_bring_titles_and_columns_their_own_names(tmp_path):
     (tmp_path / "log.csv").write_text(ring().replace(HEAD, "who,what,when\n"))
     (tmp_path / "items.csv").write_text("sku,title\na,Alien\n")

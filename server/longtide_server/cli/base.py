@@ -223,7 +223,14 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Makes runs repeatable."
             ),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting."),
+            click.option(
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Override a setting. Passes over the log are train.epochs, then train.fine_tune_epochs (0 where "
+                "events have neither values nor several types) and train.refit_epochs.",
+            ),
             click.option("--show-settings", is_flag=True, help="Print the settings chosen for this log, and stop."),
             text_option,
             click.option(
