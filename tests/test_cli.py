@@ -625,6 +625,17 @@ def test_columns_must_be_pairs(log, tmp_path, pairs):
     assert f"'{pairs}' is not of the form user_id=userId,item_id=movieId" in " ".join(done.stderr.split())
 
 
+def test_pairs_that_are_none_are_told_by_the_example_of_their_option(log, tmp_path):
+    for command, example in (
+        (("serve", "--snapshot", tmp_path, "--data-dir", tmp_path, "--retain", "view"), "view=90d,purchase=3y"),
+        (("train", log, "--out", tmp_path, "--item-columns", "sku"), "item_id=sku,title=name"),
+        (("items", "import", log, "--columns", "sku"), "item_id=sku,title=name"),
+    ):
+        done = run(*command)
+        assert done.exit_code == 2
+        assert f"is not of the form {example}" in " ".join(done.stderr.split())
+
+
 def test_columns_must_exist(log, tmp_path):
     said = refusal(run("train", log, "--out", tmp_path / "out", "--columns", "user_id=userId"))
     assert "has no column userId, which --columns names as user_id" in said

@@ -37,6 +37,10 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]  # older releases of cli
 
     name = "ours=theirs,..."
 
+    def __init__(self, example: str) -> None:
+        """`example` is what the option may be given."""
+        self._example = example
+
     def convert(
         self, value: str | dict[str, str], param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, str]:
@@ -46,8 +50,12 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]  # older releases of cli
         pairs = [pair.partition("=") for pair in value.split(",") if pair]
         for name, equals, other in pairs:
             if not (name and equals and other):
-                self.fail(f"{value!r} is not of the form user_id=userId,item_id=movieId", param, ctx)
+                self.fail(f"{value!r} is not of the form {self._example}", param, ctx)
         return {name.strip(): other.strip() for name, _, other in pairs}
+
+
+ITEM_COLUMNS = "item_id=sku,title=name"
+"""An example of names that a file of items may have for ours."""
 
 
 class Ports(click.ParamType):  # type: ignore[type-arg]
@@ -97,7 +105,10 @@ def _fail(message: str, status: int) -> None:
 
 
 columns_option = click.option(
-    "--columns", type=Pairs(), default="", help="The log's names for ours: user_id=userId,..."
+    "--columns",
+    type=Pairs("user_id=userId,item_id=movieId"),
+    default="",
+    help="The log's names for ours: user_id=userId,...",
 )
 skip_bad_rows_option = click.option(
     "--skip-bad-rows", is_flag=True, help="Leave wrong rows of the log out, and list the first of them."
@@ -120,7 +131,9 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="TRIPLES",
                 help="Knowledge graph: head, relation, tail; an end is item:ID or entity:NAME.",
             ),
-            click.option("--item-columns", type=Pairs(), default="", help="The items file's names for ours."),
+            click.option(
+                "--item-columns", type=Pairs(ITEM_COLUMNS), default="", help="The items file's names for ours."
+            ),
             skip_bad_rows_option,
         )
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from longtide_server import errors
-from longtide_server.cli.base import Commands, Pairs, Server, console, messages, server_options
+from longtide_server.cli.base import ITEM_COLUMNS, Commands, Pairs, Server, console, messages, server_options
 
 
 @click.group(cls=Commands)
@@ -21,7 +21,9 @@ def items() -> None:
 @items.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @server_options
-@click.option("--columns", type=Pairs(), default="", help="The file's names for ours: item_id=sku,title=name,...")
+@click.option(
+    "--columns", type=Pairs(ITEM_COLUMNS), default="", help="The file's names for ours: item_id=sku,title=name,..."
+)
 @click.option(
     "--bad-rows", type=click.Path(path_type=Path), default=Path("bad-items.csv"), show_default=True,
     help="Where number, column and reason of the rows that cannot be taken go, in place of an earlier report.",

@@ -47,7 +47,7 @@ SWITCH_S = 0.0005
 )
 @click.option(
     "--retain",
-    type=Pairs(),
+    type=Pairs("view=90d,purchase=3y"),
     default="",
     metavar="TYPE=AGE,...",
     help="How long events are kept, for example view=90d,purchase=3y (h, d, y); for ever where it is not said.",
