@@ -752,7 +752,8 @@ def test_a_snapshot_that_is_not_whole_is_refused_by_everything_that_reads_it(log
 
 
 def test_a_file_is_no_snapshot_directory(log):
-    assert "no snapshot here" in refusal(run("info", log))
+    said = refusal(run("info", log))
+    assert said == f"{log}: is a file; name the directory that a snapshot was published into"
 
 
 # Publishing

@@ -241,6 +241,8 @@ def resolve(directory: Path) -> Path:
     if (directory / MANIFEST).is_file():
         return directory
     pointer = directory / CURRENT
+    if directory.is_file():
+        raise SnapshotError(f"{directory}: is a file; name the directory that a snapshot was published into")
     if not pointer.is_file():
         raise SnapshotError(f"{directory}: no snapshot here; `longtide train LOG --out {directory}` makes one")
     try:
