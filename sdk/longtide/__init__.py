@@ -2,6 +2,7 @@
 
 from longtide._answers import (
     Basis,
+    Behavior,
     Neighbor,
     RankedItem,
     Ranking,
@@ -14,6 +15,7 @@ from longtide._answers import (
     SimilarUsers,
     Source,
     SourceShare,
+    TypeShare,
 )
 from longtide._async_client import AsyncClient
 from longtide._client import Client
@@ -58,6 +60,7 @@ __all__ = [
     "AsyncClient",
     "Available",
     "Basis",
+    "Behavior",
     "Brands",
     "Category",
     "Client",
@@ -100,6 +103,7 @@ __all__ = [
     "SourceShare",
     "Tags",
     "TextAttribute",
+    "TypeShare",
     "UnauthenticatedError",
     "UnavailableError",
     "UnknownError",

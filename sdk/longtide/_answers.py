@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
 from longtide._errors import LongtideError
+from longtide._types import EventType
 
 T = TypeVar("T")
 
@@ -220,3 +221,33 @@ class SimilarItems(_Entries[SimilarItem]):
     basis: Basis | None = None
     """What was compared. BEHAVIOR, whatever was asked for, where the snapshot has learned from no content; None where
     this release of the SDK does not know it: the server is newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeShare:
+    """How probable a type of event is."""
+
+    type: EventType
+    """The type; one that this release of the SDK does not know counts as CUSTOM."""
+    probability: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """What a user is foreseen to do next."""
+
+    user_id: str
+    """Whom the answer is about."""
+    types: tuple[TypeShare, ...] = ()
+    """Every type of event with its probability to be the next one's, the most probable first; empty of a user without
+    events."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By item, the value that the user would give it, on the scale of the log: of the items asked about those that the
+    snapshot knows; none where the log had no values."""
+    snapshot_id: str = ""
+    """The snapshot that the answer comes from."""
+    degraded: bool = False
+    """True when the encoder could not be asked: what was known of the user before is said, or nothing."""
+    degraded_reason: str = ""
+    """Why the answer is degraded; empty when it is not."""

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarItems, SimilarUsers
+from longtide._answers import Behavior, Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._async_stream import AsyncStream
 from longtide._batches import (
     MAX_BATCH_EVENTS,
@@ -294,6 +294,23 @@ class AsyncClient:
         return _convert.similar_users(
             user_id, await self._call(self._recommendations.ListSimilarUsers, request, timeout)
         )
+
+    async def predict_behavior(
+        self,
+        user_id: str = "",
+        item_ids: Iterable[str] = (),
+        session_items: Iterable[str] = (),
+        *,
+        session_id: str = "",
+        timeout: float | None = None,
+    ) -> Behavior:
+        """Foresee what a user does next: the type of their next event, and the values they would give to items.
+
+        `item_ids` (at most 10,000) are those of which the values are asked. FailedPreconditionError where the server's
+        snapshot has learned from neither types of events nor values.
+        """
+        request = _convert.behavior_request(user_id, item_ids, session_items, session_id)
+        return _convert.behavior(user_id, await self._call(self._recommendations.PredictBehavior, request, timeout))
 
     async def list_user_events(
         self, user_id: str = "", *, session_id: str = "", page_size: int = 100, timeout: float | None = None

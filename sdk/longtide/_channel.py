@@ -24,7 +24,13 @@ _LONGEST_RECONNECT_MS = 5_000
 
 RETRIED_METHODS = {
     "longtide.v1.EventService": ("WriteEvents",),
-    "longtide.v1.RecommendationService": ("Recommend", "Rank", "ListSimilarItems", "ListSimilarUsers"),
+    "longtide.v1.RecommendationService": (
+        "Recommend",
+        "Rank",
+        "ListSimilarItems",
+        "ListSimilarUsers",
+        "PredictBehavior",
+    ),
     "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
     "longtide.v1.CatalogService": ("UpsertItems", "GetItem", "ListItems", "DeleteItems"),
     "longtide.v1.SnapshotService": ("ListSnapshots", "GetSnapshot"),

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import grpc
 
 from longtide import _convert
-from longtide._answers import Ranking, Recommendations, SimilarItems, SimilarUsers
+from longtide._answers import Behavior, Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, MAX_BATCH_ITEMS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import (
     ACTIVATION_TIMEOUT_S,
@@ -275,6 +275,23 @@ class Client:
         """List the users who were, at some moment, most like this user is now, most similar first."""
         request = _convert.similar_users_request(user_id, limit, min_similarity, session_id)
         return _convert.similar_users(user_id, self._call(self._recommendations.ListSimilarUsers, request, timeout))
+
+    def predict_behavior(
+        self,
+        user_id: str = "",
+        item_ids: Iterable[str] = (),
+        session_items: Iterable[str] = (),
+        *,
+        session_id: str = "",
+        timeout: float | None = None,
+    ) -> Behavior:
+        """Foresee what a user does next: the type of their next event, and the values they would give to items.
+
+        `item_ids` (at most 10,000) are those of which the values are asked. FailedPreconditionError where the server's
+        snapshot has learned from neither types of events nor values.
+        """
+        request = _convert.behavior_request(user_id, item_ids, session_items, session_id)
+        return _convert.behavior(user_id, self._call(self._recommendations.PredictBehavior, request, timeout))
 
     def list_user_events(
         self, user_id: str = "", *, session_id: str = "", page_size: int = 100, timeout: float | None = None

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from longtide._answers import (
     Basis,
+    Behavior,
     Neighbor,
     RankedItem,
     Ranking,
@@ -22,6 +23,7 @@ from longtide._answers import (
     SimilarUsers,
     Source,
     SourceShare,
+    TypeShare,
 )
 from longtide._batches import IDS_PER_MESSAGE
 from longtide._errors import error_from_row
@@ -159,6 +161,30 @@ def similar_users_request(
         session_id=text("session_id", session_id),
         limit=limit,
         min_similarity=min_similarity,
+    )
+
+
+def behavior_request(
+    user_id: str, item_ids: Iterable[str], session_items: Iterable[str], session_id: str
+) -> recommendation_pb2.PredictBehaviorRequest:
+    """Asks what a user does next."""
+    return recommendation_pb2.PredictBehaviorRequest(
+        user_id=text("user_id", user_id),
+        session_id=text("session_id", session_id),
+        item_ids=texts("item_ids", item_ids),
+        session_item_ids=texts("session_items", session_items),
+    )
+
+
+def behavior(user_id: str, response: recommendation_pb2.PredictBehaviorResponse) -> Behavior:
+    """What a user does next."""
+    return Behavior(
+        user_id=user_id,
+        types=tuple(TypeShare(_TYPES.get(one.type, EventType.CUSTOM), one.probability) for one in response.types),
+        values={one.item_id: one.value for one in response.values},
+        snapshot_id=response.snapshot_id,
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
     )
 
 

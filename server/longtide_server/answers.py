@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longtide_server.events import owner_key
+from longtide_server.events import EventType, owner_key
 from longtide_server.items.item_filter import ItemFilter
 from longtide_server.sources.candidates import Source
 
@@ -104,3 +104,14 @@ class RankedItem:
     item_id: str
     score: float
     known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """What somebody is foreseen to do next."""
+
+    types: tuple[tuple[EventType, float], ...]
+    """Every type with its probability to be that of the next event, the most probable first; empty when not known."""
+    values: tuple[tuple[str, float], ...]
+    """Items, and the values that they would be given, on the scale of the log."""
+    degraded_reason: str = ""

@@ -14,12 +14,13 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from longtide_server.answers import Answer, Query, RankedItem, Recommendation, SimilarUser
+from longtide_server.answers import Answer, Behavior, Query, RankedItem, Recommendation, SimilarUser
 from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.eligible import Eligible
 from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
 from longtide_server.evidence import Asker, Evidence, Sources, wait_s, wanted_items
 from longtide_server.explanations import links, people, voters
+from longtide_server.foresight import foreseen, head_of
 from longtide_server.items.item_filter import size
 from longtide_server.new_items.exploration import explore
 from longtide_server.new_items.new_items import NewItems, none_new
@@ -198,6 +199,15 @@ class Recommender:
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason
             count = min(4 * count, MAX_MOMENTS_SEARCHED)
+
+    async def behavior(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> Behavior:
+        """What the one who asks does next, and how they would value the items. Conflict where nothing foresees that."""
+        head_of(self.snapshot)
+        begun = time.monotonic()
+        asker = await self.asker(query.owner, timeout_s)
+        left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
+        encoded, reason = await self._sources.encoded(asker, self._numbers(query.session_item_ids), 1, left)
+        return foreseen(self.snapshot, None if encoded is None else encoded.query, item_ids, reason)
 
     async def recall(self, query: Query, timeout_s: float) -> float:
         """The share of the nearest moments of the one who asks that a search finds, by a search of everything."""

@@ -214,6 +214,15 @@ class FakeServer(
         response.users.add(user_id="bob", similarity=0.875, next_item_ids=["a", "b"])
         return response
 
+    def PredictBehavior(self, request, context):
+        self._arrived(request, context)
+        response = recommendation_pb2.PredictBehaviorResponse(snapshot_id="snapshot-1")
+        response.types.add(type=events_pb2.EVENT_TYPE_PURCHASE, probability=0.75)
+        response.types.add(type=99, probability=0.25)  # of a newer server
+        for item_id in request.item_ids:
+            response.values.add(item_id=item_id, value=4.5)
+        return response
+
     def ListUserEvents(self, request, context):
         self._arrived(request, context)
         stored = list(self.stored.values())[int(request.page_token or 0) :]

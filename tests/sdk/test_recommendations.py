@@ -14,6 +14,7 @@ from longtide import (
     Basis,
     Client,
     DeadlineExceededError,
+    EventType,
     InvalidArgumentError,
     Neighbor,
     RankedItem,
@@ -24,6 +25,7 @@ from longtide import (
     Source,
     SourceShare,
     Tags,
+    TypeShare,
     UnavailableError,
 )
 from longtide._filter_messages import filter_message
@@ -110,6 +112,17 @@ def test_a_basis_that_is_none_is_refused_and_none_is_left_to_the_server(client, 
         client.similar_items("i1", basis="taste")
     client.similar_items("i1")
     assert [request.basis for request in server.requests] == [recommendation_pb2.SIMILARITY_BASIS_UNSPECIFIED]
+
+
+def test_behaviour_is_types_and_values(client, server):
+    found = client.predict_behavior("ada", ["i1", "i2"], ["i3"])
+    assert found.types == (TypeShare(EventType.PURCHASE, 0.75), TypeShare(EventType.CUSTOM, 0.25))
+    assert found.values == {"i1": 4.5, "i2": 4.5}
+    assert (found.user_id, found.snapshot_id, found.degraded) == ("ada", "snapshot-1", False)
+    [sent] = server.requests
+    assert (sent.user_id, list(sent.item_ids), list(sent.session_item_ids)) == ("ada", ["i1", "i2"], ["i3"])
+    client.predict_behavior(session_id="s1")
+    assert server.requests[-1].session_id == "s1"
 
 
 def test_similar_users_say_what_they_did_next(client, server):

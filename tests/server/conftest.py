@@ -46,6 +46,7 @@ from longtide_server.snapshot import (
     read_manifest,
     resolve,
 )
+from longtide_server.sources.behavior import BehaviorWeights
 from longtide_server.sources.candidates import Transitions, TransitionSettings
 from longtide_server.sources.neighbors import NeighborIndex, Positions, build_index
 from longtide_server.sources.request_time import RequestTimeWeights
@@ -300,6 +301,16 @@ def timed_world(make_world, make_snapshot):
     weights = RequestTimeWeights(np.zeros((32, 2), np.float32), scale, into, out)
     snapshot = make_snapshot(fusion=Fusion(encoder=1.0, neighbors=0.0, transitions=0.0, popularity=0.0))
     return make_world(snapshot=replace(snapshot, request_time=weights))
+
+
+@pytest.fixture
+def told_world(make_world, make_snapshot):
+    """Its snapshot's head is all zeros, and values are 3 on average."""
+    snapshot, types = make_snapshot(), len(EventType) + 1
+    zeros = [np.zeros(shape, np.float32) for shape in ((types, 2), (types,), (2, 6), (2,), (2,), (1,))]
+    head = BehaviorWeights(*zeros, np.array([3, 1], np.float32))
+    manifest = replace(snapshot.manifest, model={"use_values": True})
+    return make_world(snapshot=replace(snapshot, manifest=manifest, behavior=head))
 
 
 @pytest.fixture

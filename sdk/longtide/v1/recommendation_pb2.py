@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from longtide.v1 import catalog_pb2 as longtide_dot_v1_dot_catalog__pb2
+from longtide.v1 import events_pb2 as longtide_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n longtide/v1/recommendation.proto\x12\x0blongtide.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19longtide/v1/catalog.proto\"\xb4\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_item_ids\x18\x03 \x03(\t\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10session_item_ids\x18\x05 \x03(\t\x12\x30\n\x0crequest_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x0f\n\x07surface\x18\x08 \x01(\t\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10include_item_ids\x18\n \x03(\t\x12\x31\n\x0esource_weights\x18\x0b \x03(\x0b\x32\x19.longtide.v1.SourceWeight\x12*\n\tinterests\x18\x0c \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x14\n\x0cinclude_seen\x18\r \x01(\x08\x42\x08\n\x06_limitB\x11\n\x0f_min_similarity\"C\n\x0cSourceWeight\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xa4\x01\n\x11RecommendResponse\x12\x34\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1b.longtide.v1.Recommendation\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\"\xbe\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12)\n\x07sources\x18\x04 \x03(\x0b\x32\x18.longtide.v1.SourceShare\x12(\n\tneighbors\x18\x05 \x03(\x0b\x32\x15.longtide.v1.Neighbor\x12(\n\x05links\x18\x06 \x03(\x0b\x32\x19.longtide.v1.RelationLink\"A\n\x0cRelationLink\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\"G\n\x0bSourceShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"/\n\x08Neighbor\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"I\n\x16StreamRecommendRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.longtide.v1.RecommendRequest\"H\n\x17StreamRecommendResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.longtide.v1.RecommendResult\"\xa1\x01\n\x0fRecommendResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.longtide.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.longtide.v1.RequestErrorH\x00\x12\x12\n\nsession_id\x18\x04 \x01(\tB\t\n\x07outcome\";\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x90\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x18\n\x10session_item_ids\x18\x03 \x03(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\"v\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.longtide.v1.RankedItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\";\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05known\x18\x03 \x01(\x08\"\xb8\x01\n\x17ListSimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\x12\'\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\tB\x08\n\x06_limit\"\x85\x01\n\x18ListSimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\"A\n\x0bSimilarItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"\x8c\x01\n\x17ListSimilarUsersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nsession_id\x18\x04 \x01(\tB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"\x83\x01\n\x18ListSimilarUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarUser\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\"I\n\x0bSimilarUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x15\n\rnext_item_ids\x18\x03 \x03(\t*\xfa\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_ENCODER\x10\x01\x12\x14\n\x10SOURCE_NEIGHBORS\x10\x02\x12\x16\n\x12SOURCE_TRANSITIONS\x10\x03\x12\x15\n\x11SOURCE_POPULARITY\x10\x04\x12\x14\n\x10SOURCE_RELATIONS\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06\x12\x13\n\x0fSOURCE_TRENDING\x10\x07\x12\x14\n\x10SOURCE_INTERESTS\x10\x08\x12\x16\n\x12SOURCE_EXPLORATION\x10\t\x12\x12\n\x0eSOURCE_REPEATS\x10\n*\x8b\x01\n\x0fSimilarityBasis\x12 \n\x1cSIMILARITY_BASIS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SIMILARITY_BASIS_BEHAVIOR\x10\x01\x12\x1c\n\x18SIMILARITY_BASIS_CONTENT\x10\x02\x12\x19\n\x15SIMILARITY_BASIS_BOTH\x10\x03\x32\xc4\x03\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.longtide.v1.RecommendRequest\x1a\x1e.longtide.v1.RecommendResponse\x12`\n\x0fStreamRecommend\x12#.longtide.v1.StreamRecommendRequest\x1a$.longtide.v1.StreamRecommendResponse(\x01\x30\x01\x12;\n\x04Rank\x12\x18.longtide.v1.RankRequest\x1a\x19.longtide.v1.RankResponse\x12_\n\x10ListSimilarItems\x12$.longtide.v1.ListSimilarItemsRequest\x1a%.longtide.v1.ListSimilarItemsResponse\x12_\n\x10ListSimilarUsers\x12$.longtide.v1.ListSimilarUsersRequest\x1a%.longtide.v1.ListSimilarUsersResponseB<\n\x0blongtide.v1B\x13RecommendationProtoP\x01Z\x16longtide/v1;longtidev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n longtide/v1/recommendation.proto\x12\x0blongtide.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19longtide/v1/catalog.proto\x1a\x18longtide/v1/events.proto\"\xb4\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x65xclude_item_ids\x18\x03 \x03(\t\x12\x1b\n\x0emin_similarity\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10session_item_ids\x18\x05 \x03(\t\x12\x30\n\x0crequest_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12\x0f\n\x07surface\x18\x08 \x01(\t\x12\'\n\x06\x66ilter\x18\t \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10include_item_ids\x18\n \x03(\t\x12\x31\n\x0esource_weights\x18\x0b \x03(\x0b\x32\x19.longtide.v1.SourceWeight\x12*\n\tinterests\x18\x0c \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x14\n\x0cinclude_seen\x18\r \x01(\x08\x42\x08\n\x06_limitB\x11\n\x0f_min_similarity\"C\n\x0cSourceWeight\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\xa4\x01\n\x11RecommendResponse\x12\x34\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1b.longtide.v1.Recommendation\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\"\xbe\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12)\n\x07sources\x18\x04 \x03(\x0b\x32\x18.longtide.v1.SourceShare\x12(\n\tneighbors\x18\x05 \x03(\x0b\x32\x15.longtide.v1.Neighbor\x12(\n\x05links\x18\x06 \x03(\x0b\x32\x19.longtide.v1.RelationLink\"A\n\x0cRelationLink\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\"G\n\x0bSourceShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.longtide.v1.Source\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"/\n\x08Neighbor\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"I\n\x16StreamRecommendRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.longtide.v1.RecommendRequest\"H\n\x17StreamRecommendResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.longtide.v1.RecommendResult\"\xa1\x01\n\x0fRecommendResult\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.longtide.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.longtide.v1.RequestErrorH\x00\x12\x12\n\nsession_id\x18\x04 \x01(\tB\t\n\x07outcome\";\n\x0cRequestError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x90\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x18\n\x10session_item_ids\x18\x03 \x03(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsession_id\x18\x05 \x01(\t\"v\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.longtide.v1.RankedItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\";\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05known\x18\x03 \x01(\x08\"\xb8\x01\n\x17ListSimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\x12\'\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x17.longtide.v1.ItemFilter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\tB\x08\n\x06_limit\"\x85\x01\n\x18ListSimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarItem\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12+\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1c.longtide.v1.SimilarityBasis\"A\n\x0bSimilarItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"\x8c\x01\n\x17ListSimilarUsersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0emin_similarity\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nsession_id\x18\x04 \x01(\tB\x08\n\x06_limitB\x11\n\x0f_min_similarity\"\x83\x01\n\x18ListSimilarUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.longtide.v1.SimilarUser\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x04 \x01(\t\"I\n\x0bSimilarUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\x15\n\rnext_item_ids\x18\x03 \x03(\t\"i\n\x16PredictBehaviorRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x18\n\x10session_item_ids\x18\x03 \x03(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\"\xb3\x01\n\x17PredictBehaviorResponse\x12+\n\x05types\x18\x01 \x03(\x0b\x32\x1c.longtide.v1.TypeProbability\x12+\n\x06values\x18\x02 \x03(\x0b\x32\x1b.longtide.v1.PredictedValue\x12\x13\n\x0bsnapshot_id\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\"L\n\x0fTypeProbability\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.longtide.v1.EventType\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"0\n\x0ePredictedValue\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*\xfa\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_ENCODER\x10\x01\x12\x14\n\x10SOURCE_NEIGHBORS\x10\x02\x12\x16\n\x12SOURCE_TRANSITIONS\x10\x03\x12\x15\n\x11SOURCE_POPULARITY\x10\x04\x12\x14\n\x10SOURCE_RELATIONS\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06\x12\x13\n\x0fSOURCE_TRENDING\x10\x07\x12\x14\n\x10SOURCE_INTERESTS\x10\x08\x12\x16\n\x12SOURCE_EXPLORATION\x10\t\x12\x12\n\x0eSOURCE_REPEATS\x10\n*\x8b\x01\n\x0fSimilarityBasis\x12 \n\x1cSIMILARITY_BASIS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SIMILARITY_BASIS_BEHAVIOR\x10\x01\x12\x1c\n\x18SIMILARITY_BASIS_CONTENT\x10\x02\x12\x19\n\x15SIMILARITY_BASIS_BOTH\x10\x03\x32\xa2\x04\n\x15RecommendationService\x12J\n\tRecommend\x12\x1d.longtide.v1.RecommendRequest\x1a\x1e.longtide.v1.RecommendResponse\x12`\n\x0fStreamRecommend\x12#.longtide.v1.StreamRecommendRequest\x1a$.longtide.v1.StreamRecommendResponse(\x01\x30\x01\x12;\n\x04Rank\x12\x18.longtide.v1.RankRequest\x1a\x19.longtide.v1.RankResponse\x12_\n\x10ListSimilarItems\x12$.longtide.v1.ListSimilarItemsRequest\x1a%.longtide.v1.ListSimilarItemsResponse\x12_\n\x10ListSimilarUsers\x12$.longtide.v1.ListSimilarUsersRequest\x1a%.longtide.v1.ListSimilarUsersResponse\x12\\\n\x0fPredictBehavior\x12#.longtide.v1.PredictBehaviorRequest\x1a$.longtide.v1.PredictBehaviorResponseB<\n\x0blongtide.v1B\x13RecommendationProtoP\x01Z\x16longtide/v1;longtidev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,50 +35,58 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longtide.v1.recommendation_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013longtide.v1B\023RecommendationProtoP\001Z\026longtide/v1;longtidev1'
-  _globals['_SOURCE']._serialized_start=2611
-  _globals['_SOURCE']._serialized_end=2861
-  _globals['_SIMILARITYBASIS']._serialized_start=2864
-  _globals['_SIMILARITYBASIS']._serialized_end=3003
-  _globals['_RECOMMENDREQUEST']._serialized_start=110
-  _globals['_RECOMMENDREQUEST']._serialized_end=546
-  _globals['_SOURCEWEIGHT']._serialized_start=548
-  _globals['_SOURCEWEIGHT']._serialized_end=615
-  _globals['_RECOMMENDRESPONSE']._serialized_start=618
-  _globals['_RECOMMENDRESPONSE']._serialized_end=782
-  _globals['_RECOMMENDATION']._serialized_start=785
-  _globals['_RECOMMENDATION']._serialized_end=975
-  _globals['_RELATIONLINK']._serialized_start=977
-  _globals['_RELATIONLINK']._serialized_end=1042
-  _globals['_SOURCESHARE']._serialized_start=1044
-  _globals['_SOURCESHARE']._serialized_end=1115
-  _globals['_NEIGHBOR']._serialized_start=1117
-  _globals['_NEIGHBOR']._serialized_end=1164
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1166
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1239
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1241
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1313
-  _globals['_RECOMMENDRESULT']._serialized_start=1316
-  _globals['_RECOMMENDRESULT']._serialized_end=1477
-  _globals['_REQUESTERROR']._serialized_start=1479
-  _globals['_REQUESTERROR']._serialized_end=1538
-  _globals['_RANKREQUEST']._serialized_start=1541
-  _globals['_RANKREQUEST']._serialized_end=1685
-  _globals['_RANKRESPONSE']._serialized_start=1687
-  _globals['_RANKRESPONSE']._serialized_end=1805
-  _globals['_RANKEDITEM']._serialized_start=1807
-  _globals['_RANKEDITEM']._serialized_end=1866
-  _globals['_LISTSIMILARITEMSREQUEST']._serialized_start=1869
-  _globals['_LISTSIMILARITEMSREQUEST']._serialized_end=2053
-  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_start=2056
-  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_end=2189
-  _globals['_SIMILARITEM']._serialized_start=2191
-  _globals['_SIMILARITEM']._serialized_end=2256
-  _globals['_LISTSIMILARUSERSREQUEST']._serialized_start=2259
-  _globals['_LISTSIMILARUSERSREQUEST']._serialized_end=2399
-  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_start=2402
-  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_end=2533
-  _globals['_SIMILARUSER']._serialized_start=2535
-  _globals['_SIMILARUSER']._serialized_end=2608
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=3006
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3458
+  _globals['_SOURCE']._serialized_start=3054
+  _globals['_SOURCE']._serialized_end=3304
+  _globals['_SIMILARITYBASIS']._serialized_start=3307
+  _globals['_SIMILARITYBASIS']._serialized_end=3446
+  _globals['_RECOMMENDREQUEST']._serialized_start=136
+  _globals['_RECOMMENDREQUEST']._serialized_end=572
+  _globals['_SOURCEWEIGHT']._serialized_start=574
+  _globals['_SOURCEWEIGHT']._serialized_end=641
+  _globals['_RECOMMENDRESPONSE']._serialized_start=644
+  _globals['_RECOMMENDRESPONSE']._serialized_end=808
+  _globals['_RECOMMENDATION']._serialized_start=811
+  _globals['_RECOMMENDATION']._serialized_end=1001
+  _globals['_RELATIONLINK']._serialized_start=1003
+  _globals['_RELATIONLINK']._serialized_end=1068
+  _globals['_SOURCESHARE']._serialized_start=1070
+  _globals['_SOURCESHARE']._serialized_end=1141
+  _globals['_NEIGHBOR']._serialized_start=1143
+  _globals['_NEIGHBOR']._serialized_end=1190
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1192
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1265
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1267
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1339
+  _globals['_RECOMMENDRESULT']._serialized_start=1342
+  _globals['_RECOMMENDRESULT']._serialized_end=1503
+  _globals['_REQUESTERROR']._serialized_start=1505
+  _globals['_REQUESTERROR']._serialized_end=1564
+  _globals['_RANKREQUEST']._serialized_start=1567
+  _globals['_RANKREQUEST']._serialized_end=1711
+  _globals['_RANKRESPONSE']._serialized_start=1713
+  _globals['_RANKRESPONSE']._serialized_end=1831
+  _globals['_RANKEDITEM']._serialized_start=1833
+  _globals['_RANKEDITEM']._serialized_end=1892
+  _globals['_LISTSIMILARITEMSREQUEST']._serialized_start=1895
+  _globals['_LISTSIMILARITEMSREQUEST']._serialized_end=2079
+  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_start=2082
+  _globals['_LISTSIMILARITEMSRESPONSE']._serialized_end=2215
+  _globals['_SIMILARITEM']._serialized_start=2217
+  _globals['_SIMILARITEM']._serialized_end=2282
+  _globals['_LISTSIMILARUSERSREQUEST']._serialized_start=2285
+  _globals['_LISTSIMILARUSERSREQUEST']._serialized_end=2425
+  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_start=2428
+  _globals['_LISTSIMILARUSERSRESPONSE']._serialized_end=2559
+  _globals['_SIMILARUSER']._serialized_start=2561
+  _globals['_SIMILARUSER']._serialized_end=2634
+  _globals['_PREDICTBEHAVIORREQUEST']._serialized_start=2636
+  _globals['_PREDICTBEHAVIORREQUEST']._serialized_end=2741
+  _globals['_PREDICTBEHAVIORRESPONSE']._serialized_start=2744
+  _globals['_PREDICTBEHAVIORRESPONSE']._serialized_end=2923
+  _globals['_TYPEPROBABILITY']._serialized_start=2925
+  _globals['_TYPEPROBABILITY']._serialized_end=3001
+  _globals['_PREDICTEDVALUE']._serialized_start=3003
+  _globals['_PREDICTEDVALUE']._serialized_end=3051
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=3449
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3995
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import longtide.v1.catalog_pb2
+import longtide.v1.events_pb2
 import sys
 import typing
 
@@ -792,3 +793,119 @@ class SimilarUser(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["next_item_ids", b"next_item_ids", "similarity", b"similarity", "user_id", b"user_id"]) -> None: ...
 
 Global___SimilarUser: typing_extensions.TypeAlias = SimilarUser
+
+@typing.final
+class PredictBehaviorRequest(google.protobuf.message.Message):
+    """Asks what a user does next."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: builtins.int
+    ITEM_IDS_FIELD_NUMBER: builtins.int
+    SESSION_ITEM_IDS_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    user_id: builtins.str
+    """Who is asked about: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
+    session_id: builtins.str
+    """As in RecommendRequest."""
+    @property
+    def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The items of which the value is asked: at most 10,000 ids of 1 to 512 bytes, none twice."""
+
+    @property
+    def session_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in RecommendRequest."""
+
+    def __init__(
+        self,
+        *,
+        user_id: builtins.str = ...,
+        item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        session_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        session_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "user_id", b"user_id"]) -> None: ...
+
+Global___PredictBehaviorRequest: typing_extensions.TypeAlias = PredictBehaviorRequest
+
+@typing.final
+class PredictBehaviorResponse(google.protobuf.message.Message):
+    """What a user does next. Types and values are empty for a user without events."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TYPES_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    DEGRADED_REASON_FIELD_NUMBER: builtins.int
+    snapshot_id: builtins.str
+    """The snapshot that the answer comes from."""
+    degraded: builtins.bool
+    """As in RecommendResponse. Without the encoder, what was known of the user before is said, or nothing."""
+    degraded_reason: builtins.str
+    """As in RecommendResponse."""
+    @property
+    def types(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TypeProbability]:
+        """Every type of event with its probability to be the next one's, the most probable first. They sum to 1."""
+
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PredictedValue]:
+        """The values of those of the items that the snapshot knows, in the order of the request; none where events had none."""
+
+    def __init__(
+        self,
+        *,
+        types: collections.abc.Iterable[Global___TypeProbability] | None = ...,
+        values: collections.abc.Iterable[Global___PredictedValue] | None = ...,
+        snapshot_id: builtins.str = ...,
+        degraded: builtins.bool = ...,
+        degraded_reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "degraded_reason", b"degraded_reason", "snapshot_id", b"snapshot_id", "types", b"types", "values", b"values"]) -> None: ...
+
+Global___PredictBehaviorResponse: typing_extensions.TypeAlias = PredictBehaviorResponse
+
+@typing.final
+class TypeProbability(google.protobuf.message.Message):
+    """How probable a type of event is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    type: longtide.v1.events_pb2.EventType.ValueType
+    """The type."""
+    probability: builtins.float
+    """0 to 1."""
+    def __init__(
+        self,
+        *,
+        type: longtide.v1.events_pb2.EventType.ValueType = ...,
+        probability: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["probability", b"probability", "type", b"type"]) -> None: ...
+
+Global___TypeProbability: typing_extensions.TypeAlias = TypeProbability
+
+@typing.final
+class PredictedValue(google.protobuf.message.Message):
+    """What a user would give an item."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    item_id: builtins.str
+    """The item."""
+    value: builtins.float
+    """The value of the event, on the scale of the log's: a rating, a share, a price."""
+    def __init__(
+        self,
+        *,
+        item_id: builtins.str = ...,
+        value: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "value", b"value"]) -> None: ...
+
+Global___PredictedValue: typing_extensions.TypeAlias = PredictedValue

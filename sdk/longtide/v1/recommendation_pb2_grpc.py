@@ -60,6 +60,11 @@ class RecommendationServiceStub(object):
                 request_serializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersRequest.SerializeToString,
                 response_deserializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersResponse.FromString,
                 _registered_method=True)
+        self.PredictBehavior = channel.unary_unary(
+                '/longtide.v1.RecommendationService/PredictBehavior',
+                request_serializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.SerializeToString,
+                response_deserializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.FromString,
+                _registered_method=True)
 
 
 class RecommendationServiceServicer(object):
@@ -105,6 +110,14 @@ class RecommendationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictBehavior(self, request, context):
+        """Foresees what a user does next: of which type their next event is, and which value they would give to items.
+        FAILED_PRECONDITION when the snapshot's log had neither several types of events nor values to learn that from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommendationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +145,11 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
                     servicer.ListSimilarUsers,
                     request_deserializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersRequest.FromString,
                     response_serializer=longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersResponse.SerializeToString,
+            ),
+            'PredictBehavior': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictBehavior,
+                    request_deserializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.FromString,
+                    response_serializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +288,33 @@ class RecommendationService(object):
             '/longtide.v1.RecommendationService/ListSimilarUsers',
             longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersRequest.SerializeToString,
             longtide_dot_v1_dot_recommendation__pb2.ListSimilarUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictBehavior(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/longtide.v1.RecommendationService/PredictBehavior',
+            longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.SerializeToString,
+            longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.FromString,
             options,
             channel_credentials,
             insecure,

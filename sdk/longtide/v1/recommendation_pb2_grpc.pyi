@@ -105,7 +105,23 @@ _RecommendationServiceListSimilarUsersType = typing_extensions.TypeVar(
     ],
 )
 
-class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarItemsType, _RecommendationServiceListSimilarUsersType]):
+_RecommendationServicePredictBehaviorType = typing_extensions.TypeVar(
+    '_RecommendationServicePredictBehaviorType',
+    grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+        longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+        longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+        longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+    ],
+)
+
+class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarItemsType, _RecommendationServiceListSimilarUsersType, _RecommendationServicePredictBehaviorType]):
     """Answers from the events and items written so far: an acknowledged event or item is part of the next answer."""
 
     @typing.overload
@@ -129,6 +145,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
         grpc.UnaryUnaryMultiCallable[
             longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
             longtide.v1.recommendation_pb2.ListSimilarUsersResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+            longtide.v1.recommendation_pb2.PredictBehaviorResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -154,6 +174,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
             longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
             longtide.v1.recommendation_pb2.ListSimilarUsersResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+            longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Recommend: _RecommendationServiceRecommendType
@@ -178,6 +202,11 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     ListSimilarUsers: _RecommendationServiceListSimilarUsersType
     """Lists the users who were, at some moment, most like this user is now."""
 
+    PredictBehavior: _RecommendationServicePredictBehaviorType
+    """Foresees what a user does next: of which type their next event is, and which value they would give to items.
+    FAILED_PRECONDITION when the snapshot's log had neither several types of events nor values to learn that from.
+    """
+
 RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.RecommendRequest,
@@ -198,6 +227,10 @@ RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServ
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.ListSimilarUsersRequest,
         longtide.v1.recommendation_pb2.ListSimilarUsersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+        longtide.v1.recommendation_pb2.PredictBehaviorResponse,
     ],
 ]
 
@@ -250,5 +283,15 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.ListSimilarUsersResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.ListSimilarUsersResponse]]:
         """Lists the users who were, at some moment, most like this user is now."""
+
+    @abc.abstractmethod
+    def PredictBehavior(
+        self,
+        request: longtide.v1.recommendation_pb2.PredictBehaviorRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[longtide.v1.recommendation_pb2.PredictBehaviorResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.PredictBehaviorResponse]]:
+        """Foresees what a user does next: of which type their next event is, and which value they would give to items.
+        FAILED_PRECONDITION when the snapshot's log had neither several types of events nor values to learn that from.
+        """
 
 def add_RecommendationServiceServicer_to_server(servicer: RecommendationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

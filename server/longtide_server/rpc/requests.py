@@ -93,13 +93,12 @@ def read_query(message: recommendation_pb2.RecommendRequest, request_time_s: flo
 
 def read_rank_query(message: recommendation_pb2.RankRequest, request_time_s: float | None) -> Query:
     """Who wants an order, and when; InvalidInput names every field of the request that is wrong."""
-    repeated = len(set(message.item_ids)) < len(message.item_ids)
     raise_for(
         [
             owner_violation(message.user_id, message.session_id),
             _time_violation(message),
             *_ids_violations("item_ids", message.item_ids, 1, MAX_ITEM_IDS),
-            FieldViolation("item_ids", "an item is listed twice") if repeated else None,
+            _repeated_violation("item_ids", message.item_ids),
             *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
         ]
     )
@@ -110,6 +109,19 @@ def read_rank_query(message: recommendation_pb2.RankRequest, request_time_s: flo
         request_time_s=_request_time_s(message, request_time_s),
         session_id=message.session_id,
     )
+
+
+def read_behavior_query(message: recommendation_pb2.PredictBehaviorRequest) -> Query:
+    """Who is asked about; InvalidInput names every field of the request that is wrong."""
+    raise_for(
+        [
+            owner_violation(message.user_id, message.session_id),
+            *_ids_violations("item_ids", message.item_ids, 0, MAX_ITEM_IDS),
+            _repeated_violation("item_ids", message.item_ids),
+            *_ids_violations("session_item_ids", message.session_item_ids, 0, MAX_SESSION_ITEMS),
+        ]
+    )
+    return Query(message.user_id, 1, session_item_ids=message.session_item_ids, session_id=message.session_id)
 
 
 def read_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> tuple[str, int, float | None]:
@@ -220,6 +232,10 @@ def _source_weights(
         else:
             weights[Source(message.source)] = message.weight
     return tuple(sorted(weights.items())), wrong
+
+
+def _repeated_violation(field: str, ids: Sequence[str]) -> FieldViolation | None:
+    return FieldViolation(field, "an item is listed twice") if len(set(ids)) < len(ids) else None
 
 
 def _limit_violation(limit: int) -> FieldViolation | None:

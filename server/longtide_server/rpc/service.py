@@ -315,6 +315,30 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         return await answered(context, answer)
 
+    async def PredictBehavior(
+        self,
+        request: recommendation_pb2.PredictBehaviorRequest,
+        context: Context,
+    ) -> recommendation_pb2.PredictBehaviorResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.PredictBehaviorResponse:
+            query = requests.read_behavior_query(request)
+            with self._current() as serving:
+                found = await serving.recommender.behavior(query, request.item_ids, self._timeout_s(context))
+            return recommendation_pb2.PredictBehaviorResponse(
+                types=[
+                    recommendation_pb2.TypeProbability(type=int(kind), probability=probability)  # type: ignore[arg-type]
+                    for kind, probability in found.types
+                ],
+                values=[recommendation_pb2.PredictedValue(item_id=item, value=value) for item, value in found.values],
+                snapshot_id=serving.snapshot.snapshot_id,
+                degraded=bool(found.degraded_reason),
+                degraded_reason=found.degraded_reason,
+            )
+
+        return await answered(context, answer)
+
     def _timeout_s(self, context: Context) -> float:
         left = remaining_s(context)
         return self._default_timeout_s if left is None else left

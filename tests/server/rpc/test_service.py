@@ -430,6 +430,28 @@ async def test_similar_users_are_listed(stubs, world):
     assert (answer.snapshot_id, answer.degraded) == ("world", False)
 
 
+async def test_what_somebody_does_next_is_foreseen(told_world):
+    async with serving(told_world) as stubs:
+        await told_world.did("ann", "a")
+        sent = recommendation_pb2.PredictBehaviorRequest(user_id="ann", item_ids=["d", "zz"])
+        answer = await stubs.recommendations.PredictBehavior(sent)
+        assert len(answer.types) == 12
+        assert answer.types[0].probability == pytest.approx(1 / 12)  # a head of zeros knows nothing
+        assert [(one.item_id, one.value) for one in answer.values] == [("d", 3.0)]
+        assert (answer.snapshot_id, answer.degraded) == ("world", False)
+
+
+async def test_a_snapshot_that_foresees_nothing_refuses(stubs):
+    found = await refused(stubs.recommendations.PredictBehavior(recommendation_pb2.PredictBehaviorRequest(user_id="a")))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CONFLICT")
+
+
+async def test_a_bad_question_for_behaviour_is_refused_by_field(stubs):
+    sent = recommendation_pb2.PredictBehaviorRequest(item_ids=["a", "a"], session_item_ids=[""])
+    found = await refused(stubs.recommendations.PredictBehavior(sent))
+    assert is_bad_request(found, "user_id", "item_ids", "session_item_ids[0]")
+
+
 async def test_a_bad_question_for_similar_users_is_refused_by_field(stubs):
     sent = recommendation_pb2.ListSimilarUsersRequest(limit=0, min_similarity=math.nan)
     found = await refused(stubs.recommendations.ListSimilarUsers(sent))
