@@ -299,6 +299,20 @@ async def test_closing_finishes_what_was_accepted(traced, path, lock, event):
     await again.close()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_store_that_was_read_and_closed_is_one_file(path, event, shared):
+    store = SqliteEventStore(path, shared=shared)
+    await store.write([event("e1"), event("e2")])
+    await asyncio.gather(*(ids(store) for _ in range(8)))
+    await store.close()
+    assert not [file.name for file in path.parent.iterdir() if file.name.endswith(("-wal", "-shm"))]
+    alone = path.parent.parent / "copy.db"
+    alone.write_bytes(path.read_bytes())
+    copy = SqliteEventStore(alone)
+    assert await ids(copy) == ["e1", "e2"]
+    await copy.close()
+
+
 async def test_a_closed_store_refuses(store, event):
     await store.close()
     await store.close()

@@ -73,6 +73,8 @@ class SqliteFile:
         except (OSError, sqlite3.Error) as exc:
             raise Unavailable(f"the event store {path} cannot be opened: {exc}") from exc
         self._local = threading.local()
+        self._reading: list[sqlite3.Connection] = []
+        """The readers', each for its own thread, as long as that runs."""
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="event-store-read")
         self._writer = threading.Thread(target=self._work, name="event-store-write", daemon=True)
         self._writer.start()
@@ -148,7 +150,9 @@ class SqliteFile:
         self._waiting.put(None)
         self._writer.join()
         self._readers.shutdown(wait=True)
-        self.connection.close()
+        # The last connection that is closed moves the write-ahead log into the file, which is then whole on its own.
+        for connection in (*self._reading, self.connection):
+            connection.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -160,6 +164,7 @@ class SqliteFile:
                 connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
                 if connection is None:
                     connection = self._local.connection = sqlite_log.connect(self.path)
+                    self._reading.append(connection)
                 return do(connection)
             except sqlite3.Error as exc:
                 raise Unavailable(f"the event store cannot be read: {exc}") from exc
