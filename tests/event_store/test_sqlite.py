@@ -5,13 +5,14 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store import sqlite as sqlite_store
-from longtide_server.event_store import sqlite_log
+from longtide_server.event_store import sqlite_file, sqlite_log
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.event_store.sqlite_file import hold
 from longtide_server.events import Event
@@ -361,6 +362,46 @@ async def test_nothing_of_a_deleted_event_is_left_in_the_files(store, path, even
     await store.delete("user:ann", 10.0)
     assert b"secret" not in written()
     assert b"another-item" in written()
+
+
+def left_of(secret, path):
+    """Which of the files of a store hold something."""
+    return [file.name for file in path.parent.iterdir() if secret in file.read_bytes()]
+
+
+async def test_what_a_backup_kept_from_being_erased_is_erased_after_it_however_busy_the_store_is(
+    store, path, event, monkeypatch
+):
+    monkeypatch.setattr(sqlite_file, "ERASE_EVERY_S", 0.05)
+    await store.write([event("e1", "a-secret-item"), event("b1", user_id="bob")])
+    with closing(sqlite3.connect(path, isolation_level=None)) as backup:
+        backup.execute("BEGIN")
+        backup.execute("SELECT * FROM events").fetchall()
+        await store.delete("user:ann", 10.0)
+        assert left_of(b"secret", path) == ["events.db-wal"]
+        backup.execute("COMMIT")
+    end_s = time.monotonic() + SOON_S
+    n = 0
+    while left_of(b"secret", path):
+        assert time.monotonic() < end_s
+        n += 1
+        await asyncio.gather(*(store.write([event(f"b1-{n}-{one}", user_id="bob")]) for one in range(4)))
+
+
+async def test_what_a_killed_server_still_had_to_erase_the_next_one_erases(store, path, event, tmp_path):
+    await store.write([event("e1", "a-secret-item")])
+    with closing(sqlite3.connect(path, isolation_level=None)) as backup:
+        backup.execute("BEGIN")
+        backup.execute("SELECT * FROM events").fetchall()
+        await store.delete("user:ann", 10.0)
+        killed = tmp_path / "killed" / "events.db"  # what a kill leaves at this moment
+        killed.parent.mkdir()
+        for name in ("events.db", "events.db-wal"):
+            killed.with_name(name).write_bytes(path.with_name(name).read_bytes())
+    assert left_of(b"secret", killed) == ["events.db-wal"]
+    again = SqliteEventStore(killed)
+    assert left_of(b"secret", killed) == []
+    await again.close()
 
 
 async def test_a_deletion_while_somebody_reads_holds_nobody_up(store, path, event):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-import structlog
 
 from longtide_server.attribution import Shown
 from longtide_server.event_store import Deleted, History, Known, Merged, Place, Written, sqlite_log
@@ -17,10 +14,6 @@ from longtide_server.events import Event
 
 MAX_WAITING_EVENTS = 200_000
 PIECE_EVENTS = 10_000
-CHECKPOINT_TRIES = 5
-CHECKPOINT_TRY_S = 0.05
-
-log = structlog.get_logger(__name__)
 
 
 class SqliteEventStore:
@@ -57,15 +50,8 @@ class SqliteEventStore:
         return await self.file.change(lambda connection: sqlite_log.merge(connection, source, target))
 
     async def delete(self, owner: str, now_s: float) -> Deleted:
-        """See EventStore. Nothing is left of the events in the files, unless somebody reads them at this moment."""
-        deleted = await self.file.change(lambda connection: sqlite_log.delete(connection, owner, now_s))
-        for _ in range(CHECKPOINT_TRIES):
-            if await asyncio.to_thread(self._emptied):
-                return deleted
-            await asyncio.sleep(CHECKPOINT_TRY_S)
-        # A backup or an export is reading: what it may still see leaves the files with a later checkpoint.
-        log.warning("checkpoint_postponed", path=str(self.file.path))
-        return deleted
+        """See EventStore. Nothing is left of the events in the files, as soon as nobody reads them any more."""
+        return await self.file.change(lambda connection: sqlite_log.delete(connection, owner, now_s), erases=True)
 
     async def expire(self, kept_from_s: Mapping[int, float]) -> AsyncIterator[Mapping[str, int]]:
         """See EventStore. A piece is a transaction, so that writers have their turn between the pieces."""
@@ -103,11 +89,3 @@ class SqliteEventStore:
     async def close(self) -> None:
         """See EventStore."""
         await self.file.close()
-
-    def _emptied(self) -> bool:
-        """Whether the write-ahead log could be emptied."""
-        try:
-            with self.file.turn():
-                return sqlite_log.checkpoint(self.file.path)
-        except OSError:  # no turn to be had
-            return False

@@ -15,9 +15,10 @@ import fcntl
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -31,6 +32,7 @@ from longtide_server.event_store.sqlite_watch import Watch
 
 MAX_ROWS_PER_COMMIT = 50_000
 READERS = 2
+ERASE_EVERY_S = 1.0
 
 T = TypeVar("T")
 
@@ -45,6 +47,8 @@ class _Job(Generic[T]):
     done: Future[T]
     rows: int
     """How many rows it may change."""
+    erases: bool
+    """Whether nothing of what it overwrites may be left in the write-ahead log."""
 
 
 class SqliteFile:
@@ -70,6 +74,9 @@ class SqliteFile:
             """The writer's: for its thread alone, as long as that runs."""
             with self.turn():
                 sqlite_log.prepare(self.connection, path)
+            self._erasing = writes and not self._erased()  # a server that was killed may have owed it
+            """Whether the write-ahead log may hold what is to be gone."""
+            self._erase_again_s = time.monotonic() + ERASE_EVERY_S
         except (OSError, sqlite3.Error) as exc:
             raise Unavailable(f"the event store {path} cannot be opened: {exc}") from exc
         self._local = threading.local()
@@ -97,18 +104,25 @@ class SqliteFile:
         return watch
 
     async def change(
-        self, do: Callable[[sqlite3.Connection], T], rows: int = 0, backlog: Backlog | None = None, size: int = 0
+        self,
+        do: Callable[[sqlite3.Connection], T],
+        rows: int = 0,
+        backlog: Backlog | None = None,
+        size: int = 0,
+        *,
+        erases: bool = False,
     ) -> T:
         """Have the writer do something that changes so many rows; return when it is durable.
 
-        Where there is a backlog, the change waits in it with a size. Overloaded when it is full.
+        Where there is a backlog, the change waits in it with a size. Overloaded when it is full. `erases`: what it
+        overwrites is to be gone from the write-ahead log as well, at once or as soon as nobody reads it any more.
         """
         self._check_open()
         if not self._writes:
             raise Unavailable("the event store was opened to be read only")
         if backlog is not None:
             backlog.enter(size)
-        job = _Job(do, Future(), rows)
+        job = _Job(do, Future(), rows, erases)
         self._waiting.put(job)
         done = asyncio.wrap_future(job.done)
         if backlog is not None:
@@ -176,7 +190,7 @@ class SqliteFile:
             raise Unavailable("the event store is closing")
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
+        while (first := self._next()) is not None:
             try:
                 with self.turn():
                     jobs, closing = self._take_waiting(first)
@@ -184,6 +198,8 @@ class SqliteFile:
             except OSError as exc:  # no turn to be had
                 log.error("changes_not_written", jobs=1, error=str(exc))
                 jobs, closing, results = [first], False, [Unavailable(f"the event store cannot write: {exc}")]
+            if any(job.erases for job in jobs):
+                self._erase()
             for job, result in zip(jobs, results, strict=True):
                 if isinstance(result, Exception):
                     job.done.set_exception(result)
@@ -191,6 +207,34 @@ class SqliteFile:
                     job.done.set_result(result)
             if closing:
                 return
+
+    def _next(self) -> _Job[Any] | None:
+        """The next job, or none at the end. What is still to be erased is tried now and then, however busy it is."""
+        while self._erasing:
+            left_s = self._erase_again_s - time.monotonic()
+            if left_s <= 0:
+                self._erase()
+                continue
+            with suppress(queue.Empty):
+                return self._waiting.get(timeout=left_s)
+        return self._waiting.get()
+
+    def _erase(self) -> None:
+        """Empty the write-ahead log, now or later: a backup or an export may be reading it."""
+        before, self._erasing = self._erasing, not self._erased()
+        self._erase_again_s = time.monotonic() + ERASE_EVERY_S
+        if self._erasing and not before:
+            log.warning("erasing_postponed", path=str(self.path))
+        elif before and not self._erasing:
+            log.info("erased", path=str(self.path))
+
+    def _erased(self) -> bool:
+        """Whether the write-ahead log could be emptied."""
+        try:
+            with self.turn():
+                return sqlite_log.checkpoint(self.path)
+        except OSError:  # no turn to be had
+            return False
 
     def _take_waiting(self, first: _Job[Any]) -> tuple[list[_Job[Any]], bool]:
         """Everything that waits right now, bounded; and whether the store is to close after it."""

@@ -21,6 +21,7 @@ from longtide_server.events import Event
 
 FORMAT = 2
 BUSY_TIMEOUT_S = 5.0
+CHECKPOINT_WAIT_S = 0.05
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS owners (
@@ -95,9 +96,12 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def checkpoint(path: Path) -> bool:
-    """Move the whole write-ahead log into the file and empty it, unless somebody reads; whether it is done."""
+    """Move the whole write-ahead log into the file and empty it, unless somebody reads long; whether it is done.
+
+    Others can read meanwhile, and not write.
+    """
     try:
-        with closing(sqlite3.connect(path, timeout=0.0)) as connection:
+        with closing(sqlite3.connect(path, timeout=CHECKPOINT_WAIT_S)) as connection:
             [busy, _, _] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not busy
     except sqlite3.Error:
