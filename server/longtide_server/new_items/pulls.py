@@ -108,14 +108,17 @@ class Pulls:
                 del self._waiting[owner]
             recalling = [asyncio.create_task(self._recall(owner, turned)) for owner, turned in some.items()]
             try:
-                await asyncio.gather(*recalling)
-            except LongtideError as exc:
-                log.info("pulls_not_counted", reason=str(exc), users=len(some) + len(self._waiting))
-                self._waiting.clear()
-                self._paused_until_s = time.monotonic() + PAUSE_S
+                failures = [one for one in await asyncio.gather(*recalling, return_exceptions=True) if one is not None]
             finally:
                 for one in recalling:
                     one.cancel()
+            for failure in failures:
+                if not isinstance(failure, LongtideError):
+                    raise failure
+            if len(failures) == len(some):  # else it is these users alone who cannot be encoded
+                log.info("pulls_not_counted", reason=str(failures[0]), users=len(some) + len(self._waiting))
+                self._waiting.clear()
+                self._paused_until_s = time.monotonic() + PAUSE_S
 
     async def _recall(self, owner: str, turned: _Turned) -> None:
         """Count what somebody did, by who they were before."""

@@ -504,6 +504,15 @@ async def test_while_the_encoder_is_down_nobody_is_recalled(shop, x, monkeypatch
     assert shop.world.store.reads == ["ann", "cid"]
 
 
+async def test_somebody_who_cannot_be_encoded_keeps_nobody_from_pulling(shop, x, event):
+    shop.world.encoder.unsound = (5,)
+    people = [f"n{number}" for number in range(20)]
+    for user_id in people:
+        await shop.world.did(user_id, "e" if user_id == "n3" else "d")
+    await shop.world.write(*(event(f"x-{user_id}", "x", 100.0, user_id) for user_id in people))
+    await until(lambda: x.events() == 19)
+
+
 async def test_no_more_people_wait_to_be_recalled_than_there_is_room_for(shop, x, monkeypatch):
     monkeypatch.setattr(pulls, "MOST_WAITING", 2)
     monkeypatch.setattr(pulls, "AT_ONCE", 1)
