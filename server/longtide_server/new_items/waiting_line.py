@@ -19,6 +19,7 @@ ITEMS_AT_ONCE = 32
 TRY_AGAIN_S = 5.0
 LONGEST_PAUSE_S = 300.0
 MANY_FAILURES = 3
+MOST_DOUBLINGS = 20  # a thousand are no float any more
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +96,8 @@ class WaitingLine:
         self._failed |= dict.fromkeys(filter(self.is_turn_of, ids))
         self._failures += 1
         if self._failures >= MANY_FAILURES:
-            await asyncio.sleep(min(TRY_AGAIN_S * 2.0 ** (self._failures - MANY_FAILURES), LONGEST_PAUSE_S))
+            doublings = min(self._failures - MANY_FAILURES, MOST_DOUBLINGS)
+            await asyncio.sleep(min(TRY_AGAIN_S * 2.0**doublings, LONGEST_PAUSE_S))
 
     async def _try_again(self, ids: Sequence[str]) -> None:
         if await self._done(ids):

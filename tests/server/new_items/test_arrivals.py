@@ -321,6 +321,15 @@ async def test_who_cannot_read_any_text_is_not_asked_for_each(shop):
     assert [len(texts) for texts in shop.texts.calls] == [32, 1, 1, 1]
 
 
+async def test_after_a_thousand_failures_it_is_still_tried(shop, monkeypatch):
+    monkeypatch.setattr(waiting_line, "TRY_AGAIN_S", 0.0)
+    shop.texts.failure = Unavailable("there is no language model")
+    shop.upsert(*(Item(f"x{n}", title=f"east {n}") for n in range(1_100)))
+    await until(lambda: len(shop.texts.calls) > 1_100)
+    shop.texts.failure = None
+    await shop.placed("x0", "x1099")
+
+
 async def test_what_an_item_said_before_does_not_count_when_it_is_read_late(shop):
     shop.texts.answering_allowed.clear()
     shop.upsert(Item("x", title="east"))
