@@ -69,8 +69,8 @@ class Eligible:
         """The candidates, and after them the new items that may appear and suit best."""
         if not len(self._new):
             return known
-        excluded = itertools.chain(user.unknown, query.session_item_ids, query.exclude_item_ids)
-        allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded)
+        excluded = itertools.chain(query.session_item_ids, query.exclude_item_ids)
+        allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded, user.unknown)
         liked = NO_ITEMS
         if query.interests is not None and evidence.cold:
             liked = np.intersect1d(allowed, self._new.that_may_appear(query.interests, (), ()))

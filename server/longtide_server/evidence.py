@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import os
 import time
@@ -38,11 +37,12 @@ from longtide_server.sources.content_source import ContentSource, Profile
 from longtide_server.sources.neighbors import NO_NEIGHBORS, Neighbors
 from longtide_server.sources.request_time import query_after
 from longtide_server.sources.trending import Trending
+from longtide_server.users.unknown_items import KEPT_LAST
 from longtide_server.users.user_state import TOP_N_MARGIN, UserState
 from longtide_server.users.user_states import UserStates
 
 SEARCHERS = os.cpu_count() or 1
-CONTENT_ITEMS = 10  # of the last items, what they are says what the user is after
+CONTENT_ITEMS = KEPT_LAST  # of the last items, what they are says what the user is after
 CONTENT_DECAY = 0.7
 
 log = structlog.get_logger(__name__)
@@ -185,7 +185,7 @@ class Sources:
         if self._content is None or not (fusion.content or self._snapshot.manifest.new_item_count or len(self._new)):
             return None
         last = [*zip(user.times[-CONTENT_ITEMS:], user.items[-CONTENT_ITEMS:], strict=True)]
-        for item_id, time_s in itertools.islice(reversed(user.unknown.items()), CONTENT_ITEMS):
+        for item_id, time_s in user.unknown.last.items():
             last += ((time_s, number) for number in self._new.numbers((item_id,)).tolist())
         numbers = [number for _, number in sorted(last, key=lambda one: one[0])]
         for item_id in session[-CONTENT_ITEMS:]:

@@ -18,6 +18,7 @@ from longtide_server.new_items.newcomers import Newcomers
 from longtide_server.snapshot import Snapshot
 from longtide_server.sources.candidates import Candidates, Source
 from longtide_server.sources.content_source import Profile
+from longtide_server.users.unknown_items import UnknownItems
 from longtide_server.users.user_state import UserState
 
 CONSIDERED = 100  # more than are asked for
@@ -95,9 +96,16 @@ class NewItems:
         return self._live.beyond_revision(now_s) if len(self) else 0, self._newcomers.revision
 
     def that_may_appear(
-        self, item_filter: ItemFilter | None, included: Sequence[str], excluded: Iterable[str]
+        self,
+        item_filter: ItemFilter | None,
+        included: Sequence[str],
+        excluded: Iterable[str],
+        had: UnknownItems | None = None,
     ) -> NDArray[np.int64]:
-        """(K,) the numbers of those that may, ascending; `included` is what alone may appear, or empty."""
+        """(K,) the numbers of those that may, ascending; `included` is what alone may appear, or empty.
+
+        `had`: what the user has had, and is excluded as well.
+        """
         new = self._newcomers
         places = new.places()
         allowed = np.zeros(len(new.vectors), np.bool_)
@@ -107,6 +115,8 @@ class NewItems:
             inside[new.placed(included)] = True
             allowed &= inside
         allowed[new.placed(excluded)] = False
+        if had:
+            allowed[places] &= ~had.among(new.hashes[places])
         return np.flatnonzero(allowed) + self.first
 
     def most_suitable(

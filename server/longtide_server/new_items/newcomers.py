@@ -17,6 +17,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from longtide_server.users.unknown_items import hash_of
+
 PRIOR_EVENTS = 5.0
 MAX_NEWCOMERS = 20_000  # compared one by one at every answer: some milliseconds
 FIRST_ROOM = 64
@@ -61,6 +63,8 @@ class Newcomers:
         """(room,) how many people turned to each."""
         self.taken = np.zeros(FIRST_ROOM, np.int64)
         """(room,) the revision that was there when each item came: another one for whoever has the place next."""
+        self.hashes = np.zeros(FIRST_ROOM, np.int64)
+        """(room,) what stands for each item's id among those that a user has had."""
         self._written_s, self._until_s = np.full(FIRST_ROOM, np.inf), np.full(FIRST_ROOM, np.inf)
         """(room,) each one's claim; inf where there is none."""
         self._places_of, self._places = -1, np.zeros(0, np.int64)
@@ -110,7 +114,7 @@ class Newcomers:
             if not self.has_room_for(item_id):
                 return False
             place = self._place[item_id] = self._new_place(item_id)
-            self.taken[place] = self.revision
+            self.taken[place], self.hashes[place] = self.revision, hash_of(item_id)
         elif np.array_equal(self._content[place], content):
             self.renew(item_id, claim)
             return True
@@ -201,7 +205,9 @@ class Newcomers:
             self._content, self._pull, self._vectors = (
                 np.pad(one, wider) for one in (self._content, self._pull, self._vectors)
             )
-            self.events, self.taken = (np.pad(one, wider[0]) for one in (self.events, self.taken))
+            self.events, self.taken, self.hashes = (
+                np.pad(one, wider[0]) for one in (self.events, self.taken, self.hashes)
+            )
             self._written_s, self._until_s = (
                 np.pad(one, wider[0], constant_values=np.inf) for one in (self._written_s, self._until_s)
             )

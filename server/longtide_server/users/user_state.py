@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from longtide_server.encoder import Encoded, Steps
 from longtide_server.event_store import Version
 from longtide_server.events import Event, EventType, values_as_read
+from longtide_server.users.unknown_items import UnknownItems
 
 TOP_N_MARGIN = 200
 MAX_TOP_N = 1_500
@@ -60,8 +61,8 @@ class UserState:
     """NaN where absent."""
     seen: array[int] = field(default_factory=lambda: array("i"))
     """The items, each once, ascending."""
-    unknown: dict[str, float] = field(default_factory=dict)
-    """Items of events that the snapshot does not know, with when they were last; those that arrived last come last."""
+    unknown: UnknownItems = field(default_factory=UnknownItems)
+    """Items of events that the snapshot does not know."""
     encoded: Encoded | None = None
     """The user after the first `encoded_count` events; none before the first, and after a late event."""
     encoded_count: int = 0
@@ -79,7 +80,7 @@ class UserState:
     def add(self, event: Event, number: int) -> None:
         """Put an event where its time belongs: after all others of the same time."""
         if not number:
-            self._note_unknown(event)
+            self.unknown.add(event.item_id, event.time_s)
             return
         at = bisect.bisect_right(self.times, event.time_s)
         self.times.insert(at, event.time_s)
@@ -96,9 +97,8 @@ class UserState:
     def append(self, events: Sequence[Event], numbers: Sequence[int]) -> None:
         """Put many events at the end, where they belong: by time, none before the last one that is there."""
         if 0 in numbers:
-            for event, number in zip(events, numbers, strict=True):
-                if not number:
-                    self._note_unknown(event)
+            pairs = zip(events, numbers, strict=True)
+            self.unknown.add_all([(event.item_id, event.time_s) for event, number in pairs if not number])
             events = [event for event, number in zip(events, numbers, strict=True) if number]
             numbers = [number for number in numbers if number]
         self.times.fromlist([event.time_s for event in events])
@@ -110,9 +110,6 @@ class UserState:
         else:
             for number in numbers:
                 self._see(number)
-
-    def _note_unknown(self, event: Event) -> None:
-        self.unknown[event.item_id] = max(self.unknown.pop(event.item_id, event.time_s), event.time_s)
 
     def _see(self, number: int) -> None:
         place = bisect.bisect_left(self.seen, number)

@@ -352,6 +352,15 @@ async def test_what_is_deleted_before_its_turn_is_not_placed(shop, monkeypatch):
     assert "x" not in shop.newcomers
 
 
+async def test_what_was_had_long_before_it_is_described_is_not_recommended(shop):
+    await shop.world.did("ann", ["x", *(f"unheard-of-{n}" for n in range(100)), "d"])
+    shop.upsert(Item("x", title="north"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    found = await shop.ids()
+    assert "y" in found
+    assert "x" not in found
+
+
 async def test_a_share_of_the_places_is_for_new_items(shop):
     await shop.world.did("ann", "a")
     for number in range(30):
