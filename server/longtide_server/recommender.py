@@ -38,7 +38,7 @@ SOURCES = tuple(Source)  # by column: to make one of a number takes far longer
 STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 MAX_MOMENTS_SEARCHED = 20_000
 WELL_KNOWN_EVENTS = 50  # people have turned to a new item: no need to find out about it
-MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 15 kB
+MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 27 kB
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)

@@ -137,6 +137,8 @@ class Opener:
             stack.push_async_callback(cancelled, asyncio.create_task(similar.build()))
             finder = ItemFinder(snapshot, similar, live, new, wall_clock_s)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
+            self._writer.add(responses)
+            stack.callback(self._writer.remove, responses)
             gauges = Gauges(
                 users=lambda: states.count,
                 answers=lambda: responses.count,

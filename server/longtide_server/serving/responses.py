@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from longtide.v1 import recommendation_pb2
 from longtide_server.answers import Answer, Query
-from longtide_server.event_store import Version
+from longtide_server.event_store import Version, Written
 from longtide_server.evidence import Asker
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.recommender import Recommender
 
+KEPT_BYTES = 128_000_000
+OVERHEAD_BYTES = 500  # of a kept answer: its key and its version
+SHOWN_BYTES = 80  # of an item of `shown`
+
 ShownItems = Sequence[tuple[str, int]]
 """Items of an answer, each with the number of its first source."""
+_Key = tuple[str, Hashable]
+"""Who asks, and what else an answer depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +38,14 @@ class _Kept:
     """A RecommendResponse without a token."""
     shown: ShownItems
 
+    @property
+    def size(self) -> int:
+        """In bytes, about."""
+        return len(self.wire) + SHOWN_BYTES * len(self.shown) + OVERHEAD_BYTES
+
 
 class Responses:
-    """The answers of one recommender, at most `capacity` of them kept."""
+    """The answers of one recommender, at most `capacity` of them, and `capacity_bytes`, kept."""
 
     def __init__(
         self,
@@ -42,18 +53,33 @@ class Responses:
         shown: Callable[[str, ShownItems], str],
         capacity: int = 20_000,
         observer: Observer = NOBODY,
+        capacity_bytes: int = KEPT_BYTES,
     ) -> None:
         """`shown` is told of every answer, where it is shown and what it holds, and gives its attribution token."""
         self.recommender = recommender
         self._shown = shown
         self._capacity = capacity
         self._observer = observer
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._capacity_bytes = capacity_bytes
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._keys: dict[str, set[_Key]] = {}
+        """Of what is kept, by owner."""
+        self.bytes = 0
+        """What is kept takes, about."""
 
     @property
     def count(self) -> int:
         """How many answers are kept."""
         return len(self._kept)
+
+    def apply(self, written: Written) -> None:
+        """What is written needs no telling: an answer knows the version of the history that it answers."""
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Keep nothing of owners whose history is another one now."""
+        for name in names:
+            for key in tuple(self._keys.get(name, ())):
+                self._drop(key)
 
     async def recommend(self, query: Query, timeout_s: float) -> recommendation_pb2.RecommendResponse:
         """The best items, within `timeout_s`; see `Recommender.recommend`."""
@@ -70,7 +96,7 @@ class Responses:
             self._observer.answer_lookup("miss")
             answer = await self.recommender.recommend_to(asker, query, end_s - time.monotonic())
             kept = _Kept(version, write_answer(answer).SerializeToString(), shown_items(answer))
-            if self._version(asker, query) == version and not answer.degraded_reason:
+            if self._version(asker, query) == version and not answer.degraded_reason and self._is_known(asker):
                 self._keep(key, kept)
         else:
             self._observer.answer_lookup("hit")
@@ -80,11 +106,26 @@ class Responses:
     def _version(self, asker: Asker, query: Query) -> tuple[Version, tuple[int, int, int, int]]:
         return asker.user.version, self.recommender.catalog_version(query)
 
-    def _keep(self, key: Hashable, kept: _Kept) -> None:
+    def _is_known(self, asker: Asker) -> bool:
+        """Whether the one who asks has not been forgotten meanwhile."""
+        return self.recommender.states.remembered(asker.user.owner) is asker.user
+
+    def _keep(self, key: _Key, kept: _Kept) -> None:
+        self._drop(key)
         self._kept[key] = kept
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
+        self._keys.setdefault(key[0], set()).add(key)
+        self.bytes += kept.size
+        while len(self._kept) > self._capacity or self.bytes > self._capacity_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            return
+        self.bytes -= kept.size
+        self._keys[key[0]].discard(key)
+        if not self._keys[key[0]]:
+            del self._keys[key[0]]
 
     def _with_token(
         self, query: Query, response: recommendation_pb2.RecommendResponse, shown: ShownItems

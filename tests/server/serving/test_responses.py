@@ -97,6 +97,47 @@ async def test_forgetting_a_history_is_felt(world, counting):
     assert "a" in [one.item_id for one in (await counting.recommend()).recommendations]
 
 
+async def test_of_whom_is_deleted_no_answer_stays_in_memory(world, counting):
+    world.writer.add(counting.responses)
+    await world.did("ann", "a")
+    await world.did("bob", "b")
+    for limit in (1, 2):
+        await counting.recommend("ann", limit=limit)
+        await counting.recommend("bob", limit=limit)
+    assert counting.responses.count == 4
+    world.writer.forget(["user:ann"])
+    assert counting.responses.count == 2
+    await counting.recommend("bob", limit=1)
+    assert counting.worked_out == 4
+
+
+async def test_an_answer_that_was_worked_out_while_its_asker_was_deleted_is_not_kept(world, counting):
+    world.writer.add(counting.responses)
+    await world.did("ann", "a")
+    world.encoder.answering_allowed.clear()
+    asking = asyncio.create_task(counting.recommend())
+    await world.encoder.call_begun.acquire()
+    world.writer.forget(["user:ann"])
+    world.encoder.answering_allowed.set()
+    await asking
+    assert counting.responses.count == 0
+
+
+async def test_so_many_bytes_of_answers_are_kept_those_that_were_asked_for_last(world, counting):
+    for user_id in ("ann", "bea", "cid", "dan"):
+        await world.did(user_id, "a")
+    await counting.recommend("ann")
+    room = 3 * counting.responses.bytes + 10  # they differ by some bytes
+    counting.responses = Responses(world.recommender, counting.token, 10, capacity_bytes=room)
+    counting.worked_out = 0
+    for user_id in ("ann", "bea", "cid", "ann", "dan", "ann", "cid", "dan"):
+        await counting.recommend(user_id)
+    assert (counting.worked_out, counting.responses.count) == (4, 3)
+    await counting.recommend("bea")
+    assert counting.worked_out == 5
+    assert counting.responses.bytes <= room
+
+
 @pytest.mark.parametrize(
     "other", [{"limit": 2}, {"min_similarity": 0.5}, {"session_item_ids": ("c",)}, {"exclude_item_ids": ("c",)}]
 )
