@@ -8,7 +8,6 @@ itself: now and then, and before each answer where the store says at once that t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
@@ -158,7 +157,8 @@ async def keep_refreshing(writer: CatalogWriter, every_s: float, freshness: Fres
     """Follow what other servers change, until it is cancelled; a store that fails is asked again the next time."""
     reason = ""
     while True:
-        before, reason, begun_s = reason, "", time.monotonic()
+        before, reason = reason, ""
+        freshness.asking()
         try:
             await writer.refresh()
         except LongtideError as exc:
@@ -166,7 +166,7 @@ async def keep_refreshing(writer: CatalogWriter, every_s: float, freshness: Fres
         except Exception as exc:
             log.exception("catalogue_followed_oddly")
             reason = repr(exc)
-        freshness.asked(begun_s, reason)
+        freshness.asked(reason)
         if reason and reason != before:
             log.warning("catalogue_not_followed", reason=reason)
         await asyncio.sleep(every_s)

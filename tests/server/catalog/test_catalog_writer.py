@@ -306,6 +306,29 @@ async def test_that_what_others_change_is_not_known_is_said_after_a_while(worker
     keeping.cancel()
 
 
+async def test_a_store_that_hangs_is_said_to_be_away_before_it_lets_go(workers, monkeypatch):
+    monkeypatch.setattr(freshness, "STALE_AFTER_S", 0.2)
+    here, fresh, lets_go = CatalogWriter(workers[0]), Freshness(), asyncio.Event()
+    await here.add(Copy())
+    changes = workers[0].changes
+
+    async def hangs(since, limit):
+        await lets_go.wait()
+        return await changes(since, limit)
+
+    monkeypatch.setattr(workers[0], "changes", hangs)
+    keeping = asyncio.create_task(keep_refreshing(here, 0.01, fresh))
+    await asyncio.sleep(0.05)
+    assert fresh.stale_reason() == ""
+    await asyncio.sleep(0.2)
+    assert fresh.stale_reason() == "the catalogue could not be asked: it has not said everything yet"
+    lets_go.set()
+    async with asyncio.timeout(5.0):
+        while fresh.stale_reason():
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+
+
 async def test_callers_at_the_same_time_share_the_telling(store, monkeypatch):
     writer, copy = CatalogWriter(store), Copy()
     await writer.add(copy)
