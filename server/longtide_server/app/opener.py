@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from longtide_server.app.encoders import Encoders
 from longtide_server.app.observers import Watching
 from longtide_server.app.saving import STATES, keep_saving, save_everything, saved_states
 from longtide_server.catalog.catalog_writer import ItemCopies
-from longtide_server.catalog.freshness import Freshness
 from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.catalog.live_catalogs import LiveCatalogs, Together
 from longtide_server.catalog_store import CatalogStore
@@ -61,7 +61,7 @@ class Opener:
         writer: HistoryWriter,
         feedback: Feedback,
         catalogs: LiveCatalogs,
-        freshness: Freshness,
+        stale_catalog: Callable[[], str],
         encoders: Encoders,
         states: Path,
         watching: Watching,
@@ -74,7 +74,7 @@ class Opener:
         self._writer = writer
         self._feedback = feedback
         self._catalogs = catalogs
-        self._freshness = freshness
+        self._stale_catalog = stale_catalog
         self._encoders = encoders
         self._states = states
         self._counting: list[Trending] = []
@@ -128,10 +128,8 @@ class Opener:
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot.snapshot_id)
             new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, wall_clock_s)
-            stale = self._freshness.stale_reason
-            recommender = Recommender(
-                snapshot, states, self._stages, live, wall_clock_s, trending, new, config.explore_share, stale
-            )
+            share, stale = config.explore_share, self._stale_catalog
+            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending, new, share, stale)
             spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
             similar = SimilarItems(spaces)
             stack.push_async_callback(cancelled, asyncio.create_task(similar.build()))

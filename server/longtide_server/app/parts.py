@@ -56,7 +56,11 @@ async def build_parts(
     writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
     live_catalogs, freshness = LiveCatalogs(catalog.everything), Freshness()
     await catalog.add(live_catalogs)
-    opener = Opener(config, store, items, writer, feedback, live_catalogs, freshness, encoders, states, watching)
+
+    def stale() -> str:
+        return freshness.stale_reason() or catalog.behind_reason()
+
+    opener = Opener(config, store, items, writer, feedback, live_catalogs, stale, encoders, states, watching)
     first = await opener.serve(snapshot)
     servings = Servings(first, opener.open, Bars(latency_s=config.canary_latency_s), observer)
     stack.push_async_callback(servings.close)

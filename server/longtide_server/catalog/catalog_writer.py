@@ -28,6 +28,8 @@ PIECE_ITEMS = 200
 CATCH_UP_S = 0.05
 """So long an answer waits for what others have changed. They may be writing a million items."""
 
+BEHIND = "more of the catalogue has changed than could be taken up at once"
+
 T = TypeVar("T")
 Piece = tuple[Sequence[Item], Sequence[str]]
 """Items as they are, and ids of items that are deleted. No id is in it twice."""
@@ -56,6 +58,8 @@ class CatalogWriter:
         self._telling = asyncio.Lock()
         self._asked = self._told = 0
         """How often it was asked to tell the copies, and which of these times are answered."""
+        self._given_up = 0
+        """The last of these times for whose answer somebody did not wait."""
         self._under_way = UnderWay()
 
     async def add(self, copies: ItemCopies) -> None:
@@ -110,13 +114,22 @@ class CatalogWriter:
             self._told, self._stamp = answered, stamp
 
     async def catch_up(self) -> None:
-        """Let the copies feel what others have changed, as far as that is quick: costs nothing when nothing is new."""
+        """Let the copies feel what others have changed, as far as that is quick: costs nothing when nothing is new.
+
+        Where it is not, `behind_reason` says so until it is done.
+        """
         stamp = self._store.stamp()
         if stamp is None or stamp == self._stamp:
             return
-        with suppress(TimeoutError, LongtideError):  # whoever keeps refreshing finds out, and says so
+        try:
             async with asyncio.timeout(CATCH_UP_S):
                 await self._under_way.done(self.refresh())
+        except (TimeoutError, LongtideError):
+            self._given_up = self._asked
+
+    def behind_reason(self) -> str:
+        """Why the copies may lack what somebody could not wait for; empty once they have been told of it."""
+        return BEHIND if self._told < self._given_up else ""
 
     async def close(self) -> None:
         """Finish what callers have given up on."""

@@ -91,6 +91,17 @@ async def test_an_item_that_is_written_is_recommended_within_two_seconds(config,
         await within_two_seconds(client, "other")
 
 
+async def test_what_one_worker_takes_away_no_other_recommends_without_saying_that_it_is_behind(config):
+    described = [Item(f"new-{n}", tags=[f"tag-{n}-{k}" for k in range(100)]) for n in range(500)]
+    async with running(config(workers=2)) as address, AsyncClient(address) as client:
+        for turn in range(2):
+            await client.upsert_items([*described, Item(f"item-{turn}", available=False)])
+            for _ in range(6):
+                async with AsyncClient(address) as another:
+                    answer = await another.recommend("ann", 12)
+                    assert answer.degraded or f"item-{turn}" not in [item.item_id for item in answer]
+
+
 async def test_answers_say_so_while_the_catalogue_of_others_cannot_be_asked(config, redis_port, monkeypatch):
     cli(redis_port, "flushall")
     monkeypatch.setattr(freshness, "STALE_AFTER_S", 0.2)

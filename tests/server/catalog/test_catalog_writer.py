@@ -8,7 +8,7 @@ import pytest
 from tests.redis_servers import cli
 
 from longtide_server.catalog import freshness
-from longtide_server.catalog.catalog_writer import PIECE_ITEMS, CatalogWriter, keep_refreshing
+from longtide_server.catalog.catalog_writer import BEHIND, PIECE_ITEMS, CatalogWriter, keep_refreshing
 from longtide_server.catalog.freshness import Freshness
 from longtide_server.catalog.live_catalogs import LiveCatalogs
 from longtide_server.catalog_store import Revision
@@ -38,6 +38,14 @@ class SlowCopy(Copy):
     def apply(self, items, deleted):
         super().apply(items, deleted)
         time.sleep(0.002 * (len(items) + len(deleted)))
+
+
+async def until(condition):
+    async with asyncio.timeout(5.0):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.001)
 
 
 async def take_turns(turns, copy):
@@ -222,12 +230,40 @@ async def test_nobody_waits_long_for_what_others_change_and_it_is_felt_later(wor
 
     monkeypatch.setattr(workers[0], "changes", slow)
     await there.upsert([Item("i1")], None, 0.0)
+    assert here.behind_reason() == ""
     async with asyncio.timeout(5.0):
         await here.catch_up()
     assert copy.titles == {}
+    assert here.behind_reason() == BEHIND
     may_go_on.set()
     await here.close()
     assert copy.titles == {"i1": ""}
+    assert here.behind_reason() == ""
+
+
+async def test_answers_are_behind_until_what_they_could_not_wait_for_is_felt(workers, monkeypatch):
+    """And not only until somebody has been told of what had changed before."""
+    here, there, copy = *(CatalogWriter(store) for store in workers), Copy()
+    await here.add(copy)
+    changes, reads = workers[0].changes, asyncio.Semaphore(0)
+
+    async def slow(since, limit):
+        found = await changes(since, limit)
+        await reads.acquire()
+        return found
+
+    monkeypatch.setattr(workers[0], "changes", slow)
+    await there.upsert([Item("i1")], None, 0.0)
+    await here.catch_up()  # it has read i1
+    await there.upsert([Item("i2")], None, 0.0)
+    await here.catch_up()
+    reads.release()
+    await until(lambda: copy.titles)
+    assert here.behind_reason() == BEHIND
+    reads.release()
+    await here.close()
+    assert copy.titles == {"i1": "", "i2": ""}
+    assert here.behind_reason() == ""
 
 
 async def test_catching_up_with_a_store_that_fails_fails_nobody(workers, monkeypatch):
@@ -242,8 +278,10 @@ async def test_catching_up_with_a_store_that_fails_fails_nobody(workers, monkeyp
         patched.setattr(workers[0], "changes", fails)
         await here.catch_up()
         assert copy.titles == {}
+        assert here.behind_reason() == BEHIND
     await here.catch_up()
     assert copy.titles == {"i1": ""}
+    assert here.behind_reason() == ""
 
 
 async def test_a_server_follows_the_others_by_itself(shared):
@@ -323,9 +361,7 @@ async def test_a_store_that_hangs_is_said_to_be_away_before_it_lets_go(workers, 
     await asyncio.sleep(0.2)
     assert fresh.stale_reason() == "the catalogue could not be asked: it has not said everything yet"
     lets_go.set()
-    async with asyncio.timeout(5.0):
-        while fresh.stale_reason():
-            await asyncio.sleep(0.01)
+    await until(lambda: not fresh.stale_reason())
     keeping.cancel()
 
 
