@@ -93,9 +93,13 @@ class MemoryStore:
         if self.failure:
             raise self.failure
         appended, new = {}, 0
+        ids = {}
         for event in events:
             history = self.histories.setdefault(event.owner, [])
-            if all(known.event_id != event.event_id for known in history):
+            if event.owner not in ids:
+                ids[event.owner] = {known.event_id for known in history}
+            if event.event_id not in ids[event.owner]:
+                ids[event.owner].add(event.event_id)
                 new += 1
                 before = appended[event.owner].before if event.owner in appended else self.version(event.owner)
                 history.append(event)

@@ -23,6 +23,7 @@ from longtide_server.rpc import requests
 from longtide_server.rpc.status import Context, answered, remaining_s, status_of
 from longtide_server.rpc.streams import in_order
 from longtide_server.serving.serving import Serving
+from longtide_server.turns import Turns
 from longtide_server.users.retention import Retention, too_old
 
 BATCHES_AT_ONCE = 8  # of a stream: one is read while others are written
@@ -57,7 +58,7 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         async def answer() -> events_pb2.WriteEventsResponse:
             remaining_s(context)
             requests.check_batch(request.events)
-            written, errors = await self._write(request.events)
+            written, errors = await self._write(request.events, asyncio.Lock())
             if len(errors) == len(request.events):
                 raise InvalidInput(
                     f"none of the {len(errors)} events can be written",
@@ -75,22 +76,24 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         context: Context,
     ) -> AsyncIterator[events_pb2.StreamEventsResponse]:
         """See the contract."""
-        last = 0
+        last, reading = 0, asyncio.Lock()
 
         def write(request: events_pb2.StreamEventsRequest) -> Coroutine[Any, Any, events_pb2.StreamEventsResponse]:
             nonlocal last
             before, last = last, request.sequence_number
-            return self._write_batch(request, before)
+            return self._write_batch(request, before, reading)
 
         async for writing in in_order(request_iterator, write, BATCHES_AT_ONCE):
             yield await answered(context, partial(_acknowledged, writing))
 
-    async def _write_batch(self, request: events_pb2.StreamEventsRequest, last: int) -> events_pb2.StreamEventsResponse:
+    async def _write_batch(
+        self, request: events_pb2.StreamEventsRequest, last: int, reading: asyncio.Lock
+    ) -> events_pb2.StreamEventsResponse:
         number = request.sequence_number
         if number <= last:
             raise InvalidInput.of("sequence_number", f"is {number}, after {last}")
         requests.check_batch(request.events)
-        written, errors = await self._write(request.events)
+        written, errors = await self._write(request.events, reading)
         return events_pb2.StreamEventsResponse(
             acknowledged_sequence_number=number,
             written_count=written.new,
@@ -98,8 +101,20 @@ class EventService(events_pb2_grpc.EventServiceServicer):
             errors=[events_pb2.StreamEventError(sequence_number=number, error=error) for error in errors],
         )
 
-    async def _write(self, messages: Sequence[events_pb2.Event]) -> tuple[Written, list[events_pb2.EventError]]:
-        now_s = self._clock()
+    async def _write(
+        self, messages: Sequence[events_pb2.Event], reading: asyncio.Lock
+    ) -> tuple[Written, list[events_pb2.EventError]]:
+        """`reading`: of batches that are to be written in the order in which their reading began."""
+        async with reading:
+            good, errors = await self._read(messages)
+            writing = asyncio.ensure_future(self._write_good(good)) if good else None
+        written = Written(0, 0) if writing is None else await writing
+        await self._observe(written, len(errors))
+        return written, errors
+
+    async def _read(self, messages: Sequence[events_pb2.Event]) -> tuple[list[Event], list[events_pb2.EventError]]:
+        """The good events, and what is wrong with the others; of many, with turns for other callers in between."""
+        now_s, turns = self._clock(), Turns()
         good, errors = [], []
         for index, message in enumerate(messages):
             event = requests.read_event(message)
@@ -112,11 +127,15 @@ class EventService(events_pb2_grpc.EventServiceServicer):
                         index=index, event_id=message.event_id[:MAX_ID_BYTES], field=wrong.field, reason=wrong.reason
                     )
                 )
-        written = await self._write_good(good) if good else Written(0, 0)
-        now_s = self._clock()
-        lags_s = (now_s - event.time_s for appended in written.appended.values() for event in appended.events)
-        self._observer.events(written.new, written.duplicates, len(errors), lags_s)
-        return written, errors
+            await turns.pause()
+        return good, errors
+
+    async def _observe(self, written: Written, refused: int) -> None:
+        now_s, turns = self._clock(), Turns()
+        self._observer.events(written.new, written.duplicates, refused, ())
+        for appended in written.appended.values():
+            self._observer.events(0, 0, 0, (now_s - event.time_s for event in appended.events))
+            await turns.pause()
 
 
 async def _acknowledged(

@@ -66,16 +66,16 @@ class Trending:
             self._rest *= left
             self._beyond = {item_id: count * left for item_id, count in self._beyond.items()}
             self._since_s = now_s
-        for appended in written.appended.values():
-            events = [event for event in appended.events if event.type != EventType.DISLIKE]
-            numbers = [self._catalog.number(event.item_id) for event in events]
-            # A clock that is ahead must not make an event count for more than one that happens now.
-            times = np.minimum([event.time_s for event in events], now_s)
-            counts = np.exp2((times - self._since_s) / self._half_life_s)
-            np.add.at(self._count, numbers, counts)
-            for event, number, count in zip(events, numbers, counts.tolist(), strict=True):
-                if not number:
-                    self._beyond[event.item_id] = self._beyond.get(event.item_id, 0.0) + count
+        of_all = (event for appended in written.appended.values() for event in appended.events)
+        events = [event for event in of_all if event.type != EventType.DISLIKE]
+        numbers = [self._catalog.number(event.item_id) for event in events]
+        # A clock that is ahead must not make an event count for more than one that happens now.
+        times = np.minimum([event.time_s for event in events], now_s)
+        counts = np.exp2((times - self._since_s) / self._half_life_s)
+        np.add.at(self._count, np.array(numbers, np.int64), counts)
+        for event, number, count in zip(events, numbers, counts.tolist(), strict=True):
+            if not number:
+                self._beyond[event.item_id] = self._beyond.get(event.item_id, 0.0) + count
         self._count[0] = 0.0  # what is not in the catalogue
         if len(self._beyond) > MAX_BEYOND:
             self._beyond = dict(self._most(MAX_BEYOND // 2))

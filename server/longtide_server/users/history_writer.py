@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from longtide_server.event_store import Deleted, Histories, Merged, Written
+from longtide_server.event_store import Appended, Deleted, Histories, Merged, Written
 from longtide_server.events import Event
+from longtide_server.turns import Turns
 from longtide_server.under_way import UnderWay
+
+PIECE_EVENTS = 200
+"""Of a batch, are felt at once."""
 
 R = TypeVar("R", bound=Merged | Deleted)
 
@@ -16,7 +20,7 @@ class Copies(Protocol):
     """Copies of histories, such as `user_states.UserStates`."""
 
     def apply(self, written: Written) -> None:
-        """Let written events be felt."""
+        """Let written events be felt: a batch, or some of its histories."""
         ...
 
     def forget(self, names: Iterable[str]) -> None:
@@ -88,9 +92,11 @@ class HistoryWriter:
         for one in told:
             one.expect(events)
         try:
-            written = await self._store.write(events)
-            for copies in self._copies:
-                copies.apply(written)
+            written, turns = await self._store.write(events), Turns()
+            for piece in in_pieces(written):
+                for copies in tuple(self._copies):
+                    copies.apply(piece)
+                await turns.pause()
             return written
         finally:
             for one in told:
@@ -104,3 +110,17 @@ class HistoryWriter:
             raise
         self.forget({*names, *found.names})
         return found
+
+
+def in_pieces(written: Written) -> Iterator[Written]:
+    """What was written of some histories at a time: some hundred events, unless it is one history that has more."""
+    piece: dict[str, Appended] = {}
+    count = 0
+    for owner, appended in written.appended.items():
+        piece[owner] = appended
+        count += len(appended.events)
+        if count >= PIECE_EVENTS:
+            yield Written(count, 0, piece)
+            piece, count = {}, 0
+    if piece:
+        yield Written(count, 0, piece)

@@ -1,8 +1,10 @@
 """Both services behind a real gRPC server: what is answered, and how what is wrong is told."""
 
 import asyncio
+import itertools
 import math
 import sqlite3
+import time
 from contextlib import asynccontextmanager
 from types import MappingProxyType, SimpleNamespace
 
@@ -16,6 +18,7 @@ from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloa
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.items.item import Item
+from longtide_server.rpc import requests
 from longtide_server.rpc import service as service_module
 from longtide_server.rpc.service import EventService, RecommendationService, remaining_s
 from longtide_server.users.history_writer import HistoryWriter
@@ -231,6 +234,44 @@ async def test_batches_are_read_while_others_are_written_and_acknowledged_in_ord
     assert sum(answer.written_count for answer in answers) == 3
     assert sum(answer.duplicate_count for answer in answers) == 3
     assert list(world.store.events) == ["e1", "e2", "e3"]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The ids of events that were read, each of which takes a millisecond."""
+    ids, read_event = [], requests.read_event
+
+    def slow(message):
+        time.sleep(0.001)
+        ids.append(message.event_id)
+        return read_event(message)
+
+    monkeypatch.setattr(requests, "read_event", slow)
+    return ids
+
+
+async def test_others_have_their_turn_while_a_large_batch_is_read(stubs, read):
+    turns = []
+
+    async def take_turns():
+        while True:
+            turns.append(len(read))
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    await stubs.events.WriteEvents(batch(*(message(f"e{n}") for n in range(100))), timeout=SOON_S)
+    other.cancel()
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 8
+
+
+async def test_a_small_batch_of_a_stream_does_not_overtake_a_large_one(stubs, world, read):
+    stream = stubs.events.StreamEvents(timeout=SOON_S)
+    await stream.write(numbered(1, *(message(f"e{n}") for n in range(50))))
+    await stream.write(numbered(2, message("last")))
+    await stream.done_writing()
+    async for _ in stream:
+        pass
+    assert [*world.store.events] == [*(f"e{n}" for n in range(50)), "last"]
 
 
 async def test_a_flood_is_held_back_while_nothing_can_be_written(stubs, world):
