@@ -111,6 +111,21 @@ async def test_a_damaged_item_is_told_as_deleted_and_holds_up_no_other(items):
     assert ([item.item_id for item in found.items], found.deleted) == (["i2"], ["i1"])
 
 
+async def test_pages_and_changes_of_some_fields_leave_out_what_is_damaged(items):
+    await items.upsert([Item(f"i{n}", title="t") for n in range(6)], None, 0.0)
+    for n in (1, 2, 3):
+        await items._commands.run("HSET", ITEMS, f"i{n}", b"\x00")
+    assert [item.item_id for item in (await items.page(9)).items] == ["i0", "i4", "i5"]
+    page = await items.page(2, "i0")  # of which the next two are damaged
+    assert ([item.item_id for item in page.items], page.more) == (["i4"], True)
+    done = await items.upsert([Item(f"i{n}", price=2.0) for n in (0, 1, 4)], frozenset({"price"}), 1.0)
+    assert (done.written, [one.index for one in done.refused]) == (2, [1])
+    assert "write all of it" in done.refused[0].violation.reason
+    assert (await items.get("i4")).title == "t"
+    await items.upsert([Item("i1")], None, 1.0)
+    assert [item.item_id for item in (await items.page(9)).items] == ["i0", "i1", "i4", "i5"]
+
+
 async def test_an_emptied_redis_begins_anew(items, redis_port):
     await items.upsert([Item("i1")], None, 0.0)
     known = await items.revision()

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from contextlib import closing
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -71,11 +72,12 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(stores
 
 async def test_an_item_that_cannot_be_read_takes_no_event_along(stores):
     await stores.items.upsert([Item("i1")], None, 0.0)
-    stores.events.file.connection.execute("UPDATE items SET record = x'00' WHERE item_id = 'i1'")
+    later = msgspec.msgpack.encode({"v": 2, "u": 0.0})  # of a later release
+    stores.events.file.connection.execute("UPDATE items SET record = ? WHERE item_id = 'i1'", (later,))
     change = stores.items.upsert([Item("i1", title="x")], frozenset({"title"}), 0.0)
     failed, written = await asyncio.gather(change, stores.events.write([EVENT]), return_exceptions=True)
     assert isinstance(failed, Unavailable)
-    assert "the record of item 'i1' cannot be read" in str(failed)
+    assert "the record of item 'i1' is of format 2" in str(failed)
     assert written.new == 1
 
 
@@ -87,6 +89,24 @@ async def test_a_damaged_item_is_told_as_deleted_and_holds_up_no_other(stores):
     await stores.items.upsert([Item("i1", title="whole again")], None, 0.0)
     found = await stores.items.changes(found.revision, 9)
     assert ([item.title for item in found.items], found.deleted) == (["whole again"], [])
+
+
+async def test_pages_and_changes_of_some_fields_leave_out_what_is_damaged(stores):
+    items = stores.items
+    await items.upsert([Item(f"i{n}", title="t") for n in range(6)], None, 0.0)
+    damage = "UPDATE items SET record = x'00' WHERE item_id IN ('i1', 'i2', 'i3')"
+    stores.events.file.connection.execute(damage)
+    assert await ids(items) == ["i0", "i4", "i5"]
+    page = await items.page(2, "i0")  # of which the next two are damaged
+    assert ([item.item_id for item in page.items], page.more) == (["i4"], True)
+    done = await items.upsert([Item(f"i{n}", price=2.0) for n in (0, 1, 4)], frozenset({"price"}), 1.0)
+    assert (done.written, [one.index for one in done.refused]) == (2, [1])
+    assert "write all of it" in done.refused[0].violation.reason
+    assert (await items.get("i4")).title == "t"
+    await items.upsert([Item("i1")], None, 1.0)
+    assert await ids(items) == ["i0", "i1", "i4", "i5"]
+    await items.delete(["i4", "i5"])
+    assert not (await items.page(2, "i1")).items
 
 
 async def test_what_fails_in_a_way_it_should_not_fails_alone(stores):

@@ -281,7 +281,9 @@ class ItemError(google.protobuf.message.Message):
     item_id: builtins.str
     """The id of the item, as sent."""
     field: builtins.str
-    """The field that is wrong, as named in Item, for example `price`; empty when the item is too large as a whole."""
+    """The field that is wrong, as named in Item, for example `price`; empty when the item is too large as a whole, or when
+    what is stored of it is damaged, so that it has to be written without an `update_mask`.
+    """
     reason: builtins.str
     """What is wrong with it and what is allowed, in a sentence."""
     def __init__(

@@ -80,7 +80,8 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """Lists items by ascending id, a page at a time, all of them or those that pass a filter.
+        """Lists items by ascending id, a page at a time, all of them or those that pass a filter. An item of which the stored
+        bytes are damaged is left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -144,7 +144,9 @@ class CatalogServiceStub(typing.Generic[_CatalogServiceUpsertItemsType, _Catalog
     """Gives one item. NOT_FOUND when it was never written, or was deleted."""
 
     ListItems: _CatalogServiceListItemsType
-    """Lists items by ascending id, a page at a time, all of them or those that pass a filter."""
+    """Lists items by ascending id, a page at a time, all of them or those that pass a filter. An item of which the stored
+    bytes are damaged is left out.
+    """
 
     DeleteItems: _CatalogServiceDeleteItemsType
     """Deletes items: they are not recommended any more, also where a snapshot knows them. An id that is unknown is noted
@@ -200,7 +202,9 @@ class CatalogServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.catalog_pb2.ListItemsRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.catalog_pb2.ListItemsResponse, collections.abc.Awaitable[longtide.v1.catalog_pb2.ListItemsResponse]]:
-        """Lists items by ascending id, a page at a time, all of them or those that pass a filter."""
+        """Lists items by ascending id, a page at a time, all of them or those that pass a filter. An item of which the stored
+        bytes are damaged is left out.
+        """
 
     @abc.abstractmethod
     def DeleteItems(

@@ -48,11 +48,11 @@ class Upserted:
 
 @dataclass(frozen=True, slots=True)
 class ItemPage:
-    """Some items, by ascending id (in the order of its bytes)."""
+    """Some items, by ascending id (in the order of its bytes). Those whose record is damaged are left out."""
 
     items: Sequence[Item]
     more: bool
-    """Whether others follow. A page may be short and still have others after it."""
+    """Whether others follow. A page may be short and still have others after it, but it is not empty then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,14 @@ class CatalogStore(Protocol):
         """Write valid items, each whole or not at all, or of each only some fields; return when they are durable.
 
         `now_s` becomes their update time. Refused alone is an item that with the fields it keeps breaks a rule, that is
-        too large, or one of whose vectors is not of the size of all others; the first vector written declares it.
+        too large, of whose fields some are to be kept though its record is damaged, or one of whose vectors is not of
+        the size of all others; the first vector written declares it.
         Overloaded when too much waits. After Unavailable some may be written: to call it again is safe.
         """
         ...
 
     async def get(self, item_id: str) -> Item | None:
-        """An item; none when it was never written, or was deleted."""
+        """An item; none when it was never written, or was deleted. Unavailable when its record is damaged."""
         ...
 
     async def page(self, size: int, after: str = "") -> ItemPage:

@@ -71,9 +71,16 @@ class RedisCatalogStore:
 
     async def page(self, size: int, after: str = "") -> ItemPage:
         """See CatalogStore."""
-        more, *found = await self._commands.evaluate(PAGE, KEYS, f"({after}" if after else "-", size, PIECE_BYTES)
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return ItemPage([from_record(text(item_id), record) for item_id, record in pairs], bool(more))
+        more = True
+        while more:
+            begin = f"({after}" if after else "-"
+            more, *found = await self._commands.evaluate(PAGE, KEYS, begin, size, PIECE_BYTES)
+            rows = [(text(item_id), record) for item_id, record in zip(found[::2], found[1::2], strict=True)]
+            items, _ = told_apart(rows)
+            if items:
+                return ItemPage(items, bool(more))
+            after = rows[-1][0] if rows else after
+        return ItemPage((), False)
 
     async def delete(self, item_ids: Sequence[str]) -> int:
         """See CatalogStore."""
@@ -159,10 +166,7 @@ class RedisCatalogStore:
         """What some fields of each item make of what is stored of it, and the revision of that."""
         found = await self._commands.evaluate(READ, KEYS, *(item.item_id for item in items))
         rows = zip(items, found[::2], found[1::2], strict=True)
-        return [
-            (revision, merged(from_record(item.item_id, record) if record else None, item, fields))
-            for item, revision, record in rows
-        ]
+        return [(revision, merged(record, item, fields)) for item, revision, record in rows]
 
 
 def _pieces(sent: Sequence[Sent], most: int) -> Iterator[list[int]]:

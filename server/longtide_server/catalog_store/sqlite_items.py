@@ -46,7 +46,7 @@ def upsert(
     number = revision(connection).number
     refused = []
     for index, (item, alone) in enumerate(zip(items, sent, strict=True)):
-        write = alone if fields is None else merged(get(connection, item.item_id), item, fields)
+        write = alone if fields is None else merged(_record(connection, item.item_id), item, fields)
         wrong = write if isinstance(write, FieldViolation) else _declare(connection, declared, write)
         if wrong is not None:
             refused.append(Refused(index, wrong))
@@ -58,14 +58,20 @@ def upsert(
 
 def get(connection: sqlite3.Connection, item_id: str) -> Item | None:
     """See CatalogStore.get."""
-    found = connection.execute("SELECT record FROM items WHERE item_id = ?", (item_id,)).fetchone()
-    return None if found is None or found[0] is None else from_record(item_id, found[0])
+    record = _record(connection, item_id)
+    return None if record is None else from_record(item_id, record)
 
 
 def page(connection: sqlite3.Connection, size: int, after: str) -> ItemPage:
     """See CatalogStore.page."""
-    rows, more = _piece(connection.execute(NEXT_PAGE, (after, size + 1)), size)
-    return ItemPage([from_record(item_id, record) for item_id, record in rows], more)
+    more = True
+    while more:
+        rows, more = _piece(connection.execute(NEXT_PAGE, (after, size + 1)), size)
+        items, _ = told_apart(rows)
+        if items:
+            return ItemPage(items, more)
+        after = rows[-1][0] if rows else after
+    return ItemPage((), False)
 
 
 def delete(connection: sqlite3.Connection, item_ids: Iterable[str]) -> int:
@@ -98,6 +104,12 @@ def revision(connection: sqlite3.Connection) -> Revision:
     """See CatalogStore.revision."""
     found = connection.execute("SELECT revision, item_id FROM items ORDER BY revision DESC LIMIT 1").fetchone()
     return Revision() if found is None else Revision(*found)
+
+
+def _record(connection: sqlite3.Connection, item_id: str) -> bytes | None:
+    """What is stored of an item; none when it was never written, or was deleted."""
+    found = connection.execute("SELECT record FROM items WHERE item_id = ?", (item_id,)).fetchone()
+    return None if found is None else found[0]
 
 
 def _piece(rows: Iterable[tuple[Any, ...]], limit: int) -> tuple[list[tuple[Any, ...]], bool]:

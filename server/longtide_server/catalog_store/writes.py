@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from longtide_server.catalog_store.records import size_violation, to_record
+from longtide_server.catalog_store.records import DamagedRecord, from_record, size_violation, to_record
 from longtide_server.errors import FieldViolation
 from longtide_server.items.item import Item, violation
 from longtide_server.items.item_fields import Fields, changed
@@ -40,8 +40,15 @@ def whole(item: Item) -> Sent:
     return size_violation(record) or Write(item.item_id, record, (text, image))
 
 
-def merged(known: Item | None, sent: Item, fields: Fields) -> Sent:
-    """What is known of an item with some fields of what was sent: valid fields that may not go with the others."""
+def merged(record: bytes | None, sent: Item, fields: Fields) -> Sent:
+    """What is stored of an item with some fields of what was sent: valid fields that may not go with the others.
+
+    Unavailable when the record is of a later release.
+    """
+    try:
+        known = from_record(sent.item_id, record) if record else None
+    except DamagedRecord:
+        return FieldViolation("", "what is stored of the item is damaged: write all of it, without an update mask")
     item = changed(known, sent, fields)
     return violation(item) or whole(item)
 
