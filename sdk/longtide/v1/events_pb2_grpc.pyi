@@ -96,7 +96,8 @@ class EventServiceStub(typing.Generic[_EventServiceWriteEventsType, _EventServic
     StreamEvents: _EventServiceStreamEventsType
     """Writes batches as they come. Each answer acknowledges every batch up to a sequence number, so that a client that
     reconnects resends only what was not acknowledged. Errors end the stream as for WriteEvents, except that a batch
-    without one good event is acknowledged like any other, its events refused by index.
+    without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB, unless
+    the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
     """
 
 EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
@@ -135,7 +136,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[longtide.v1.events_pb2.StreamEventsResponse], collections.abc.AsyncIterator[longtide.v1.events_pb2.StreamEventsResponse]]:
         """Writes batches as they come. Each answer acknowledges every batch up to a sequence number, so that a client that
         reconnects resends only what was not acknowledged. Errors end the stream as for WriteEvents, except that a batch
-        without one good event is acknowledged like any other, its events refused by index.
+        without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB, unless
+        the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

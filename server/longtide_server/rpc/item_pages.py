@@ -10,8 +10,8 @@ from longtide.v1 import catalog_pb2
 from longtide_server.catalog_store import CatalogStore
 from longtide_server.items.item import Item
 from longtide_server.rpc.item_messages import write_item
+from longtide_server.rpc.streams import MAX_ANSWER_BYTES
 
-MAX_PAGE_BYTES = 3_500_000  # any gRPC client takes 4 MiB, unless it was told otherwise
 MAX_LOOKED_AT = 10_000
 LEAST_AT_ONCE, MOST_AT_ONCE = 20, 100  # are read, whatever the size of the page
 
@@ -39,7 +39,7 @@ async def listed(store: CatalogStore, size: int, after: str, passes: Callable[[I
             if passes(item):
                 message = write_item(item)
                 page_bytes += message.ByteSize()
-                if messages and page_bytes > MAX_PAGE_BYTES:
+                if messages and page_bytes > MAX_ANSWER_BYTES:
                     return Listed(messages, after)
                 messages.append(message)
             after = item.item_id

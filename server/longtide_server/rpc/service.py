@@ -21,7 +21,7 @@ from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.rpc import requests
 from longtide_server.rpc.status import Context, answered, remaining_s, status_of
-from longtide_server.rpc.streams import in_order
+from longtide_server.rpc.streams import MAX_ANSWER_BYTES, in_order
 from longtide_server.serving.serving import Serving
 from longtide_server.turns import Turns
 from longtide_server.users.retention import Retention, too_old
@@ -141,10 +141,15 @@ class EventService(events_pb2_grpc.EventServiceServicer):
 async def _acknowledged(
     writing: deque[asyncio.Task[events_pb2.StreamEventsResponse]],
 ) -> events_pb2.StreamEventsResponse:
-    """One answer for the first batch and those after it that are durable already."""
+    """One answer for the first batch and those after it that are durable already, as far as a plain client takes it."""
     response = await writing.popleft()
+    size = response.ByteSize()
     while writing and writing[0].done() and writing[0].exception() is None:
-        following = await writing.popleft()
+        following = writing[0].result()
+        size += following.ByteSize()
+        if size > MAX_ANSWER_BYTES:
+            break
+        writing.popleft()
         response.acknowledged_sequence_number = following.acknowledged_sequence_number
         response.written_count += following.written_count
         response.duplicate_count += following.duplicate_count

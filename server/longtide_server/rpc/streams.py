@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+MAX_ANSWER_BYTES = 3_500_000  # any gRPC client takes 4 MiB, unless it was told otherwise
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 

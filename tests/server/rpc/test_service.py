@@ -274,6 +274,24 @@ async def test_a_small_batch_of_a_stream_does_not_overtake_a_large_one(stubs, wo
     assert [*world.store.events] == [*(f"e{n}" for n in range(50)), "last"]
 
 
+async def test_acknowledgements_with_many_errors_stay_small_enough_for_a_plain_client(world):
+    async with serving(world, retention={EventType.VIEW: 1.0}) as stubs:
+        world.store.answering_allowed.clear()
+        stream = stubs.events.StreamEvents(timeout=2 * SOON_S)
+        for number in range(1, 8):
+            old = [message(f"{number:04d}-{n:0400d}", seconds=1_000) for n in range(2_000)]
+            await stream.write(numbered(number, message(f"e{number}"), *old))
+        for _ in range(7):
+            await world.store.write_done.acquire()
+        world.store.answering_allowed.set()
+        await stream.done_writing()
+        answers = [answer async for answer in stream]
+    assert answers[-1].acknowledged_sequence_number == 7
+    assert sum(len(answer.errors) for answer in answers) == 14_000
+    assert max(answer.ByteSize() for answer in answers) <= 3_500_000
+    assert len(answers) < 7
+
+
 async def test_a_flood_is_held_back_while_nothing_can_be_written(stubs, world):
     """What is not read by the server stays with gRPC, whose flow control makes the client wait."""
     world.store.answering_allowed.clear()
