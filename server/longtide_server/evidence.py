@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from longtide_server.answers import Query
 from longtide_server.encoder import Encoded
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
-from longtide_server.events import USER_PREFIX
 from longtide_server.new_items.new_items import NewItems
 from longtide_server.observer import StageObserver
 from longtide_server.patience import Patience
@@ -121,7 +120,7 @@ class Sources:
             content = asyncio.get_running_loop().run_in_executor(self._searchers, profile.nearest, wanted)
         if encoded is not None:
             begun_s = time.perf_counter()
-            neighbors = await self.search(encoded, user.owner, manifest.neighbors.count, query.min_similarity)
+            neighbors = await self.search(encoded, user, manifest.neighbors.count, query.min_similarity)
             self._observer.stage("neighbors", begun_s)
             votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
             waited_s = wait_s(query, user)
@@ -162,10 +161,10 @@ class Sources:
         finally:
             self._observer.stage("encoder", begun_s)
 
-    async def search(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
+    async def search(self, encoded: Encoded, user: UserState, count: int, min_similarity: float | None) -> Neighbors:
         """The moments of other users that are like this one; sought aside, since Annoy lets other threads go on."""
         search = asyncio.get_running_loop().run_in_executor
-        return await search(self._searchers, self._neighbors, encoded, owner, count, min_similarity)
+        return await search(self._searchers, self._neighbors, encoded, user.numbers, count, min_similarity)
 
     def complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
         """Fill in what is known of items that others brought: by the encoder, popularity and content."""
@@ -228,17 +227,15 @@ class Sources:
         temperature = self._snapshot.manifest.encoder.temperature
         return encoder_probability(items, encoded.query, self._snapshot.embeddings, temperature, encoded.log_z)
 
-    def _neighbors(self, encoded: Encoded, owner: str, count: int, min_similarity: float | None) -> Neighbors:
-        settings = self._snapshot.manifest.neighbors
+    def _neighbors(self, encoded: Encoded, own: Sequence[int], count: int, min_similarity: float | None) -> Neighbors:
+        settings, index = self._snapshot.manifest.neighbors, self._snapshot.neighbors
         least = settings.min_similarity if min_similarity is None else min_similarity
-        own = self._snapshot.user_numbers.get(owner.removeprefix(USER_PREFIX))
-        if own is None:
-            return self._snapshot.neighbors.search(encoded.query, count, max(settings.search_k, count), least)
         # A user's own moments are the most similar ones of all.
-        first, last = self._snapshot.neighbors.moments(own)
-        fetched = count + last - first
-        found = self._snapshot.neighbors.search(encoded.query, fetched, max(settings.search_k, fetched), least)
-        others = np.flatnonzero(self._snapshot.neighbors.positions.user[found.position] != own)[:count]
+        fetched = count + sum(last - first for first, last in map(index.moments, own))
+        found = index.search(encoded.query, fetched, max(settings.search_k, fetched), least)
+        if not own:
+            return found
+        others = np.flatnonzero(~np.isin(index.positions.user[found.position], own))[:count]
         return Neighbors(found.position[others], found.similarity[others])
 
 

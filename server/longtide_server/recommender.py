@@ -194,7 +194,7 @@ class Recommender:
         # A user holds many moments, so more moments than users are fetched, until there are enough.
         count = max(settings.count, 4 * limit)
         while True:
-            neighbors = await self._sources.search(encoded, user.owner, count, min_similarity)
+            neighbors = await self._sources.search(encoded, user, count, min_similarity)
             users = people(self.snapshot, neighbors, limit)
             if len(users) >= limit or len(neighbors.position) < count or count == MAX_MOMENTS_SEARCHED:
                 return users, reason

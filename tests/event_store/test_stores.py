@@ -229,6 +229,18 @@ async def test_a_merge_makes_one_history_of_two(store, event):
     assert (again.owner, list(again.events)) == ("user:ann", list(history.events))
 
 
+async def test_a_whole_history_says_who_was_merged_into_it(store, event):
+    await store.write([event("a1")])
+    before = await store.history("user:ann")
+    assert before.names == frozenset()
+    await store.merge("session:s", "user:guest")
+    await store.merge("user:guest", "user:ann")
+    after = await store.history("user:guest", Known("user:ann", before.version))
+    assert (after.owner, after.whole, after.names) == ("user:ann", True, {"session:s", "user:guest"})
+    await store.delete("user:ann", 10.0)
+    assert (await store.history("user:ann")).names == frozenset()
+
+
 async def test_merging_again_changes_nothing(store, event):
     await store.write([event("s1", user_id="", session_id="s"), event("a1")])
     assert [(await store.merge("session:s", "user:ann")).events for _ in range(3)] == [1, 0, 0]

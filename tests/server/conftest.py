@@ -120,7 +120,8 @@ class MemoryStore:
         since = known.version if known is not None and known.owner == owner else None
         if since is not None and since.rewrites == version.rewrites and since.position <= version.position:
             return History(owner, version, events[since.position :], whole=False)
-        return History(owner, version, sorted(events, key=lambda event: event.time_s))
+        names = frozenset(name for name, of in self.names.items() if of == owner)
+        return History(owner, version, sorted(events, key=lambda event: event.time_s), names=names)
 
     @property
     def events(self):

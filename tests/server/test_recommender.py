@@ -364,6 +364,16 @@ async def test_nobody_is_similar_to_themselves_under_another_name(world, event):
     assert "bob" not in [user.user_id for item in answer.recommendations for user in item.neighbors]
 
 
+async def test_nobody_is_similar_to_who_they_were_before_they_were_merged(world, event):
+    """Bob, whom the snapshot knows, was merged into ann: his moments are her own."""
+    await world.write(event("e1", "a", 1.0, "ann"))
+    world.store.names["user:bob"] = "user:ann"
+    for name in ("ann", "bob"):
+        assert (await similar(world, name, least=-1.0))[0] == ["cara", "dan"]
+    answer = await world.recommender.recommend(Query("ann", 12, min_similarity=-1.0), SOON_S)
+    assert "bob" not in [user.user_id for item in answer.recommendations for user in item.neighbors]
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3])
 async def test_only_so_many_similar_users(world, limit):
     await world.did("ann", "a")

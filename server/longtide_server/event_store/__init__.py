@@ -74,6 +74,8 @@ class History:
     """By time, equal times in the order of arrival; of an increment, in the order of arrival."""
     whole: bool = True
     """False when they are only those that are new since the version that was asked with."""
+    names: frozenset[str] = frozenset()
+    """Of a whole history, the owners who were merged into this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError
 from longtide_server.attribution import Shown
 from longtide_server.errors import LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
-from longtide_server.event_store.redis_commands import FAILURES, PREFIX, Client, Commands, call, text
+from longtide_server.event_store.redis_commands import FAILURES, PREFIX, Client, Commands, call, key, text
 from longtide_server.event_store.redis_log import NEVER, pieces, write_arguments
 from longtide_server.event_store.redis_merges import MAX_NAMES, Merges
 from longtide_server.event_store.redis_scripts import EXPIRE, WRITE
@@ -146,7 +146,8 @@ class RedisEventStore:
                     return History(name, version, new, whole=False)
         events = [event async for piece in pieces(self.commands, name, 0, version.position) for _, event in piece]
         events.sort(key=lambda event: event.time_s)
-        return History(name, version, events)
+        names = await self.commands.run("SMEMBERS", key(name, "names"))
+        return History(name, version, events, names=frozenset(map(text, names)))
 
     async def _since(self, name: str, known: Version, version: Version) -> list[Event] | None:
         """The events after a version; None when what it ended with is not there: Redis has lost it since."""

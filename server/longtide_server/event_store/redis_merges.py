@@ -114,6 +114,8 @@ class Merges:
             )
             await self._extend(hold)
         await self._commands.run("DEL", key(source, "ids"), key(source, "log"))
+        # Whoever has a copy is to read anew who the target is.
+        await self._commands.run("HINCRBY", key(target, "meta"), "rewrites", 1)
         await self._commands.run("HDEL", key(target, "meta"), "merging")
         return Merged(moved, frozenset((source, target, *others)))
 

@@ -159,7 +159,8 @@ def read_history(connection: sqlite3.Connection, key: str, known: Known | None) 
     events = from_rows(owner.owner, rows)
     if whole:
         events.sort(key=lambda event: event.time_s)
-    return History(owner.owner, owner.version, events, whole)
+    names = frozenset(_names(connection, owner)) if whole else frozenset()
+    return History(owner.owner, owner.version, events, whole, names)
 
 
 def read_page(connection: sqlite3.Connection, key: str, size: int, before: Place | None) -> list[tuple[Place, Event]]:

@@ -50,6 +50,8 @@ class UserState:
 
     owner: str = ""
     """Whose history it is; who asks may have another name for them."""
+    numbers: tuple[int, ...] = ()
+    """Of the users of the snapshot whom the owner is: under their own name, and under those merged into it."""
     version: Version = field(default_factory=Version)
     """Of the history, as far as it is known here."""
     # Arrays and not lists: the garbage collector would look through all of everybody's lists, and hold all calls up.

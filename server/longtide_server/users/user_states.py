@@ -15,7 +15,7 @@ from functools import partial
 from longtide_server.encoder import Encoded
 from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.event_store import Histories, History, Known, Version, Written
-from longtide_server.events import Event
+from longtide_server.events import USER_PREFIX, Event
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.snapshot import Snapshot
 from longtide_server.users.encodings import Encodings, heard
@@ -81,7 +81,7 @@ class UserStates:
     def remembered(self, name: str) -> UserState:
         """The owner of a history as far as memory goes, which may be nowhere."""
         owner = self._names.owner(name)
-        return self._users.get(owner) or UserState(owner)
+        return self._users.get(owner) or self._nobody(owner)
 
     async def recalled(
         self, owner: str, version: Version, without: Container[str], until_s: float, timeout_s: float
@@ -281,7 +281,8 @@ class UserStates:
 
     async def _built(self, history: History) -> UserState:
         """A new entry; a long one is made aside, so that others have their turn."""
-        user = UserState(history.owner, history.version)
+        user = self._nobody(history.owner, history.names)
+        user.version = history.version
         if len(history.events) > MANY_EVENTS:
             await asyncio.to_thread(self._extend, user, history.events, history.version)
         else:
@@ -292,6 +293,11 @@ class UserStates:
                 user.advance(encoded, len(user.items))
                 break
         return user
+
+    def _nobody(self, owner: str, names: Iterable[str] = ()) -> UserState:
+        """Somebody who has done nothing; `names`: of those who were merged into them."""
+        known = (self._snapshot.user_numbers.get(name.removeprefix(USER_PREFIX)) for name in (owner, *names))
+        return UserState(owner, tuple(number for number in known if number is not None))
 
     def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:
         numbers = [self._snapshot.catalog.number(event.item_id) for event in events]
