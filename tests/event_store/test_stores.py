@@ -241,6 +241,14 @@ async def test_a_whole_history_says_who_was_merged_into_it(store, event):
     assert (await store.history("user:ann")).names == frozenset()
 
 
+async def test_a_log_is_told_from_others_by_its_identity(opened):
+    store = await opened()
+    before = await store.identity()
+    await store.close()
+    assert await (await opened()).identity() == before
+    assert len(before) == 32
+
+
 async def test_merging_again_changes_nothing(store, event):
     await store.write([event("s1", user_id="", session_id="s"), event("a1")])
     assert [(await store.merge("session:s", "user:ann")).events for _ in range(3)] == [1, 0, 0]

@@ -22,7 +22,7 @@ from longtide_server.catalog_store import CatalogStore
 from longtide_server.config import ServerConfig
 from longtide_server.encoder.breaking import BreakingEncoder
 from longtide_server.encoder.coalescing import CoalescingEncoder
-from longtide_server.event_store import Histories
+from longtide_server.event_store import EventStore
 from longtide_server.feedback import Feedback
 from longtide_server.items.text_cache import TextCache, cache_folder
 from longtide_server.new_items.arrivals import Arrivals
@@ -56,7 +56,7 @@ class Opener:
     def __init__(
         self,
         config: ServerConfig,
-        store: Histories,
+        store: EventStore,
         items: CatalogStore,
         writer: HistoryWriter,
         feedback: Feedback,
@@ -85,7 +85,7 @@ class Opener:
         return await self.serve(await asyncio.to_thread(load_snapshot, folder))
 
     async def serve(self, snapshot: Snapshot) -> Serving:
-        """The serving of a loaded snapshot. Unavailable when its encoder does not start, or items cannot be read."""
+        """The serving of a loaded snapshot. Unavailable when its encoder does not start, or a store cannot be read."""
         config, root = self._config, self._config.data_dir / STATES
         async with AsyncExitStack() as stack:
             texts, texts_started = self._texts(snapshot, stack)  # first, for it takes as long as TorchServe
@@ -94,12 +94,13 @@ class Opener:
             breaker = BreakingEncoder(hosted, snapshot.manifest.encoder.state_size)
             encoder = CoalescingEncoder(breaker, config.encoder_timeout_s, batches)
             stack.push_async_callback(encoder.close)
-            saved = await asyncio.to_thread(saved_states, root, snapshot.snapshot_id)
+            snapshot_id, log_id = snapshot.snapshot_id, await self._store.identity()
+            saved = await asyncio.to_thread(saved_states, root, snapshot_id, log_id)
             states = UserStates(
                 snapshot, self._store, encoder, config.cached_users, config.encoder_timeout_s, saved, self._observer
             )
             live = await asyncio.to_thread(LiveCatalog, snapshot.catalog)
-            signals = await asyncio.to_thread(read_signals, self._states, snapshot.snapshot_id)
+            signals = await asyncio.to_thread(read_signals, self._states, snapshot_id)
             newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim, signals.pulled)
             copies_of_items: ItemCopies = live
             if snapshot.content is not None:
@@ -112,7 +113,7 @@ class Opener:
             trending = Trending(snapshot.catalog, wall_clock_s, before=counts)
             self._counting.append(trending)
             stack.callback(self._counting.remove, trending)
-            save = partial(save_everything, root, self._states, snapshot.snapshot_id, states, newcomers, trending)
+            save = partial(save_everything, root, self._states, snapshot_id, log_id, states, newcomers, trending)
             stack.push_async_callback(save)
             stack.push_async_callback(cancelled, asyncio.create_task(keep_saving(save)))
             stepper = Stepper(states)
@@ -126,7 +127,7 @@ class Opener:
             stack.callback(self._writer.tell_no_more, stepper)
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
-            shown = partial(self._feedback.shown, snapshot.snapshot_id)
+            shown = partial(self._feedback.shown, snapshot_id)
             new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, wall_clock_s)
             share, stale = config.explore_share, self._stale_catalog
             recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending, new, share, stale)

@@ -25,20 +25,26 @@ KEPT_SIGNALS = 3
 log = structlog.get_logger(__name__)
 
 
-def saved_states(folder: Path, snapshot_id: str) -> list[SavedStates]:
+def saved_states(folder: Path, snapshot_id: str, log_id: str) -> list[SavedStates]:
     """What earlier runs have saved, whichever of their processes it was."""
     files = (one / f"{snapshot_id}.arrow" for one in (folder, *sorted(folder.glob("worker-*"))))
-    return [SavedStates(file, snapshot_id) for file in files]
+    return [SavedStates(file, snapshot_id, log_id) for file in files]
 
 
 async def save_everything(
-    root: Path, folder: Path, snapshot_id: str, states: UserStates, newcomers: Newcomers, trending: Trending
+    root: Path,
+    folder: Path,
+    snapshot_id: str,
+    log_id: str,
+    states: UserStates,
+    newcomers: Newcomers,
+    trending: Trending,
 ) -> None:
     """Save for the next run what is in memory alone, and clear away what earlier ones have saved."""
     counts, pulled = trending.counts(), newcomers.pulled()
     for save in (
         partial(save_signals, folder, snapshot_id, counts, pulled),
-        partial(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, states.rows()),
+        partial(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, log_id, states.rows()),
         partial(sweep_states, root, wall_clock_s() - STATES_KEPT_S),
         partial(_keep_newest_signals, folder),
     ):

@@ -23,7 +23,7 @@ class Version(NamedTuple):
     position: int = 0
     """The place in the order of arrival of the history's last event."""
     last: str = ""
-    """The id of that event, where a store may lose events and give their positions to others."""
+    """The id of that event: what lost events, or was put back from a backup, gives their positions to others."""
 
 
 class Known(NamedTuple):
@@ -141,6 +141,10 @@ class Histories(Protocol):
 
 class EventStore(Histories, Protocol):
     """Keeps events, each once, and gives back histories. Everything here may raise Unavailable."""
+
+    async def identity(self) -> str:
+        """Of this log: another log, or this one once it was emptied from outside, has another one."""
+        ...
 
     async def page(self, owner: str, size: int, before: Place | None = None) -> Sequence[tuple[Place, Event]]:
         """The owner's newest events by time, at most `size` of those before a place."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ MAX_WAITING_EVENTS = 200_000
 MAX_EVENTS_PER_PIPELINE = 10_000
 EXPIRING_S = 3_000
 PROBE_KEPT_S = 60
+IDENTITY = f"{PREFIX}identity"
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +117,11 @@ class RedisEventStore:
             values = {text(value) for value in (found.values() if isinstance(found, dict) else found[1::2])}
             if values != {safe}:
                 log.warning("redis_may_lose_events", setting=name, value=", ".join(sorted(values)), why=why)
+
+    async def identity(self) -> str:
+        """See EventStore."""
+        await self.commands.run("SET", IDENTITY, uuid.uuid4().hex, "NX")
+        return text(await self.commands.run("GET", IDENTITY))
 
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore. Each owner's events are written whole or not at all."""

@@ -30,6 +30,10 @@ class SqliteEventStore:
         """See EventStore."""
         return None if self._watch is None else self._watch.stamp()
 
+    async def identity(self) -> str:
+        """See EventStore."""
+        return await self.file.read(sqlite_log.identity)
+
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore."""
         count = len(events)

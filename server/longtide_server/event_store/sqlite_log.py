@@ -57,6 +57,10 @@ CREATE TABLE IF NOT EXISTS rewritten (    -- one row: how many histories were re
   total INTEGER NOT NULL
 );
 INSERT INTO rewritten SELECT 0 WHERE NOT EXISTS (SELECT * FROM rewritten);
+CREATE TABLE IF NOT EXISTS identity (     -- one row: what tells this log from any other
+  id TEXT NOT NULL
+);
+INSERT INTO identity SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT * FROM identity);
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (owner, event_id);
 CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, position, time_s);
 """
@@ -66,7 +70,10 @@ INSERT = (
 )
 STAMP = "SELECT (SELECT coalesce(max(position), 0) FROM events), (SELECT total FROM rewritten)"
 """The last event's position and how many histories were rewritten: whether a history has changed."""
-OWNER = "number, owner, rewrites, position, merged_into, deleted_s"
+OWNER = (
+    "number, owner, rewrites, position, merged_into, deleted_s, "
+    "coalesce((SELECT event_id FROM events WHERE events.position = owners.position), '')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,13 @@ class Owner:
     position: int
     merged_into: int | None
     deleted_s: float
+    last: str
+    """The id of the last event."""
 
     @property
     def version(self) -> Version:
-        """Of the owner's history."""
-        return Version(self.rewrites, self.position)
+        """Of the owner's history. SQLite loses nothing, but a file may be put back from a backup."""
+        return Version(self.rewrites, self.position, self.last)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -125,6 +134,12 @@ def touch(connection: sqlite3.Connection) -> None:
 def look(connection: sqlite3.Connection) -> None:
     """Read a page of the events."""
     connection.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+
+
+def identity(connection: sqlite3.Connection) -> str:
+    """See EventStore.identity."""
+    [found] = connection.execute("SELECT id FROM identity").fetchone()
+    return str(found)
 
 
 def append(connection: sqlite3.Connection, events: Sequence[Event]) -> Written:
@@ -282,7 +297,7 @@ def _find_or_make(connection: sqlite3.Connection, key: str) -> Owner:
         return owner
     number = connection.execute("INSERT INTO owners (owner) VALUES (?)", (key,)).lastrowid
     assert number is not None
-    return Owner(number, key, 0, 0, None, -1.0)
+    return Owner(number, key, 0, 0, None, -1.0, "")
 
 
 def _writable(connection: sqlite3.Connection, key: str) -> tuple[Owner, float]:
@@ -332,6 +347,6 @@ def _advance(connection: sqlite3.Connection, events: Sequence[tuple[Owner, Event
     moved = [(position, owner.number) for owner, position in last.items()]
     connection.executemany("UPDATE owners SET position = ? WHERE number = ?", moved)
     return {
-        owner.owner: Appended(owner.version, Version(owner.rewrites, last[owner]), found)
+        owner.owner: Appended(owner.version, Version(owner.rewrites, last[owner], found[-1].event_id), found)
         for owner, found in added.items()
     }

@@ -1,7 +1,8 @@
 """Encoder states in a file, so that a server that starts again need not encode everybody's history anew.
 
-An Arrow file, mapped and read row by row as people ask. A state is of one version of a history under one snapshot, and
-is used for exactly that; whatever else is asked for is encoded. The file may be missing, old or damaged: it is a cache.
+An Arrow file, mapped and read row by row as people ask. A state is of one version of a history of one log, under one
+snapshot, and is used for exactly that; whatever else is asked for is encoded. The file may be missing, old or damaged:
+it is a cache.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from longtide_server.encoder import Encoded
 from longtide_server.event_store import Version
 
 ROWS_A_BATCH = 1_000
-SNAPSHOT = b"snapshot_id"
+SNAPSHOT, LOG = b"snapshot_id", b"log_id"
 _SAVING = threading.Lock()  # a server that ends must not meet a save that is under way
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class StateRow:
     encoded: Encoded
 
 
-def save_states(path: Path, snapshot_id: str, rows: Sequence[StateRow]) -> None:
+def save_states(path: Path, snapshot_id: str, log_id: str, rows: Sequence[StateRow]) -> None:
     """Replace the file. OSError when it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
@@ -56,7 +57,7 @@ def save_states(path: Path, snapshot_id: str, rows: Sequence[StateRow]) -> None:
             ("log_probability", pa.binary()),
             ("log_z", pa.float64()),
         ],
-        metadata={SNAPSHOT: snapshot_id.encode()},
+        metadata={SNAPSHOT: snapshot_id.encode(), LOG: log_id.encode()},
     )
     with _SAVING:
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
@@ -77,9 +78,9 @@ def sweep_states(root: Path, before_s: float) -> None:
 
 
 class SavedStates:
-    """What a file holds of one snapshot; nothing when it is not there, of another one or not readable."""
+    """What a file holds of one snapshot and log; nothing when it is not there, of another one or not readable."""
 
-    def __init__(self, path: Path, snapshot_id: str) -> None:
+    def __init__(self, path: Path, snapshot_id: str, log_id: str) -> None:
         self._table: pa.Table | None = None
         self._row: dict[str, int] = {}
         try:
@@ -90,7 +91,8 @@ class SavedStates:
         except (OSError, pa.ArrowException) as exc:
             log.warning("states_not_read", path=str(path), reason=str(exc))
             return
-        if (table.schema.metadata or {}).get(SNAPSHOT) == snapshot_id.encode():
+        of = table.schema.metadata or {}
+        if (of.get(SNAPSHOT), of.get(LOG)) == (snapshot_id.encode(), log_id.encode()):
             self._table = table
             self._row = {owner: row for row, owner in enumerate(table["owner"].to_pylist())}
 

@@ -51,6 +51,11 @@ class ObservedStore:
         """See EventStore. A matter of microseconds, which nobody is told of."""
         return self._store.stamp()
 
+    async def identity(self) -> str:
+        """See EventStore."""
+        with _told(self._observer, "identity"):
+            return await self._store.identity()
+
     async def write(self, events: Sequence[Event]) -> Written:
         """See EventStore."""
         with _told(self._observer, "write"):
