@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Feedback:
         self._store = store
         self._clock = clock
         self._shown: Counter[Shown] = Counter()
+        self._flushing: tuple[str, Counter[Shown]] | None = None
+        """Counts on their way, under an id by which the store knows them again."""
 
     def shown(self, snapshot_id: str, surface: str, items: ShownItems) -> str:
         """Count an answer; its token."""
@@ -46,15 +49,22 @@ class Feedback:
         return make_token(now_s, snapshot_id, surface, items, random.getrandbits(32))
 
     async def flush(self) -> None:
-        """Put the counts into the store; they are kept when it fails."""
-        if not self._shown:
+        """Put the counts into the store; they are kept when it fails, and counted once though it may have done so."""
+        if self._flushing is not None and not await self._flushed(*self._flushing):
             return
-        counts, self._shown = self._shown, Counter()
+        if self._shown:
+            self._flushing, self._shown = (uuid.uuid4().hex, self._shown), Counter()
+            await self._flushed(*self._flushing)
+
+    async def _flushed(self, flush_id: str, counts: Mapping[Shown, int]) -> bool:
+        """Whether these counts are in the store now."""
         try:
-            await self._store.add_shown(counts)
+            await self._store.add_shown(counts, flush_id)
         except LongtideError as exc:
             log.warning("feedback_not_counted", error=str(exc))
-            self._shown.update(counts)
+            return False
+        self._flushing = None
+        return True
 
     async def keep_flushing(self) -> None:
         """Flush again and again, until it is cancelled."""

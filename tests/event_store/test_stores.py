@@ -124,7 +124,7 @@ async def test_a_stamp_stays_only_as_long_as_no_history_changes(store, opened, e
     before = store.stamp()
     if before is None:
         return  # whoever wants to know asks for the history
-    for unchanging in (store.probe(), other.probe(), other.add_shown({Shown("2026-01-01", "s1", "home", 1): 3})):
+    for unchanging in (store.probe(), other.probe(), other.add_shown({Shown("2026-01-01", "s1", "home", 1): 3}, "f1")):
         await unchanging
     assert (await other.write([event("e1")])).new == 0
     assert store.stamp() == before
@@ -449,8 +449,9 @@ async def test_everything_comes_once_with_its_owner(store, event):
 async def test_what_was_shown_adds_up(store):
     home, cart = Shown("2026-01-01", "s1", "home", 1), Shown("2026-01-01", "s1", '🛒|"', 2)
     assert await store.shown() == {}
-    await store.add_shown({home: 3, cart: 1})
-    await store.add_shown({home: 4})
+    await store.add_shown({home: 3, cart: 1}, "f1")
+    await store.add_shown({home: 4}, "f2")
+    await store.add_shown({home: 3, cart: 1}, "f1")  # whose answer was lost
     assert await store.shown() == {home: 7, cart: 1}
     assert [piece async for piece in store.everything()] == []
 

@@ -101,7 +101,7 @@ async def test_counts_wait_for_a_store_that_fails(store, monkeypatch):
     feedback = Feedback(store, Clock())
     feedback.shown("s1", "home", ANSWER)
 
-    async def fails(counts):
+    async def fails(counts, flush_id):
         raise Unavailable("the disk is gone")
 
     with monkeypatch.context() as patched:
@@ -110,6 +110,23 @@ async def test_counts_wait_for_a_store_that_fails(store, monkeypatch):
     feedback.shown("s1", "home", ANSWER)
     await feedback.flush()
     assert sum((await store.shown()).values()) == 6
+
+
+async def test_counts_that_were_added_though_that_could_not_be_answered_are_not_added_again(store, monkeypatch):
+    feedback, add_shown = Feedback(store, Clock()), store.add_shown
+    feedback.shown("s1", "home", ANSWER)
+
+    async def loses_the_answer(counts, flush_id):
+        await add_shown(counts, flush_id)
+        raise Unavailable("it did not answer in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "add_shown", loses_the_answer)
+        for _ in range(3):
+            await feedback.flush()
+            feedback.shown("s1", "home", ANSWER)
+    await feedback.flush()
+    assert sum((await store.shown()).values()) == 4 * 3
 
 
 async def test_counts_go_into_the_store_by_themselves(store, monkeypatch):

@@ -158,8 +158,8 @@ class EventStore(Histories, Protocol):
         """Every event with its owner, in pieces; each history in the order of arrival."""
         ...
 
-    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
-        """Add to the counts of recommended items."""
+    async def add_shown(self, counts: Mapping[Shown, int], flush_id: str) -> None:
+        """Add to the counts of recommended items; to do it again under the same id within an hour changes nothing."""
         ...
 
     async def shown(self) -> Mapping[Shown, int]:

@@ -28,7 +28,7 @@ from longtide_server.event_store import Appended, Deleted, History, Known, Merge
 from longtide_server.event_store.redis_commands import FAILURES, PREFIX, Client, Commands, call, key, text
 from longtide_server.event_store.redis_log import NEVER, pieces, write_arguments
 from longtide_server.event_store.redis_merges import MAX_NAMES, Merges
-from longtide_server.event_store.redis_scripts import EXPIRE, WRITE
+from longtide_server.event_store.redis_scripts import ADD_SHOWN, EXPIRE, WRITE
 from longtide_server.events import Event
 
 MAX_WAITING_EVENTS = 200_000
@@ -36,6 +36,8 @@ MAX_EVENTS_PER_PIPELINE = 10_000
 EXPIRING_S = 3_000
 PROBE_KEPT_S = 60
 IDENTITY = f"{PREFIX}identity"
+SHOWN = f"{PREFIX}shown"
+FLUSH_KNOWN_S = 3_600
 
 log = structlog.get_logger(__name__)
 
@@ -211,17 +213,15 @@ class RedisEventStore:
             async for piece in pieces(self.commands, owner):
                 yield [(owner, event) for _, event in piece]
 
-    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+    async def add_shown(self, counts: Mapping[Shown, int], flush_id: str) -> None:
         """See EventStore."""
-        key = f"{PREFIX}shown"
         packed = [(msgspec.json.encode(shown), count) for shown, count in counts.items()]
-        for answer in await self.commands.pipelined([("HINCRBY", key, name, count) for name, count in packed]):
-            if isinstance(answer, Exception):
-                raise Unavailable(f"the event store cannot write: {answer}") from answer
+        keys = (SHOWN, f"{{{SHOWN}}}:{flush_id}")  # of one slot
+        await self.commands.evaluate(ADD_SHOWN, keys, FLUSH_KNOWN_S, *(part for pair in packed for part in pair))
 
     async def shown(self) -> Mapping[Shown, int]:
         """See EventStore."""
-        found = await self.commands.run("HGETALL", f"{PREFIX}shown")
+        found = await self.commands.run("HGETALL", SHOWN)
         return {msgspec.json.decode(name, type=Shown): int(count) for name, count in found.items()}
 
     async def probe(self) -> None:

@@ -1,4 +1,7 @@
-"""The changes of a history in Redis, each as one Lua script over the keys `meta`, `ids` and `log` of one owner."""
+"""The changes of a history in Redis, each as one Lua script over the keys `meta`, `ids` and `log` of one owner.
+
+And the one of what was recommended, over the counts and a note that they have been added.
+"""
 
 from __future__ import annotations
 
@@ -86,4 +89,11 @@ for at = 1, #ARGV, 2 do
 end
 if gone > 0 then redis.call('HINCRBY', KEYS[1], 'rewrites', 1) end
 return gone
+""")
+
+ADD_SHOWN = Script("""
+-- ARGV: for how many seconds to remember that this was done; then name, count, for each count to add to.
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+for at = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[at], ARGV[at + 1]) end
+return 1
 """)

@@ -77,9 +77,9 @@ class SqliteEventStore:
                 return
             yield piece
 
-    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+    async def add_shown(self, counts: Mapping[Shown, int], flush_id: str) -> None:
         """See EventStore."""
-        await self.file.change(lambda connection: sqlite_log.add_shown(connection, counts))
+        await self.file.change(lambda connection: sqlite_log.add_shown(connection, counts, flush_id))
 
     async def shown(self) -> Mapping[Shown, int]:
         """See EventStore."""

@@ -22,6 +22,7 @@ from longtide_server.events import Event
 FORMAT = 2
 BUSY_TIMEOUT_S = 5.0
 CHECKPOINT_WAIT_S = 0.05
+FLUSHES_KNOWN = 10_000  # an hour's of a dozen workers
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS owners (
@@ -53,6 +54,10 @@ CREATE TABLE IF NOT EXISTS shown (        -- how many items were recommended
   items INTEGER NOT NULL,
   PRIMARY KEY (day, snapshot_id, surface, source)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS flushed (      -- what was added to these counts last
+  number INTEGER PRIMARY KEY,
+  flush_id TEXT NOT NULL UNIQUE
+);
 CREATE TABLE IF NOT EXISTS rewritten (    -- one row: how many histories were rewritten so far, of all owners
   total INTEGER NOT NULL
 );
@@ -265,8 +270,13 @@ def expire(
     return last, {connection.execute(named, (number,)).fetchone()[0]: count for number, count in gone.items()}
 
 
-def add_shown(connection: sqlite3.Connection, counts: Mapping[Shown, int]) -> None:
+def add_shown(connection: sqlite3.Connection, counts: Mapping[Shown, int], flush_id: str) -> None:
     """See EventStore.add_shown."""
+    noted = "INSERT INTO flushed (flush_id) VALUES (?) ON CONFLICT DO NOTHING"
+    if not connection.execute(noted, (flush_id,)).rowcount:
+        return
+    forget = "DELETE FROM flushed WHERE number <= (SELECT max(number) FROM flushed) - ?"
+    connection.execute(forget, (FLUSHES_KNOWN,))
     connection.executemany(
         "INSERT INTO shown VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET items = items + excluded.items",
         [(*key, count) for key, count in counts.items()],

@@ -93,10 +93,10 @@ class ObservedStore:
             async for piece in self._store.everything():
                 yield piece
 
-    async def add_shown(self, counts: Mapping[Shown, int]) -> None:
+    async def add_shown(self, counts: Mapping[Shown, int], flush_id: str) -> None:
         """See EventStore."""
         with _told(self._observer, "add_shown"):
-            await self._store.add_shown(counts)
+            await self._store.add_shown(counts, flush_id)
 
     async def shown(self) -> Mapping[Shown, int]:
         """See EventStore."""
