@@ -223,6 +223,14 @@ async def test_kept_answers_are_counted(server):
     assert scrape("kept_answers") == 2
 
 
+async def test_of_whom_is_deleted_no_answer_is_kept(server):
+    for user_id in ("ann", "bob"):
+        await server.recommendations.Recommend(ask(user_id))
+    assert (await server.scrape())("kept_answers") == 2
+    await server.users.DeleteUserData(users_pb2.DeleteUserDataRequest(owner=users_pb2.Owner(user_id="ann")))
+    assert (await server.scrape())("kept_answers") == 1
+
+
 async def test_user_states_are_counted(server):
     for user in ("ann", "bob", "ann", "ann"):
         await server.recommendations.Recommend(ask(user))
