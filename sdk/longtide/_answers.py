@@ -223,6 +223,47 @@ class SimilarItems(_Entries[SimilarItem]):
     this release of the SDK does not know it: the server is newer."""
 
 
+class InterestKind(enum.StrEnum):
+    """What items have in common."""
+
+    CATEGORY = "category"
+    TAG = "tag"
+    BRAND = "brand"
+    DOMAIN = "domain"
+    UNKNOWN = "unknown"
+    """Something that this release of the SDK does not know: the server is newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """Something that items have in common, and how much of what a user did was on such items."""
+
+    kind: InterestKind
+    """What it is."""
+    name: str | tuple[str, ...]
+    """Its name; of a category the path to it, from the most general name on."""
+    share: float
+    """Of the user's events on items of which something is known, recent ones counting more: above 0, at most 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """What a user is interested in; empty of a user without events, and where nothing is known of their items."""
+
+    user_id: str
+    """Whom the answer is about."""
+    long_term: tuple[Interest, ...] = ()
+    """Over the whole history, the largest share first."""
+    short_term: tuple[Interest, ...] = ()
+    """Lately: an event counts half as much as one that is 5 events later."""
+    snapshot_id: str = ""
+    """The snapshot that says which items there are."""
+    degraded: bool = False
+    """True when the event log or the catalogue could not be asked: the answer is by what was known of them before."""
+    degraded_reason: str = ""
+    """Why the answer is degraded; empty when it is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class TypeShare:
     """How probable a type of event is."""

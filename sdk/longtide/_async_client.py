@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from longtide import _convert
-from longtide._answers import Behavior, Ranking, Recommendations, SimilarItems, SimilarUsers
+from longtide._answers import Behavior, Interests, Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._async_stream import AsyncStream
 from longtide._batches import (
     MAX_BATCH_EVENTS,
@@ -311,6 +311,16 @@ class AsyncClient:
         """
         request = _convert.behavior_request(user_id, item_ids, session_items, session_id)
         return _convert.behavior(user_id, await self._call(self._recommendations.PredictBehavior, request, timeout))
+
+    async def get_interests(
+        self, user_id: str = "", limit: int = 10, *, session_id: str = "", timeout: float | None = None
+    ) -> Interests:
+        """What a user is interested in, at all times and lately, by categories, tags, brands and domains of items.
+
+        `limit` is 1 to 1,000 interests of each length.
+        """
+        request = _convert.interests_request(user_id, limit, session_id)
+        return _convert.interests(user_id, await self._call(self._recommendations.GetInterests, request, timeout))
 
     async def list_user_events(
         self, user_id: str = "", *, session_id: str = "", page_size: int = 100, timeout: float | None = None

@@ -30,6 +30,7 @@ RETRIED_METHODS = {
         "ListSimilarItems",
         "ListSimilarUsers",
         "PredictBehavior",
+        "GetInterests",
     ),
     "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
     "longtide.v1.CatalogService": ("UpsertItems", "GetItem", "ListItems", "DeleteItems"),

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import grpc
 
 from longtide import _convert
-from longtide._answers import Behavior, Ranking, Recommendations, SimilarItems, SimilarUsers
+from longtide._answers import Behavior, Interests, Ranking, Recommendations, SimilarItems, SimilarUsers
 from longtide._batches import MAX_BATCH_EVENTS, MAX_BATCH_ITEMS, ROWS_PER_MESSAGE, Batch, batches, checked_batch_size
 from longtide._channel import (
     ACTIVATION_TIMEOUT_S,
@@ -292,6 +292,16 @@ class Client:
         """
         request = _convert.behavior_request(user_id, item_ids, session_items, session_id)
         return _convert.behavior(user_id, self._call(self._recommendations.PredictBehavior, request, timeout))
+
+    def get_interests(
+        self, user_id: str = "", limit: int = 10, *, session_id: str = "", timeout: float | None = None
+    ) -> Interests:
+        """What a user is interested in, at all times and lately, by categories, tags, brands and domains of items.
+
+        `limit` is 1 to 1,000 interests of each length.
+        """
+        request = _convert.interests_request(user_id, limit, session_id)
+        return _convert.interests(user_id, self._call(self._recommendations.GetInterests, request, timeout))
 
     def list_user_events(
         self, user_id: str = "", *, session_id: str = "", page_size: int = 100, timeout: float | None = None

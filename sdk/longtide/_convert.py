@@ -11,6 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from longtide._answers import (
     Basis,
     Behavior,
+    Interest,
+    InterestKind,
+    Interests,
     Neighbor,
     RankedItem,
     Ranking,
@@ -182,6 +185,25 @@ def behavior(user_id: str, response: recommendation_pb2.PredictBehaviorResponse)
         user_id=user_id,
         types=tuple(TypeShare(_TYPES.get(one.type, EventType.CUSTOM), one.probability) for one in response.types),
         values={one.item_id: one.value for one in response.values},
+        snapshot_id=response.snapshot_id,
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
+    )
+
+
+def interests_request(user_id: str, limit: int, session_id: str) -> recommendation_pb2.GetInterestsRequest:
+    """Asks what a user is interested in."""
+    return recommendation_pb2.GetInterestsRequest(
+        user_id=text("user_id", user_id), session_id=text("session_id", session_id), limit=limit
+    )
+
+
+def interests(user_id: str, response: recommendation_pb2.GetInterestsResponse) -> Interests:
+    """What a user is interested in."""
+    return Interests(
+        user_id=user_id,
+        long_term=tuple(map(_interest, response.long_term)),
+        short_term=tuple(map(_interest, response.short_term)),
         snapshot_id=response.snapshot_id,
         degraded=response.degraded,
         degraded_reason=response.degraded_reason,
@@ -394,6 +416,13 @@ def similar_users(user_id: str, response: recommendation_pb2.ListSimilarUsersRes
         degraded=response.degraded,
         degraded_reason=response.degraded_reason,
     )
+
+
+def _interest(message: recommendation_pb2.Interest) -> Interest:
+    kind = InterestKind(message.WhichOneof("kind") or "unknown")
+    if kind is InterestKind.CATEGORY:
+        return Interest(kind, tuple(message.category.names), message.share)
+    return Interest(kind, "" if kind is InterestKind.UNKNOWN else getattr(message, kind), message.share)
 
 
 def _included(item_ids: Iterable[str] | None) -> list[str]:

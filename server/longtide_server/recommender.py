@@ -21,6 +21,7 @@ from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
 from longtide_server.evidence import Asker, Evidence, Sources, wait_s, wanted_items
 from longtide_server.explanations import links, people, voters
 from longtide_server.foresight import foreseen, head_of
+from longtide_server.interest_profile import InterestProfile, profile_of
 from longtide_server.items.item_filter import size
 from longtide_server.new_items.exploration import explore
 from longtide_server.new_items.new_items import NewItems, none_new
@@ -208,6 +209,14 @@ class Recommender:
         left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
         encoded, reason = await self._sources.encoded(asker, self._numbers(query.session_item_ids), 1, left)
         return foreseen(self.snapshot, None if encoded is None else encoded.query, item_ids, reason)
+
+    async def interests(self, owner: str, limit: int, timeout_s: float) -> InterestProfile:
+        """What the owner of a history is interested in, at all times and lately, `limit` interests each."""
+        asker = await self.asker(owner, timeout_s)
+        reason = asker.stale_reason or self._stale_catalog()
+        if reason:
+            self._observer.degraded("store" if asker.stale_reason else "catalog")
+        return profile_of(asker.user, self._live.words, limit, reason)
 
     async def recall(self, query: Query, timeout_s: float) -> float:
         """The share of the nearest moments of the one who asks that a search finds, by a search of everything."""

@@ -223,6 +223,14 @@ class FakeServer(
             response.values.add(item_id=item_id, value=4.5)
         return response
 
+    def GetInterests(self, request, context):
+        self._arrived(request, context)
+        response = recommendation_pb2.GetInterestsResponse(snapshot_id="snapshot-1")
+        response.long_term.add(category={"names": ["Books", "Crime"]}, share=0.75)
+        response.long_term.add(tag="vegan", share=0.5)
+        response.short_term.add(share=0.25)  # of a kind that a newer server knows
+        return response
+
     def ListUserEvents(self, request, context):
         self._arrived(request, context)
         stored = list(self.stored.values())[int(request.page_token or 0) :]

@@ -15,6 +15,8 @@ from longtide import (
     Client,
     DeadlineExceededError,
     EventType,
+    Interest,
+    InterestKind,
     InvalidArgumentError,
     Neighbor,
     RankedItem,
@@ -123,6 +125,20 @@ def test_behaviour_is_types_and_values(client, server):
     assert (sent.user_id, list(sent.item_ids), list(sent.session_item_ids)) == ("ada", ["i1", "i2"], ["i3"])
     client.predict_behavior(session_id="s1")
     assert server.requests[-1].session_id == "s1"
+
+
+def test_interests_are_long_and_short_term(client, server):
+    found = client.get_interests("ada", 3)
+    assert found.long_term == (
+        Interest(InterestKind.CATEGORY, ("Books", "Crime"), 0.75),
+        Interest(InterestKind.TAG, "vegan", 0.5),
+    )
+    assert found.short_term == (Interest(InterestKind.UNKNOWN, "", 0.25),)
+    assert (found.user_id, found.snapshot_id, found.degraded) == ("ada", "snapshot-1", False)
+    [sent] = server.requests
+    assert (sent.user_id, sent.limit) == ("ada", 3)
+    client.get_interests(session_id="s1")
+    assert (server.requests[-1].session_id, server.requests[-1].limit) == ("s1", 10)
 
 
 def test_similar_users_say_what_they_did_next(client, server):

@@ -909,3 +909,113 @@ class PredictedValue(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["item_id", b"item_id", "value", b"value"]) -> None: ...
 
 Global___PredictedValue: typing_extensions.TypeAlias = PredictedValue
+
+@typing.final
+class GetInterestsRequest(google.protobuf.message.Message):
+    """Asks what a user is interested in."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    user_id: builtins.str
+    """Who is asked about: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
+    limit: builtins.int
+    """How many interests of each length: 1 to 1,000, default 10."""
+    session_id: builtins.str
+    """As in RecommendRequest."""
+    def __init__(
+        self,
+        *,
+        user_id: builtins.str = ...,
+        limit: builtins.int | None = ...,
+        session_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "limit", b"limit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "limit", b"limit", "session_id", b"session_id", "user_id", b"user_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
+
+Global___GetInterestsRequest: typing_extensions.TypeAlias = GetInterestsRequest
+
+@typing.final
+class GetInterestsResponse(google.protobuf.message.Message):
+    """What a user is interested in, by their last 2,000 events but dislikes, on items that the snapshot knows. Empty for a
+    user without such events, and where nothing is known of the items.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LONG_TERM_FIELD_NUMBER: builtins.int
+    SHORT_TERM_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    DEGRADED_REASON_FIELD_NUMBER: builtins.int
+    snapshot_id: builtins.str
+    """The snapshot that says which items there are."""
+    degraded: builtins.bool
+    """True when the event log or a catalogue that servers share could not be asked, and the answer is by what was known
+    of them before.
+    """
+    degraded_reason: builtins.str
+    """As in RecommendResponse."""
+    @property
+    def long_term(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Interest]:
+        """Over the whole history: an event counts half as much as one that is 200 events later. The largest share first."""
+
+    @property
+    def short_term(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Interest]:
+        """Lately: an event counts half as much as one that is 5 events later. The largest share first."""
+
+    def __init__(
+        self,
+        *,
+        long_term: collections.abc.Iterable[Global___Interest] | None = ...,
+        short_term: collections.abc.Iterable[Global___Interest] | None = ...,
+        snapshot_id: builtins.str = ...,
+        degraded: builtins.bool = ...,
+        degraded_reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "degraded_reason", b"degraded_reason", "long_term", b"long_term", "short_term", b"short_term", "snapshot_id", b"snapshot_id"]) -> None: ...
+
+Global___GetInterestsResponse: typing_extensions.TypeAlias = GetInterestsResponse
+
+@typing.final
+class Interest(google.protobuf.message.Message):
+    """Something that items have in common, and how much of what a user did was on such items."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
+    BRAND_FIELD_NUMBER: builtins.int
+    DOMAIN_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    tag: builtins.str
+    """A tag."""
+    brand: builtins.str
+    """A brand."""
+    domain: builtins.str
+    """A domain."""
+    share: builtins.float
+    """Share of the events, each as it counts, on items that have a category, tag, brand or domain: above 0, at most 1.
+    An item has several of them, so shares do not sum to 1.
+    """
+    @property
+    def category(self) -> longtide.v1.catalog_pb2.CategoryPath:
+        """A category; those above it are interests of their own."""
+
+    def __init__(
+        self,
+        *,
+        category: longtide.v1.catalog_pb2.CategoryPath | None = ...,
+        tag: builtins.str = ...,
+        brand: builtins.str = ...,
+        domain: builtins.str = ...,
+        share: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["brand", b"brand", "category", b"category", "domain", b"domain", "kind", b"kind", "tag", b"tag"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["brand", b"brand", "category", b"category", "domain", b"domain", "kind", b"kind", "share", b"share", "tag", b"tag"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["category", "tag", "brand", "domain"] | None: ...
+
+Global___Interest: typing_extensions.TypeAlias = Interest

@@ -65,6 +65,11 @@ class RecommendationServiceStub(object):
                 request_serializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.SerializeToString,
                 response_deserializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.FromString,
                 _registered_method=True)
+        self.GetInterests = channel.unary_unary(
+                '/longtide.v1.RecommendationService/GetInterests',
+                request_serializer=longtide_dot_v1_dot_recommendation__pb2.GetInterestsRequest.SerializeToString,
+                response_deserializer=longtide_dot_v1_dot_recommendation__pb2.GetInterestsResponse.FromString,
+                _registered_method=True)
 
 
 class RecommendationServiceServicer(object):
@@ -119,6 +124,13 @@ class RecommendationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetInterests(self, request, context):
+        """Says what a user is interested in, by what the items are that they turned to: at all times, and lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommendationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +163,11 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
                     servicer.PredictBehavior,
                     request_deserializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.FromString,
                     response_serializer=longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.SerializeToString,
+            ),
+            'GetInterests': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInterests,
+                    request_deserializer=longtide_dot_v1_dot_recommendation__pb2.GetInterestsRequest.FromString,
+                    response_serializer=longtide_dot_v1_dot_recommendation__pb2.GetInterestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -316,6 +333,33 @@ class RecommendationService(object):
             '/longtide.v1.RecommendationService/PredictBehavior',
             longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorRequest.SerializeToString,
             longtide_dot_v1_dot_recommendation__pb2.PredictBehaviorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInterests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/longtide.v1.RecommendationService/GetInterests',
+            longtide_dot_v1_dot_recommendation__pb2.GetInterestsRequest.SerializeToString,
+            longtide_dot_v1_dot_recommendation__pb2.GetInterestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

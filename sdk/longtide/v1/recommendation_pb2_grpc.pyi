@@ -121,7 +121,23 @@ _RecommendationServicePredictBehaviorType = typing_extensions.TypeVar(
     ],
 )
 
-class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarItemsType, _RecommendationServiceListSimilarUsersType, _RecommendationServicePredictBehaviorType]):
+_RecommendationServiceGetInterestsType = typing_extensions.TypeVar(
+    '_RecommendationServiceGetInterestsType',
+    grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.GetInterestsRequest,
+        longtide.v1.recommendation_pb2.GetInterestsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.GetInterestsRequest,
+        longtide.v1.recommendation_pb2.GetInterestsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.GetInterestsRequest,
+        longtide.v1.recommendation_pb2.GetInterestsResponse,
+    ],
+)
+
+class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendType, _RecommendationServiceStreamRecommendType, _RecommendationServiceRankType, _RecommendationServiceListSimilarItemsType, _RecommendationServiceListSimilarUsersType, _RecommendationServicePredictBehaviorType, _RecommendationServiceGetInterestsType]):
     """Answers from the events and items written so far: an acknowledged event or item is part of the next answer."""
 
     @typing.overload
@@ -150,6 +166,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
             longtide.v1.recommendation_pb2.PredictBehaviorRequest,
             longtide.v1.recommendation_pb2.PredictBehaviorResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.GetInterestsRequest,
+            longtide.v1.recommendation_pb2.GetInterestsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -177,6 +197,10 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
         grpc.aio.UnaryUnaryMultiCallable[
             longtide.v1.recommendation_pb2.PredictBehaviorRequest,
             longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            longtide.v1.recommendation_pb2.GetInterestsRequest,
+            longtide.v1.recommendation_pb2.GetInterestsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -208,6 +232,9 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     FAILED_PRECONDITION when the snapshot's log had neither several types of events nor values to learn that from.
     """
 
+    GetInterests: _RecommendationServiceGetInterestsType
+    """Says what a user is interested in, by what the items are that they turned to: at all times, and lately."""
+
 RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.RecommendRequest,
@@ -232,6 +259,10 @@ RecommendationServiceAsyncStub: typing_extensions.TypeAlias = RecommendationServ
     grpc.aio.UnaryUnaryMultiCallable[
         longtide.v1.recommendation_pb2.PredictBehaviorRequest,
         longtide.v1.recommendation_pb2.PredictBehaviorResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        longtide.v1.recommendation_pb2.GetInterestsRequest,
+        longtide.v1.recommendation_pb2.GetInterestsResponse,
     ],
 ]
 
@@ -295,5 +326,13 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         """Foresees what a user does next: of which type their next event is, and which value they would give to items.
         FAILED_PRECONDITION when the snapshot's log had neither several types of events nor values to learn that from.
         """
+
+    @abc.abstractmethod
+    def GetInterests(
+        self,
+        request: longtide.v1.recommendation_pb2.GetInterestsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[longtide.v1.recommendation_pb2.GetInterestsResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.GetInterestsResponse]]:
+        """Says what a user is interested in, by what the items are that they turned to: at all times, and lately."""
 
 def add_RecommendationServiceServicer_to_server(servicer: RecommendationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog.catalog import PATH, Catalog
 from longtide_server.items.item import Item
-from longtide_server.items.item_columns import Facts, ItemColumns, facts_of
+from longtide_server.items.item_columns import Facts, ItemColumns, Word, facts_of
 from longtide_server.items.item_fields import laid_over
 from longtide_server.items.item_filter import ItemFilter, size
 
@@ -98,6 +98,11 @@ class LiveCatalog:
         """What people read of an item; what the snapshot says where the stored item has no title."""
         stored = self._stored.get(number)
         return (stored.title if stored is not None else "") or self._catalog.info(number).title
+
+    def words(self, number: int) -> Sequence[Word]:
+        """What an item holds of categories, tags, brands and the like; nothing of one that was deleted."""
+        facts = self._facts(number)
+        return () if facts is None else facts.words
 
     def mask(self, wanted: ItemFilter) -> NDArray[np.bool_]:
         """(I + 1,) the numbers of the items that pass a filter; read only."""

@@ -138,6 +138,17 @@ def read_similar_users(message: recommendation_pb2.ListSimilarUsersRequest) -> t
     return owner, message.limit if message.HasField("limit") else DEFAULT_LIMIT, least
 
 
+def read_interests(message: recommendation_pb2.GetInterestsRequest) -> tuple[str, int]:
+    """The owner and the limit asked for; InvalidInput names every field that is wrong."""
+    raise_for(
+        [
+            owner_violation(message.user_id, message.session_id),
+            _limit_violation(message.limit) if message.HasField("limit") else None,
+        ]
+    )
+    return owner_key(message.user_id, message.session_id), message.limit if message.HasField("limit") else DEFAULT_LIMIT
+
+
 def read_similar_items(message: recommendation_pb2.ListSimilarItemsRequest) -> ItemQuery:
     """A request for similar items; InvalidInput names every field that is wrong."""
     item_filter, filter_violations = _filter("filter", message.HasField("filter"), message.filter)

@@ -18,6 +18,7 @@ from longtide_server.answers import Query
 from longtide_server.errors import FieldViolation, InvalidInput, LongtideError
 from longtide_server.event_store import Written
 from longtide_server.events import MAX_ID_BYTES, Event, violation
+from longtide_server.interest_profile import Interest
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.rpc import requests
 from longtide_server.rpc.status import Context, answered, remaining_s, status_of
@@ -363,9 +364,41 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
         return await answered(context, answer)
 
+    async def GetInterests(
+        self,
+        request: recommendation_pb2.GetInterestsRequest,
+        context: Context,
+    ) -> recommendation_pb2.GetInterestsResponse:
+        """See the contract."""
+
+        async def answer() -> recommendation_pb2.GetInterestsResponse:
+            owner, limit = requests.read_interests(request)
+            await self._catch_up()
+            with self._current() as serving:
+                found = await serving.recommender.interests(owner, limit, self._timeout_s(context))
+            return recommendation_pb2.GetInterestsResponse(
+                long_term=map(_interest, found.long_term),
+                short_term=map(_interest, found.short_term),
+                snapshot_id=serving.snapshot.snapshot_id,
+                degraded=bool(found.degraded_reason),
+                degraded_reason=found.degraded_reason,
+            )
+
+        return await answered(context, answer)
+
     def _timeout_s(self, context: Context) -> float:
         left = remaining_s(context)
         return self._default_timeout_s if left is None else left
+
+
+def _interest(interest: Interest) -> recommendation_pb2.Interest:
+    kind, name = interest.word
+    message = recommendation_pb2.Interest(share=interest.share)
+    if kind == "category":
+        message.category.names.extend(name)  # type: ignore[arg-type]  # of a word, the kind says what the rest is
+    else:
+        setattr(message, str(kind), name)
+    return message
 
 
 def wall_clock_s() -> float:

@@ -505,6 +505,25 @@ async def test_a_snapshot_that_foresees_nothing_refuses(stubs):
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CONFLICT")
 
 
+async def test_interests_are_of_all_times_and_of_late(stubs, world):
+    world.live.apply([Item("a", categories=(("Books", "Crime"),)), Item("b", tags=("x",), brand="y", domain="z")], [])
+    await world.did("ann", "aaab")
+    answer = await stubs.recommendations.GetInterests(recommendation_pb2.GetInterestsRequest(user_id="ann"))
+    told = [one.WhichOneof("kind") for one in answer.long_term]
+    assert (told[:2], sorted(told[2:])) == (["category", "category"], ["brand", "domain", "tag"])
+    assert [list(one.category.names) for one in answer.long_term[:2]] == [["Books"], ["Books", "Crime"]]
+    assert {one.tag + one.brand + one.domain for one in answer.long_term[2:]} == {"x", "y", "z"}
+    assert answer.short_term[0].share < answer.long_term[0].share < 1.0
+    assert (answer.snapshot_id, answer.degraded) == ("world", False)
+    few = recommendation_pb2.GetInterestsRequest(user_id="ann", limit=1)
+    assert len((await stubs.recommendations.GetInterests(few)).long_term) == 1
+
+
+async def test_a_bad_question_for_interests_is_refused_by_field(stubs):
+    found = await refused(stubs.recommendations.GetInterests(recommendation_pb2.GetInterestsRequest(limit=0)))
+    assert is_bad_request(found, "user_id", "limit")
+
+
 async def test_a_bad_question_for_behaviour_is_refused_by_field(stubs):
     sent = recommendation_pb2.PredictBehaviorRequest(item_ids=["a", "a"], session_item_ids=[""])
     found = await refused(stubs.recommendations.PredictBehavior(sent))
