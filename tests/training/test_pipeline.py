@@ -11,6 +11,7 @@ from longtide_server.answers import Query
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.events import EventType
+from longtide_server.foresight import foreseen
 from longtide_server.items.item import Item
 from longtide_server.ranking import Fusion
 from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
@@ -288,6 +289,30 @@ async def lists(snapshot: Snapshot, log: Sequences, user_ids: list[str]) -> list
     finally:
         await offline.close()
     return [[item.item_id for item in answer.recommendations] for answer in answers]
+
+
+def test_what_is_published_foresees_the_next_behaviour(tmp_path):
+    """Everyone views and buys in turn; what they buy is worth its letter's place in the alphabet."""
+    log = sequences("abcd", "abcde", *["abcdefghij"] * 8)
+    types = np.array([EventType.VIEW, EventType.PURCHASE])[np.concatenate([np.arange(n) % 2 for n in log.lengths])]
+    log = replace(log, types=types, values=np.where(types == EventType.PURCHASE, log.items, np.nan).astype(np.float32))
+    more = {"train.fine_tune_epochs": "15", "train.fine_tune_learning_rate": "0.02", "train.batch_events": "12"}
+    more |= {"train.head_weight": "1", "model.dropout": "0"}
+    snapshot = published(log, tmp_path, settings=with_overrides(quick(log), more))
+    bought, viewed = (foreseen(snapshot, query, ["b", "f"], "") for query in asyncio.run(queries(snapshot, log)))
+    assert (bought.types[0][0], viewed.types[0][0]) == (EventType.VIEW, EventType.PURCHASE)
+    places = {item: snapshot.catalog.number(item) for item in "bf"}
+    assert dict(viewed.values)["f"] == pytest.approx(places["f"], abs=0.7)
+    assert set(dict(bought.values)) == set(places)
+
+
+async def queries(snapshot: Snapshot, log: Sequences):
+    """Of somebody who has just bought, and of somebody who has just viewed."""
+    offline = OfflineRecommender(snapshot, log)
+    try:
+        return await offline.queries(["u0", "u1"])
+    finally:
+        await offline.close()
 
 
 def test_without_a_user_with_two_events_there_is_nothing_to_learn(tmp_path):

@@ -137,8 +137,8 @@ def test_the_catalogue_is_the_logs_and_the_seed_the_callers():
 
 
 def test_a_long_log_gets_large_batches():
-    assert chosen(log(users=10, events_each=10)).train.batch_events == 768
-    assert chosen(log(users=1_000, events_each=250)).train.batch_events == 1_000  # 250 steps an epoch
+    assert chosen(log(users=10, events_each=10)).train.batch_events == 896
+    assert chosen(log(users=1_000, events_each=220)).train.batch_events == 1_000  # 220 steps an epoch
     assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 2_048
 
 
