@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
 from longtide_server.config import ServerConfig
 from longtide_server.event_store import EventStore
-from longtide_server.rpc.service import wall_clock_s
 from longtide_server.users.retention import keep_expiring
 
 
@@ -17,7 +17,7 @@ def expire_events(
 ) -> None:
     """Delete events that have become too old, again and again."""
     if config.retention:
-        expiring = asyncio.create_task(keep_expiring(store, config.retention, forget, wall_clock_s))
+        expiring = asyncio.create_task(keep_expiring(store, config.retention, forget, time.time))
         stack.push_async_callback(cancelled, expiring)
 
 

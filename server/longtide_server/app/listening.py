@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 import grpc
@@ -27,8 +28,9 @@ from longtide_server.app.parts import Parts
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput
 from longtide_server.rpc.catalog_service import CatalogService
+from longtide_server.rpc.event_service import EventService
 from longtide_server.rpc.health import keep_probing
-from longtide_server.rpc.service import EventService, RecommendationService, wall_clock_s
+from longtide_server.rpc.recommendation_service import RecommendationService
 from longtide_server.rpc.snapshot_service import Snapshots, SnapshotService
 from longtide_server.rpc.user_service import UserService
 
@@ -79,18 +81,18 @@ async def start(
     """Answer calls from now on, on the port that the server is bound to, and say SERVING."""
     store, writer, servings = parts.store, parts.writer, parts.servings
     observer, calls = parts.watching.observer, parts.watching.calls
-    events = calls.watched(EventService(writer.write, wall_clock_s, config.retention, observer), EVENTS)
+    events = calls.watched(EventService(writer.write, time.time, config.retention, observer), EVENTS)
     events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     recommendations = calls.watched(
         RecommendationService(
-            lambda: servings.current, config.default_timeout_s, wall_clock_s, observer, parts.catalog.catch_up
+            lambda: servings.current, config.default_timeout_s, time.time, observer, parts.catalog.catch_up
         ),
         RECOMMENDATIONS,
     )
     recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
-    users = calls.watched(UserService(store, writer, wall_clock_s), USERS)
+    users = calls.watched(UserService(store, writer, time.time), USERS)
     users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
-    catalogs = calls.watched(CatalogService(parts.items, parts.catalog, wall_clock_s), CATALOG)
+    catalogs = calls.watched(CatalogService(parts.items, parts.catalog, time.time), CATALOG)
     catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalogs, server)
     snapshot_service = calls.watched(SnapshotService(snapshots), SNAPSHOTS)
     snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshot_service, server)

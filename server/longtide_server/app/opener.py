@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -32,7 +33,6 @@ from longtide_server.new_items.pulls import Pulls
 from longtide_server.new_items.text_encoder import TextEncoder
 from longtide_server.observer import Gauges
 from longtide_server.recommender import Recommender
-from longtide_server.rpc.service import wall_clock_s
 from longtide_server.serving.item_finder import ItemFinder
 from longtide_server.serving.responses import Responses
 from longtide_server.serving.serving import Serving
@@ -104,13 +104,13 @@ class Opener:
             newcomers = Newcomers(len(snapshot.catalog) + 1, snapshot.manifest.encoder.dim, signals.pulled)
             copies_of_items: ItemCopies = live
             if snapshot.content is not None:
-                arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts, wall_clock_s)
+                arrivals = Arrivals(snapshot.catalog, snapshot.content, newcomers, self._items.get, texts, time.time)
                 stack.push_async_callback(arrivals.close)
                 copies_of_items = Together(live, arrivals)
             pulls = Pulls(newcomers, states)
             # Whoever counts already has heard of every event until now; the file, of those before it was written.
             counts = self._counting[-1].counts() if self._counting else signals.counts
-            trending = Trending(snapshot.catalog, wall_clock_s, before=counts)
+            trending = Trending(snapshot.catalog, time.time, before=counts)
             self._counting.append(trending)
             stack.callback(self._counting.remove, trending)
             save = partial(save_everything, root, self._states, snapshot_id, log_id, states, newcomers, trending)
@@ -128,13 +128,13 @@ class Opener:
             await self._catalogs.add(copies_of_items)
             stack.callback(self._catalogs.remove, copies_of_items)
             shown = partial(self._feedback.shown, snapshot_id)
-            new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, wall_clock_s)
+            new = NewItems(newcomers, live, snapshot.manifest.encoder.temperature, time.time)
             share, stale = config.explore_share, self._stale_catalog
-            recommender = Recommender(snapshot, states, self._stages, live, wall_clock_s, trending, new, share, stale)
+            recommender = Recommender(snapshot, states, self._stages, live, time.time, trending, new, share, stale)
             spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
             similar = SimilarItems(spaces)
             stack.push_async_callback(cancelled, asyncio.create_task(similar.build()))
-            finder = ItemFinder(snapshot, similar, live, new, wall_clock_s)
+            finder = ItemFinder(snapshot, similar, live, new, time.time)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             self._writer.add(responses)
             stack.callback(self._writer.remove, responses)

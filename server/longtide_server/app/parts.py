@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from longtide_server.catalog_store import CatalogStore
 from longtide_server.config import ServerConfig
 from longtide_server.event_store import EventStore
 from longtide_server.feedback import Feedback
-from longtide_server.rpc.service import wall_clock_s
 from longtide_server.serving.canary import Bars
 from longtide_server.serving.servings import Servings
 from longtide_server.snapshot import Snapshot
@@ -53,7 +53,7 @@ async def build_parts(
     observer = watching.observer
     store, items = ObservedStore(stores.events, observer), ObservedCatalogStore(stores.items, observer)
     stack.push_async_callback(store.close)
-    writer, feedback, catalog = HistoryWriter(store), Feedback(store, wall_clock_s), CatalogWriter(items)
+    writer, feedback, catalog = HistoryWriter(store), Feedback(store, time.time), CatalogWriter(items)
     live_catalogs, freshness = LiveCatalogs(catalog.everything), Freshness()
     await catalog.add(live_catalogs)
 

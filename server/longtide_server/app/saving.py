@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import structlog
 
 from longtide_server.new_items.newcomers import Newcomers
-from longtide_server.rpc.service import wall_clock_s
 from longtide_server.serving.signals_file import SUFFIX, save_signals
 from longtide_server.sources.trending import Trending
 from longtide_server.users.state_file import SavedStates, save_states, sweep_states
@@ -45,7 +45,7 @@ async def save_everything(
     for save in (
         partial(save_signals, folder, snapshot_id, counts, pulled),
         partial(save_states, folder / f"{snapshot_id}.arrow", snapshot_id, log_id, states.rows()),
-        partial(sweep_states, root, wall_clock_s() - STATES_KEPT_S),
+        partial(sweep_states, root, time.time() - STATES_KEPT_S),
         partial(_keep_newest_signals, folder),
     ):
         try:

@@ -1,4 +1,4 @@
-"""Both services behind a real gRPC server: what is answered, and how what is wrong is told."""
+"""Events and recommendations behind a real gRPC server: what is answered, and how what is wrong is told."""
 
 import asyncio
 import itertools
@@ -18,9 +18,10 @@ from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloa
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.items.item import Item
-from longtide_server.rpc import requests
-from longtide_server.rpc import service as service_module
-from longtide_server.rpc.service import EventService, RecommendationService, remaining_s
+from longtide_server.rpc import recommendation_service, requests
+from longtide_server.rpc.event_service import EventService
+from longtide_server.rpc.recommendation_service import RecommendationService
+from longtide_server.rpc.status import remaining_s
 from longtide_server.users.history_writer import HistoryWriter
 from longtide_server.users.user_states import UserStates
 
@@ -611,7 +612,7 @@ async def test_who_is_encoded_for_a_new_snapshot_is_patient(world, asked):
 
 
 async def test_only_so_many_rows_of_all_streams_wait_for_the_encoder(world, asked, monkeypatch):
-    monkeypatch.setattr(service_module, "ROWS_ENCODING", 3)
+    monkeypatch.setattr(recommendation_service, "ROWS_ENCODING", 3)
     users = [f"user-{n}" for n in range(10)]
     for user in users:
         await world.did(user, "ab")
