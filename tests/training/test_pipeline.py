@@ -19,7 +19,7 @@ from longtide_server.sources.candidates import Source, Transitions, TransitionSe
 from longtide_server.training import pipeline
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.items.known_items import NOTHING_GIVEN, known_items
-from longtide_server.training.learning.loop import Progress
+from longtide_server.training.learning.loop import Progress, Run
 from longtide_server.training.learning.workers import Workers
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.pipeline import Step, prepare_training, train_and_publish
@@ -94,6 +94,14 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
     steps = [step.text for step in told if isinstance(step, Step)]
     assert (steps[0], steps[-1]) == ("Training the encoder", "Building and publishing the snapshot")
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_only_those_who_judge_are_held_back(monkeypatch):
+    monkeypatch.setattr(pipeline, "FUSION_USERS", 2)
+    settings = with_overrides(quick(WALKS), {"train.validation_users": "2", "train.epochs": "1"})
+    holdout = pipeline.train(WALKS, settings, silent, Run()).holdout
+    assert len(holdout.users) == 2
+    assert sorted(holdout.history.lengths.tolist()) == [4, 4, 5, 5, 5, 5]
 
 
 def test_nothing_large_goes_where_temporary_files_go(tmp_path, monkeypatch):

@@ -260,10 +260,14 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
 
 
 def _interest(interest: Interest) -> recommendation_pb2.Interest:
-    kind, name = interest.word
     message = recommendation_pb2.Interest(share=interest.share)
-    if kind == "category":
-        message.category.names.extend(name)  # type: ignore[arg-type]  # of a word, the kind says what the rest is
-    else:
-        setattr(message, str(kind), name)
+    match interest.word:
+        case "category", tuple(path):
+            message.category.names.extend(path)
+        case "tag", str(name):
+            message.tag = name
+        case "brand", str(name):
+            message.brand = name
+        case "domain", str(name):
+            message.domain = name
     return message

@@ -15,6 +15,7 @@ from longtide_server.training.learning.checkpoint import Checkpoints, checkpoint
 from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Progress, Run
 from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.optimizers import Optimizers
 from longtide_server.training.learning.train import TrainConfig, fine_tune, refit, train_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +116,28 @@ def test_a_checkpoint_belongs_to_one_log_and_one_way_to_train_it(tmp_path):
     assert checkpoints_of(tmp_path, SETTINGS, WALKS.items.copy()) == first
     assert checkpoints_of(tmp_path, replace(SETTINGS, seed=1), WALKS.items) != first
     assert checkpoints_of(tmp_path, SETTINGS, WALKS.items[::-1]) != first
+
+
+def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):
+    """Sixteen short histories, and one of 400 events: pieces of 10 of it, and steps of 20 events at least."""
+    lengths = [4] * 16 + [400]
+    log = Sequences(
+        user_ids=tuple(f"u{n}" for n in range(17)),
+        item_ids=tuple("abcdefgh"),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        items=np.arange(sum(lengths)) % 8 + 1,
+        types=np.ones(sum(lengths), np.int64),
+        times=np.zeros(sum(lengths)),
+        gaps=np.zeros(sum(lengths), np.float32),
+        values=np.full(sum(lengths), np.nan, np.float32),
+    )
+    counts, step = [], Optimizers.step
+    monkeypatch.setattr(Optimizers, "step", lambda self, count: (counts.append(count), step(self, count))[1])
+    settings = TrainConfig(epochs=1, batch_events=40, chunk=10)
+    train_encoder(ModelConfig(8, dim=8, hidden=8, blocks=1), settings, nothing_held_out(log), silent)
+    assert sum(counts) == 16 * 3 + 399  # every event that another one follows, once
+    assert len(counts) == 2 + 20  # two batches of the short ones; of the long one, two pieces a step
+    assert min(counts) >= 18
 
 
 # The behaviour that is wanted
