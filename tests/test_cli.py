@@ -160,6 +160,17 @@ def test_predict_writes_a_line_for_every_user_in_the_order_of_the_log(log, train
     assert [entry.name for entry in tmp_path.iterdir()] == ["lists.jsonl"]
 
 
+def test_predict_tells_sessions_from_users(trained, tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,session_id,item_id,timestamp\nu0,,a,1\n,u0,b,2\n")
+    done = run("predict", trained, tmp_path / "log.csv", "--out", tmp_path / "lists.jsonl", "--k", 8)
+    assert done.exit_code == 0, done.output
+    user, session = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    assert (user["user_id"], set(user["items"])) == ("u0", set("bcdefgh"))
+    assert (session["session_id"], set(session["items"])) == ("u0", set("acdefgh"))
+    assert "session_id" not in user
+    assert "user_id" not in session
+
+
 @pytest.fixture
 def repeating(tmp_path):
     """People who come back to what they had, and d, which only one of them knows."""
@@ -727,7 +738,7 @@ DAMAGES = [
     (without_a_file, f"{ENCODER}: is missing"),
     (truncated, "bytes long"),
     (corrupted, f"{ENCODER}: its checksum differs"),
-    (of_another_version, "format version 99; this Longtide reads version 2"),
+    (of_another_version, "format version 99; this Longtide reads version 3"),
     (with_half_a_manifest, f"{MANIFEST}: cannot be read"),
 ]
 

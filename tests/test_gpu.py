@@ -109,7 +109,7 @@ def ring(items: int, users: int, length: int) -> Sequences:
     starts, steps = np.arange(users)[:, None], np.arange(length)
     count = users * length
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(users)),
+        owners=tuple(f"user:u{n}" for n in range(users)),
         item_ids=tuple(f"i{n}" for n in range(items)),
         offsets=np.arange(0, count + 1, length),
         items=((starts + steps) % items + 1).ravel(),

@@ -18,6 +18,7 @@ MAX_VALUE = float(np.finfo(np.float32).max)
 """The encoder reads values in 32 bits."""
 NO_VALUE = "is not a finite number (of 32 bits)"
 USER_PREFIX = "user:"
+SESSION_PREFIX = "session:"
 
 
 class EventType(enum.IntEnum):
@@ -42,12 +43,17 @@ EVENT_TYPE_NAMES = {event_type.name.lower(): event_type for event_type in EventT
 
 def owner_key(user_id: str, session_id: str) -> str:
     """Whose history something belongs to: the user's, or, where no user is named, the anonymous session's."""
-    return USER_PREFIX + user_id if user_id else f"session:{session_id}"
+    return USER_PREFIX + user_id if user_id else SESSION_PREFIX + session_id
 
 
 def user_of(owner: str) -> str:
     """The user who an owner is; empty for an anonymous session."""
     return owner.removeprefix(USER_PREFIX) if owner.startswith(USER_PREFIX) else ""
+
+
+def session_of(owner: str) -> str:
+    """The anonymous session that an owner is; empty for a user."""
+    return owner.removeprefix(SESSION_PREFIX) if owner.startswith(SESSION_PREFIX) else ""
 
 
 class Event(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longtide_server.answers import Link, SimilarUser, Voter
+from longtide_server.events import user_of
 from longtide_server.snapshot import Snapshot
 from longtide_server.sources.neighbors import Neighbors
 
@@ -24,28 +25,32 @@ def links(snapshot: Snapshot, recent: NDArray[np.int64], number: int) -> tuple[L
 
 
 def voters(snapshot: Snapshot, neighbors: Neighbors, numbers: Sequence[int]) -> list[tuple[Voter, ...]]:
-    """Of each item, the people behind the moments after which it came, each once, at their most similar moment."""
+    """Of each item, the people behind the moments after which it came, each once, at their most similar moment.
+
+    Anonymous sessions are named to nobody.
+    """
     positions = snapshot.neighbors.positions
-    users = positions.user[neighbors.position]
+    users = positions.user[neighbors.position].tolist()
+    ids = {user: user_of(snapshot.owners[user]) for user in set(users)}
     places: dict[int, dict[int, int]] = {number: {} for number in numbers}  # by item and user
     for place, number in enumerate(positions.next_item[neighbors.position].tolist()):  # the most similar first
         of_item = places.get(number)
-        if of_item is not None and len(of_item) < NEIGHBORS_SHOWN:
-            of_item.setdefault(int(users[place]), place)
+        if of_item is not None and len(of_item) < NEIGHBORS_SHOWN and ids[users[place]]:
+            of_item.setdefault(users[place], place)
     return [
-        tuple(Voter(snapshot.user_ids[user], float(neighbors.similarity[place])) for user, place in of_item.items())
+        tuple(Voter(ids[user], float(neighbors.similarity[place])) for user, place in of_item.items())
         for of_item in (places[number] for number in numbers)
     ]
 
 
 def people(snapshot: Snapshot, neighbors: Neighbors, limit: int) -> tuple[SimilarUser, ...]:
-    """The people behind moments, at most `limit`, each once, at their most similar moment."""
+    """The people behind moments, at most `limit`, each once, at their most similar moment; no anonymous sessions."""
     found: dict[str, SimilarUser] = {}
     for position, similarity in zip(neighbors.position.tolist(), neighbors.similarity.tolist(), strict=True):
         if len(found) == limit:
             break
-        user_id = snapshot.user_ids[int(snapshot.neighbors.positions.user[position])]
-        if user_id not in found:
+        user_id = user_of(snapshot.owners[int(snapshot.neighbors.positions.user[position])])
+        if user_id and user_id not in found:
             found[user_id] = SimilarUser(user_id, similarity, _next_items(snapshot, position))
     return tuple(found.values())
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from longtide_server.catalog.catalog import Catalog, read_catalog
 from longtide_server.catalog.content import ContentTower, ContentWeights
 from longtide_server.errors import InvalidInput, SnapshotError
+from longtide_server.events import owner_key, session_of, user_of
 from longtide_server.ranking import Fusion
 from longtide_server.sources.behavior import BehaviorWeights
 from longtide_server.sources.candidates import Transitions, TransitionSettings
@@ -32,7 +33,7 @@ from longtide_server.sources.relations import RelationArrays, Relations
 from longtide_server.sources.repeats import RepeatWeights
 from longtide_server.sources.request_time import RequestTimeWeights
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 ENCODER = "encoder.pt"
@@ -130,10 +131,10 @@ class Snapshot:
     manifest: Manifest
     path: Path
     catalog: Catalog
-    user_ids: tuple[str, ...]
+    owners: tuple[str, ...]
     """Whose moments the neighbour index holds."""
-    user_numbers: Mapping[str, int]
-    """Their indexes in user_ids."""
+    owner_numbers: Mapping[str, int]
+    """Their indexes in owners."""
     embeddings: NDArray[np.float32]
     """(I + 1, D) unit vectors; row 0 is padding. I is all items, those without events at the end."""
     popularity: NDArray[np.float64]
@@ -314,13 +315,13 @@ def load_snapshot(directory: Path) -> Snapshot:
     if REPEATS in manifest.files:
         with np.load(folder / REPEATS) as arrays:
             repeats = RepeatWeights(**arrays)
-    user_ids = tuple(pq.read_table(folder / USERS)["user_id"].to_pylist())
+    owners = read_owners(folder / USERS)
     return Snapshot(
         manifest=manifest,
         path=folder,
         catalog=read_catalog(folder / CATALOG),
-        user_ids=user_ids,
-        user_numbers={user_id: number for number, user_id in enumerate(user_ids)},
+        owners=owners,
+        owner_numbers={owner: number for number, owner in enumerate(owners)},
         embeddings=np.load(folder / EMBEDDINGS),
         popularity=np.load(folder / POPULARITY),
         transitions=transitions,
@@ -334,9 +335,16 @@ def load_snapshot(directory: Path) -> Snapshot:
     )
 
 
-def write_users(user_ids: tuple[str, ...], path: Path) -> None:
-    """Write the ids of the indexed users, in order."""
-    pq.write_table(pa.table({"user_id": pa.array(user_ids, pa.string())}), path)
+def write_owners(owners: Sequence[str], path: Path) -> None:
+    """Write the users, and the anonymous sessions, who are in the index, in order."""
+    columns = {"user_id": map(user_of, owners), "session_id": map(session_of, owners)}
+    pq.write_table(pa.table({name: pa.array(ids, pa.string()) for name, ids in columns.items()}), path)
+
+
+def read_owners(path: Path) -> tuple[str, ...]:
+    """What `write_owners` wrote."""
+    table = pq.read_table(path)
+    return tuple(map(owner_key, table["user_id"].to_pylist(), table["session_id"].to_pylist()))
 
 
 def _facts(path: Path) -> FileFacts:

@@ -130,7 +130,7 @@ def every(sequences: Sequences, users: int) -> Sequences:
     events = np.concatenate([np.arange(sequences.offsets[user], sequences.offsets[user + 1]) for user in chosen])
     return replace(
         sequences,
-        user_ids=tuple(sequences.user_ids[user] for user in chosen),
+        owners=tuple(sequences.owners[user] for user in chosen),
         offsets=np.concatenate([[0], np.cumsum(sequences.lengths[chosen])]),
         items=sequences.items[events],
         types=sequences.types[events],

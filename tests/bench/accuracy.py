@@ -217,6 +217,7 @@ def write_transitions(train: Path, recs: Path) -> None:
     """Twenty items for everyone by the product's transition baseline."""
     import numpy as np
 
+    from longtide_server.events import user_of
     from longtide_server.sources.candidates import TransitionSettings
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.files.log import read_log
@@ -225,7 +226,7 @@ def write_transitions(train: Path, recs: Path) -> None:
     sequences = to_sequences(read_log(train)[0])
     lists = transition_lists(sequences, np.arange(sequences.user_count), TransitionSettings(), 20)
     with recs.open("w", encoding="utf-8") as file:
-        for user, row in zip(sequences.user_ids, lists.tolist(), strict=True):
+        for user, row in zip(map(user_of, sequences.owners), lists.tolist(), strict=True):
             file.write(json.dumps({"user_id": user, "items": [sequences.item_ids[n - 1] for n in row if n]}) + "\n")
 
 

@@ -296,13 +296,13 @@ def cold_metrics(
 
 def cut_histories(sequences: Any, cases: Sequence[Case]) -> Any:
     """A user for each case, with what the case's user did before."""
-    number = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
-    firsts = np.array([sequences.offsets[number[case.user_id]] for case in cases])
+    number = {owner: user for user, owner in enumerate(sequences.owners)}
+    firsts = np.array([sequences.offsets[number[f"user:{case.user_id}"]] for case in cases])
     counts = np.array([case.before for case in cases])
     events = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)])
     return replace(
         sequences,
-        user_ids=tuple(f"case {place}" for place in range(len(cases))),
+        owners=tuple(f"user:case {place}" for place in range(len(cases))),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         items=sequences.items[events],
         types=sequences.types[events],
@@ -316,13 +316,12 @@ async def product_order(
     directory: Path, histories: Any, cold: Sequence[str]
 ) -> tuple[NDArray[np.int64], dict[str, float]]:  # fmt: skip
     """(cases, cold items) the cold items by falling score, and how many of them whole lists show."""
-    from longtide_server.answers import Query
     from longtide_server.snapshot import load_snapshot
-    from longtide_server.training.offline import OfflineRecommender
+    from longtide_server.training.offline import OfflineRecommender, query_of
 
-    offline = OfflineRecommender(load_snapshot(directory), histories, kept_users=len(histories.user_ids) + 1)
+    offline = OfflineRecommender(load_snapshot(directory), histories, kept_users=histories.user_count + 1)
     place = {item_id: number for number, item_id in enumerate(cold)}
-    queries = [Query(user_id, K) for user_id in histories.user_ids]
+    queries = [query_of(owner, K) for owner in histories.owners]
     try:
         order = [[place[item.item_id] for item in ranked] async for ranked in offline.ranked(queries, cold)]
         lists = [answer.recommendations async for answer in offline.answers(queries)]

@@ -95,7 +95,7 @@ def snapshot_of(items: int, folder: Path) -> Snapshot:
     build_index(moments, folder / "positions.ann", trees=5)
     users = np.sort(rng.integers(0, 2_000, MOMENTS)).astype(np.int32)
     positions = Positions(users, next_items.astype(np.int32), np.ones(MOMENTS, np.float32))
-    ids = tuple(f"user-{number}" for number in range(2_000))
+    owners = tuple(f"user:{number}" for number in range(2_000))
     return Snapshot(
         manifest=Manifest(
             snapshot_id="bench",
@@ -113,8 +113,8 @@ def snapshot_of(items: int, folder: Path) -> Snapshot:
         ),
         path=folder,
         catalog=catalog_of(items),
-        user_ids=ids,
-        user_numbers={user_id: number for number, user_id in enumerate(ids)},
+        owners=owners,
+        owner_numbers={owner: number for number, owner in enumerate(owners)},
         embeddings=embeddings,
         popularity=popularity,
         transitions=Transitions(

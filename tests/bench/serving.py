@@ -374,7 +374,7 @@ def whole_histories(world: World) -> list[Any]:
     zeros = np.zeros(world.snapshot.manifest.encoder.state_size, np.float32)
     number = [world.snapshot.catalog.number(item) for item in sequences.item_ids]
     found = []
-    for user in range(len(sequences.user_ids)):
+    for user in range(sequences.user_count):
         span = sequences.of(user)
         state = UserState()
         state.times.fromlist(sequences.times[span].tolist())

@@ -201,6 +201,7 @@ def make_snapshot(tmp_path_factory):
         ids = tuple(degrees)
         catalog = Catalog(ids, tuple(ItemInfo(f"Title {item}", ("letters",)) for item in ids))
         users = tuple(dict.fromkeys(user for user, _, _ in moments))
+        owners = tuple(user if user.startswith("session:") else f"user:{user}" for user in users)
         positions = Positions(
             user=np.array([users.index(user) for user, _, _ in moments], np.int32),
             next_item=np.array([catalog.number(item) for _, _, item in moments], np.int32),
@@ -227,8 +228,8 @@ def make_snapshot(tmp_path_factory):
             manifest=manifest,
             path=path.parent,
             catalog=catalog,
-            user_ids=users,
-            user_numbers={user: number for number, user in enumerate(users)},
+            owners=owners,
+            owner_numbers={owner: number for number, owner in enumerate(owners)},
             embeddings=np.array([[0.0, 0.0], *(direction(at) for at in degrees.values())], np.float32),
             popularity=np.array([0.0, *popularity]),
             transitions=make_transitions(catalog, follows),

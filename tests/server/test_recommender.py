@@ -353,6 +353,26 @@ async def test_nobody_is_similar_to_themselves(world):
     assert (await similar(world, "bob", least=-1.0))[0] == ["cara", "dan"]
 
 
+async def test_an_anonymous_session_is_named_to_nobody(make_world):
+    """Its moments count, its id is its own: whoever has it may read and delete what it did."""
+    world = make_world(moments=[("session:s", 0, "c"), ("cara", 10, "e"), ("session:t", 10, "d")])
+    await world.did("ann", "a")
+    assert (await similar(world, least=-1.0))[0] == ["cara"]
+    answer = await world.recommender.recommend(Query("ann", 12, min_similarity=-1.0), SOON_S)
+    named = {item.item_id: [user.user_id for user in item.neighbors] for item in answer.recommendations}
+    assert (named["c"], named["d"], named["e"]) == ([], [], ["cara"])
+    [c] = [item for item in answer.recommendations if item.item_id == "c"]
+    assert Source.NEIGHBORS in dict(c.sources)
+
+
+async def test_a_session_is_not_its_own_neighbour(make_world, event):
+    world = make_world(moments=[("session:s", 0, "c"), ("cara", 10, "e")])
+    await world.write(event("e1", "a", 1.0, "", session_id="s"))
+    answer = await world.recommender.recommend(Query("", 12, session_id="s", min_similarity=-1.0), SOON_S)
+    [c] = [item for item in answer.recommendations if item.item_id == "c"]
+    assert Source.NEIGHBORS not in dict(c.sources)
+
+
 async def test_nobody_is_similar_to_themselves_under_another_name(world, event):
     """A session that was merged into bob asks with bob's history: bob's own moments are no neighbours."""
     await world.write(event("e1", "a", 1.0, "bob"))

@@ -117,8 +117,8 @@ def test_what_killed_trainings_left_is_cleared_away_after_a_week(tmp_path):
 
 def test_a_trained_snapshot_holds_what_the_log_says(tiny_snapshot):
     assert len(tiny_snapshot.catalog) == 12
-    assert sorted(tiny_snapshot.user_ids) == sorted(f"user-{n}" for n in range(30))
-    assert tiny_snapshot.user_numbers["user-3"] == tiny_snapshot.user_ids.index("user-3")
+    assert sorted(tiny_snapshot.owners) == sorted(f"user:user-{n}" for n in range(30))
+    assert tiny_snapshot.owner_numbers["user:user-3"] == tiny_snapshot.owners.index("user:user-3")
     assert tiny_snapshot.embeddings.shape == (13, 8)
     assert np.linalg.norm(tiny_snapshot.embeddings[1:], axis=1) == pytest.approx(np.ones(12), abs=1e-5)
     assert tiny_snapshot.popularity[0] == 0
@@ -170,15 +170,15 @@ def test_a_flipped_byte_is_noticed(copied, name):
     assert complaint(copied).startswith(f"{copied / name}: its checksum differs")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
 def test_another_format_version_is_refused_before_anything_is_read(copied, version):
     wanted = {"format_version": version} if version is not None else {}
     (copied / MANIFEST).write_bytes(msgspec.json.encode(wanted))
     found = "none" if version is None else msgspec.json.encode(version).decode()
-    assert complaint(copied) == f"{copied / MANIFEST}: format version {found}; this Longtide reads version 2"
+    assert complaint(copied) == f"{copied / MANIFEST}: format version {found}; this Longtide reads version 3"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format_version": 3}'])
 def test_a_broken_manifest_is_named(copied, content):
     (copied / MANIFEST).write_bytes(content)
     assert complaint(copied).startswith(f"{copied / MANIFEST}: cannot be read")

@@ -22,7 +22,7 @@ def log() -> Sequences:
     gaps = rng.exponential(1e5, (USERS, EVENTS))
     gaps[:, 0] = 0.0
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(USERS)),
+        owners=tuple(f"user:u{n}" for n in range(USERS)),
         item_ids=tuple(f"i{n}" for n in range(ITEMS)),
         offsets=np.arange(0, count + 1, EVENTS),
         items=rng.integers(1, ITEMS + 1, count),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from longtide_server.events import EventType
+from longtide_server.events import EventType, user_of
 from longtide_server.training.dataset import (
     Sequences,
     batches,
@@ -23,7 +23,7 @@ def log(*rows: tuple[str, str, float], types: list[int] | None = None, values: l
     users = tuple(dict.fromkeys(user for user, _, _ in rows))
     items = tuple(dict.fromkeys(item for _, item, _ in rows))
     return Log(
-        user_ids=users,
+        owners=tuple(f"user:{user}" for user in users),
         item_ids=items,
         user=np.array([users.index(user) for user, _, _ in rows], np.int32),
         item=np.array([items.index(item) for _, item, _ in rows], np.int32),
@@ -43,8 +43,8 @@ def words(sequences: Sequences) -> dict[str, str]:
     """The other way round."""
     items = ["", *sequences.item_ids]
     return {
-        name: "".join(items[item] for item in sequences.items[sequences.of(user)])
-        for user, name in enumerate(sequences.user_ids)
+        user_of(owner): "".join(items[item] for item in sequences.items[sequences.of(user)])
+        for user, owner in enumerate(sequences.owners)
     }
 
 
@@ -53,7 +53,7 @@ def words(sequences: Sequences) -> dict[str, str]:
 
 def test_each_users_events_are_in_time_order_and_users_in_the_order_of_the_log():
     found = to_sequences(log(("eva", "c", 30), ("bob", "x", 5), ("eva", "a", 10), ("eva", "b", 20)))
-    assert found.user_ids == ("eva", "bob")
+    assert found.owners == ("user:eva", "user:bob")
     assert words(found) == {"eva": "abc", "bob": "x"}
     assert found.times.tolist() == [10, 20, 30, 5]
     assert found.lengths.tolist() == [3, 1]
@@ -87,7 +87,7 @@ def test_types_and_values_stay_with_their_events():
 def test_the_last_event_of_everyone_with_enough_events_is_held_back():
     whole = spelled(eva="abc", bob="ab", cho="dcba")
     found = hold_out_last(whole, min_events=3)
-    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert [whole.owners[user] for user in found.users] == ["user:eva", "user:cho"]
     assert [whole.item_ids[item - 1] for item in found.targets] == ["c", "a"]
     assert found.times.tolist() == [20.0, 30.0]
     assert words(found.history) == {"eva": "ab", "bob": "ab", "cho": "dcb"}
@@ -98,7 +98,7 @@ def test_what_was_new_last_is_the_target_and_what_came_after_it_is_held_back_too
     whole = spelled(eva="abcab", bob="abbb", cho="aabbccc")
     found = hold_out_last(whole, min_events=3)
     # What one has had is not recommended again: as a target it could not be reached. Bob has but an a before his b.
-    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert [whole.owners[user] for user in found.users] == ["user:eva", "user:cho"]
     assert [whole.item_ids[item - 1] for item in found.targets] == ["c", "c"]
     assert words(found.history) == {"eva": "ab", "bob": "abbb", "cho": "aabb"}
 
@@ -133,14 +133,14 @@ def test_after_a_moment_the_first_new_item_is_the_target():
     found = hold_out_after(whole, 20.0)
     assert words(found.history) == {"eva": "ab", "bob": "ab", "cho": "ab"}
     # Of what eva did from then on, a was not new to her; bob did nothing new and is not measured.
-    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert [whole.owners[user] for user in found.users] == ["user:eva", "user:cho"]
     assert [whole.item_ids[item - 1] for item in found.targets] == ["c", "c"]
 
 
 def test_someone_who_came_after_the_moment_has_a_target_and_no_history():
     found = hold_out_after(to_sequences(log(("eva", "a", 1), ("bob", "b", 9))), 5.0)
     assert words(found.history) == {"eva": "a", "bob": ""}
-    assert [found.history.user_ids[user] for user in found.users] == ["bob"]
+    assert [found.history.owners[user] for user in found.users] == ["user:bob"]
 
 
 def test_no_event_of_that_moment_itself_is_history():
@@ -153,7 +153,7 @@ def test_without_hindsight_items_are_those_of_the_history_and_numbered_by_it():
     found = without_hindsight(hold_out_after(whole, 20.0))
     assert found.history.item_ids == ("a", "b", "c")  # twice each; x was not there yet
     assert words(found.history) == {"eva": "bb", "bob": "ac", "cho": "ca"}
-    assert [whole.user_ids[user] for user in found.users] == ["eva", "cho"]
+    assert [whole.owners[user] for user in found.users] == ["user:eva", "user:cho"]
     assert found.targets.tolist() == [3, 0]  # c, and x, which nobody could have recommended
 
 
@@ -169,7 +169,7 @@ def test_what_is_left_out_widens_the_gap_over_it():
     assert words(found) == {"eva": "ad", "bob": "y", "cho": ""}
     assert found.gaps.tolist() == [0, 30, 0]
     assert found.lengths.tolist() == [2, 1, 0]
-    assert (found.user_ids, found.item_ids) == (whole.user_ids, whole.item_ids)
+    assert (found.owners, found.item_ids) == (whole.owners, whole.item_ids)
 
 
 def test_only_so_many_users_are_held_back_from_the_seed_says_whose():

@@ -5,6 +5,7 @@ import pytest
 
 from longtide_server.answers import Query
 from longtide_server.errors import EncoderUnavailable, Unavailable
+from longtide_server.events import user_of
 from longtide_server.snapshot import load_snapshot
 from longtide_server.sources.candidates import Source
 from longtide_server.training import offline
@@ -28,7 +29,7 @@ def sequences(*words: str) -> Sequences:
     text = "".join(words)
     lengths = [len(word) for word in words]
     return Sequences(
-        user_ids=tuple(f"from-{word[:1]}" for word in words),
+        owners=tuple(f"user:from-{word[:1]}" for word in words),
         item_ids=tuple(RING),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items=np.array([RING.index(letter) + 1 for letter in text], np.int64),
@@ -40,6 +41,7 @@ def sequences(*words: str) -> Sequences:
 
 
 LOG = sequences(*WORDS)
+USERS = [user_of(owner) for owner in LOG.owners]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,16 @@ async def test_a_history_is_the_users_events_in_time_order():
     assert len({event.event_id for event in history.events}) == 2
 
 
+async def test_a_session_and_a_user_of_the_same_id_have_histories_of_their_own():
+    log = replace(sequences("ab", "c"), owners=("session:s", "user:s"))
+    histories = {owner: (await LogHistories(log).history(owner)).events for owner in log.owners}
+    assert {owner: [event.item_id for event in events] for owner, events in histories.items()} == {
+        "session:s": ["a", "b"],
+        "user:s": ["c"],
+    }
+    assert all(event.owner == owner for owner, events in histories.items() for event in events)
+
+
 async def test_someone_unknown_has_no_history():
     assert (await LogHistories(LOG).history("user:nobody")).events == []
 
@@ -103,7 +115,7 @@ async def test_a_log_is_not_written_to():
 
 
 async def test_the_next_item_of_the_ring_is_first_and_nothing_had_comes_back(recommender):
-    found = await answers(recommender, LOG.user_ids)
+    found = await answers(recommender, USERS)
     for word, answer in zip(WORDS, found, strict=True):
         assert ids(answer)[0] == (RING * 3)[RING.index(word[-1]) + 1]
         assert set(ids(answer)) == set(RING) - set(word)
@@ -112,8 +124,8 @@ async def test_the_next_item_of_the_ring_is_first_and_nothing_had_comes_back(rec
 
 async def test_answers_come_in_the_order_of_the_users_also_over_many_batches(recommender, monkeypatch):
     monkeypatch.setattr(offline, "AT_ONCE", 3)
-    together = await answers(recommender, LOG.user_ids)
-    backwards = await answers(recommender, LOG.user_ids[::-1])
+    together = await answers(recommender, USERS)
+    backwards = await answers(recommender, USERS[::-1])
     assert [ids(answer) for answer in backwards] == [ids(answer) for answer in together][::-1]
     assert ids(together[0]) != ids(together[1])
 
@@ -125,7 +137,7 @@ async def test_someone_unknown_gets_what_is_popular(recommender, snapshot):
 
 
 async def test_candidates_are_what_the_answer_is_made_of(recommender):
-    (found,) = [c async for c in recommender.candidates(["from-a"], 3)]
+    (found,) = [c async for c in recommender.candidates(["user:from-a"], 3)]
     assert [RING[item - 1] for item in found.items] == ["f", "g", "h"]  # all that from-a has not had
     assert (found.probability[:, Source.ENCODER - 1] > 0).all()
     assert found.probability[:, Source.TRANSITIONS - 1].argmax() == 0  # after e comes f
@@ -137,7 +149,7 @@ async def test_an_answer_without_the_encoder_is_an_error_and_no_worse_number(rec
 
     monkeypatch.setattr(recommender._encoder, "encode", fail)
     with pytest.raises(Unavailable, match="the encoder is gone"):
-        await answers(recommender, LOG.user_ids[:1])
+        await answers(recommender, USERS[:1])
 
 
 async def test_lists_are_catalogue_numbers_with_zeros_behind(recommender):

@@ -44,7 +44,7 @@ def sequences(*words: str) -> Sequences:
     letters = sorted(set(text), key=lambda letter: (-text.count(letter), letter))
     lengths = [len(word) for word in words]
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        owners=tuple(f"user:u{n}" for n in range(len(words))),
         item_ids=tuple(letters),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items=np.array([letters.index(letter) + 1 for letter in text], np.int64),
@@ -84,7 +84,7 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
     check_files(folder, snapshot.manifest)
     assert snapshot.path == folder
     assert (snapshot.manifest.user_count, snapshot.manifest.item_count, snapshot.manifest.event_count) == (6, 6, 30)
-    assert snapshot.user_ids == WALKS.user_ids
+    assert snapshot.owners == WALKS.owners
     assert snapshot.catalog.item_ids == WALKS.item_ids
     assert [info.title for info in snapshot.catalog.infos] == ["Alien", "", "", "", "", ""]
     assert len(snapshot.neighbors) == 6 * 4  # of the whole log: the validation targets are learnt in the end
@@ -255,7 +255,7 @@ def test_where_nothing_can_be_held_back_the_manifest_measures_nothing(tmp_path):
 
 
 def test_too_few_targets_choose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "MIN_TARGETS", len(WALKS.user_ids) + 1)
+    monkeypatch.setattr(pipeline, "MIN_TARGETS", len(WALKS.owners) + 1)
     told = []
     train_and_publish(WALKS, {}, quick(WALKS), tmp_path, told.append)
     manifest = load_snapshot(tmp_path).manifest
@@ -318,7 +318,7 @@ async def queries(snapshot: Snapshot, log: Sequences):
     """Of somebody who has just bought, and of somebody who has just viewed."""
     offline = OfflineRecommender(snapshot, log)
     try:
-        return await offline.queries(["u0", "u1"])
+        return await offline.queries(["user:u0", "user:u1"])
     finally:
         await offline.close()
 
@@ -413,7 +413,7 @@ async def test_items_without_events_are_recommended_to_those_whom_they_suit(with
 
 
 async def test_who_touches_an_item_without_events_is_understood(with_new_items):
-    log = replace(sequences("L"), user_ids=("new",), item_ids=("LATE",))
+    log = replace(sequences("L"), owners=("user:new",), item_ids=("LATE",))
     offline = OfflineRecommender(with_new_items, log)
     try:
         (answer,) = [answer async for answer in offline.answers([Query("new", 8)])]

@@ -14,7 +14,7 @@ NAN = float("nan")
 def log(users: int, events_each: int, items: int = 50) -> Sequences:
     count = users * events_each
     return Sequences(
-        user_ids=tuple(str(n) for n in range(users)),
+        owners=tuple(f"user:{n}" for n in range(users)),
         item_ids=tuple(str(n) for n in range(items)),
         offsets=np.arange(users + 1) * events_each,
         items=np.arange(count) % items + 1,
@@ -50,7 +50,7 @@ def crawled(events: int) -> Sequences:
     lengths = np.where(np.arange(1_000) == 7, events, 3)
     return replace(
         log(users=1, events_each=int(lengths.sum())),
-        user_ids=tuple(str(n) for n in range(1_000)),
+        owners=tuple(f"user:{n}" for n in range(1_000)),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
     )
 

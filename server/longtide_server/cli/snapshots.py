@@ -146,34 +146,35 @@ def predict(
 ) -> None:
     """Recommend to every user of LOG with the snapshot in DIR: a JSON line each, {"user_id": ..., "items": [...]}.
 
+    An anonymous session's line has its session_id instead.
+
     Retrieval, fusion and filters are the server's own.
     """
     from rich.progress import track
 
-    from longtide_server.answers import Query
+    from longtide_server.events import user_of
     from longtide_server.snapshot import load_snapshot
     from longtide_server.training.dataset import to_sequences
     from longtide_server.training.files.log import read_request_times
-    from longtide_server.training.offline import OfflineRecommender
+    from longtide_server.training.offline import OfflineRecommender, query_of
 
     if out.is_dir() or not out.parent.is_dir():
         raise errors.InvalidInput.of("--out", f"{out} is not a file in a folder that exists")
     times = {} if request_times is None else read_request_times(request_times)
     sequences = to_sequences(read_events_file(log, columns, skip_bad_rows=skip_bad_rows))
     snapshot = load_snapshot(directory)
-    queries = [
-        Query(user_id, k, request_time_s=times.get(user_id), include_seen=include_seen)
-        for user_id in sequences.user_ids
-    ]
+    queries = [query_of(owner, k, times.get(user_of(owner)), include_seen=include_seen) for owner in sequences.owners]
 
     async def write() -> None:
         offline = OfflineRecommender(snapshot, sequences)
         partial = out.with_name(f"{out.name}.partial")
         try:
-            users = iter(track(sequences.user_ids, "Recommending", console=messages, transient=True))
+            asked = iter(track(queries, "Recommending", console=messages, transient=True))
             with partial.open("w", encoding="utf-8") as file:
                 async for answer in offline.answers(queries):
-                    line = {"user_id": next(users), "items": [item.item_id for item in answer.recommendations]}
+                    query = next(asked)
+                    who = {"user_id": query.user_id} if query.user_id else {"session_id": query.session_id}
+                    line = who | {"items": [item.item_id for item in answer.recommendations]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             partial.replace(out)
         finally:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +19,7 @@ from longtide_server.app import running
 from longtide_server.app.addresses import check_listen
 from longtide_server.cli.base import messages, until_stopped
 from longtide_server.config import ServerConfig
-from longtide_server.events import EventType
+from longtide_server.events import EventType, session_of, user_of
 from longtide_server.quickstart.show import items_table, recommendations_table, similar_users_table
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.display import TrainingDisplay
@@ -92,36 +93,54 @@ async def _show(address: str, sequences: Sequences, titles: Mapping[str, str], c
         people = _three_people(sequences)
         for user in people:
             await _show_user(client, sequences, user, titles, console)
-        await _show_change(client, sequences.user_ids[people[0]], titles, console)
+        await _show_change(client, sequences.owners[people[0]], titles, console)
 
 
 async def _show_user(
     client: AsyncClient, sequences: Sequences, user: int, titles: Mapping[str, str], console: Console
 ) -> None:
-    user_id = sequences.user_ids[user]
+    owner = sequences.owners[user]
+    who, name = _named(owner), _called(owner)
     span = sequences.of(user)
     last = [sequences.item_ids[item - 1] for item in sequences.items[span][-LAST_ITEMS:].tolist()]
     console.print()
-    console.print(items_table(f"User {user_id}: the last of {span.stop - span.start} items", last, titles))
-    similar = await client.similar_users(user_id, limit=3)
-    console.print(similar_users_table(f"Users most like {user_id} is now", similar, titles))
-    console.print(recommendations_table(f"Recommended to {user_id}", await client.recommend(user_id)))
+    console.print(items_table(f"{name}: the last of {span.stop - span.start} items", last, titles))
+    similar = await client.similar_users(limit=3, **who)
+    console.print(similar_users_table(f"Users most like {name} is now", similar, titles))
+    console.print(recommendations_table(f"Recommended to {name}", await client.recommend(**who)))
 
 
-async def _show_change(client: AsyncClient, user_id: str, titles: Mapping[str, str], console: Console) -> None:
-    before = await client.recommend(user_id)
+async def _show_change(client: AsyncClient, owner: str, titles: Mapping[str, str], console: Console) -> None:
+    who, name = _named(owner), _called(owner)
+    before = await client.recommend(**who)
     chosen = [item.item_id for item in before[:NEW_EVENTS]]
     names = ", ".join(titles.get(item) or item for item in chosen)
-    console.print(f"\nUser {user_id} now watches {names}", markup=False)
-    await client.write_events([Event(user_id, item, "watch", attribution_token=before.attribution_token)
-                               for item in chosen])  # fmt: skip
-    after = await client.recommend(user_id)
-    console.print(recommendations_table(f"Before, for {user_id}", before))
-    console.print(recommendations_table(f"After, for {user_id}", after))
+    console.print(f"\n{name} now watches {names}", markup=False)
+    token = before.attribution_token
+    await client.write_events([Event(item_id=item, type="watch", attribution_token=token, **who) for item in chosen])
+    after = await client.recommend(**who)
+    console.print(recommendations_table(f"Before, for {name}", before))
+    console.print(recommendations_table(f"After, for {name}", after))
+
+
+class _Named(TypedDict):
+    """How the SDK is told of the owner of a history."""
+
+    user_id: str
+    session_id: str
+
+
+def _named(owner: str) -> _Named:
+    return _Named(user_id=user_of(owner), session_id=session_of(owner))
+
+
+def _called(owner: str) -> str:
+    """How the owner of a history is spoken of."""
+    return f"User {user_of(owner)}" if user_of(owner) else f"Session {session_of(owner)}"
 
 
 def _digest(sequences: Sequences) -> str:
-    found = hashlib.sha256(repr((sequences.user_ids, sequences.item_ids)).encode("utf-8", "surrogatepass"))
+    found = hashlib.sha256(repr((sequences.owners, sequences.item_ids)).encode("utf-8", "surrogatepass"))
     for column in (sequences.offsets, sequences.items, sequences.types, sequences.times, sequences.values):
         found.update(column.tobytes())
     return found.hexdigest()[:12]
@@ -136,16 +155,17 @@ def _three_people(sequences: Sequences) -> list[int]:
 
 def _events(sequences: Sequences) -> Iterator[Event]:
     """The log as events; their ids follow from their places, so that a second replay changes nothing."""
-    for user, user_id in enumerate(sequences.user_ids):
+    for user, owner in enumerate(sequences.owners):
         span = sequences.of(user)
         for place in range(span.start, span.stop):
             value = float(sequences.values[place])
             yield Event(
-                user_id,
+                user_of(owner),
                 sequences.item_ids[sequences.items[place] - 1],
                 EventType(int(sequences.types[place])).name.lower(),
                 time=float(sequences.times[place]),
                 value=None if np.isnan(value) else value,
                 event_id=f"replay-{user}-{place - span.start}",
+                session_id=session_of(owner),
                 custom_type="custom" if sequences.types[place] == EventType.CUSTOM else "",
             )

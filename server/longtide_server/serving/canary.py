@@ -64,7 +64,7 @@ def canary_queries(recommender: Recommender) -> list[Query]:
     """People spread over the snapshot's users, each with the last items that it knows of them."""
     snapshot = recommender.snapshot
     positions = snapshot.neighbors.positions
-    users = np.unique(np.linspace(0, max(len(snapshot.user_ids) - 1, 0), CANARIES).astype(np.int64))
+    users = np.unique(np.linspace(0, max(len(snapshot.owners) - 1, 0), CANARIES).astype(np.int64))
     queries = []
     for user in users.tolist():
         first, last = snapshot.neighbors.moments(user)

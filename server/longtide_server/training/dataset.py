@@ -17,8 +17,8 @@ from longtide_server.training.files.log import Log
 class Sequences:
     """Every user's events in time order, one user after the other; equal times keep the order of the log."""
 
-    user_ids: tuple[str, ...]
-    """U users, in the order of the log."""
+    owners: tuple[str, ...]
+    """U users, and anonymous sessions, in the order of the log (`events.owner_key`)."""
     item_ids: tuple[str, ...]
     """I items, the most frequent first: item i of the arrays is item_ids[i - 1]; 0 is padding."""
     offsets: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Sequences:
     @property
     def user_count(self) -> int:
         """How many users there are."""
-        return len(self.user_ids)
+        return len(self.owners)
 
     @property
     def item_count(self) -> int:
@@ -77,11 +77,11 @@ def to_sequences(log: Log) -> Sequences:
 
     order = np.lexsort((log.time_s, log.user))  # lexsort is stable: ties keep the order of the log
     user, times = log.user[order], log.time_s[order]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(log.user_ids)))])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(log.owners)))])
     gaps = np.diff(times, prepend=times[:1])
     gaps[offsets[:-1][np.diff(offsets) > 0]] = 0.0
     return Sequences(
-        user_ids=log.user_ids,
+        owners=log.owners,
         item_ids=tuple(log.item_ids[i] for i in rank),
         offsets=offsets.astype(np.int64),
         items=number[log.item[order]],

@@ -15,7 +15,7 @@ from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import Unavailable
 from longtide_server.event_store import Deleted, History, Known, Merged, Version, Written
-from longtide_server.events import Event, owner_key, user_of
+from longtide_server.events import Event, session_of, user_of
 from longtide_server.recommender import Recommender
 from longtide_server.snapshot import ENCODER, Snapshot
 from longtide_server.sources.candidates import Candidates
@@ -26,6 +26,12 @@ CALL_TIMEOUT_S = 600.0
 AT_ONCE = 256
 
 
+def query_of(owner: str, limit: int, request_time_s: float | None = None, *, include_seen: bool = False) -> Query:
+    """What a user, or an anonymous session, asks."""
+    user_id, session_id = user_of(owner), session_of(owner)
+    return Query(user_id, limit, session_id=session_id, request_time_s=request_time_s, include_seen=include_seen)
+
+
 class LogHistories:
     """The histories of a log, which only reads."""
 
@@ -33,17 +39,17 @@ class LogHistories:
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
-        self._user = {user_id: user for user, user_id in enumerate(sequences.user_ids)}
+        self._user = {owner: user for user, owner in enumerate(sequences.owners)}
 
     def stamp(self) -> None:
         """See Histories: nobody shares a log that only reads."""
 
     async def history(self, owner: str, known: Known | None = None) -> History:
         """See Histories."""
-        return History(owner, Version(1), self._events(user_of(owner)))
+        return History(owner, Version(1), self._events(owner))
 
-    def _events(self, user_id: str) -> list[Event]:
-        user = self._user.get(user_id)
+    def _events(self, owner: str) -> list[Event]:
+        user = self._user.get(owner)
         if user is None:
             return []
         span = self._sequences.of(user)
@@ -52,11 +58,12 @@ class LogHistories:
         return [
             Event(
                 event_id=str(place),
-                user_id=user_id,
+                user_id=user_of(owner),
                 item_id=self._sequences.item_ids[item - 1],
                 type=kind,
                 time_s=time_s,
                 value=None if np.isnan(value) else value,
+                session_id=session_of(owner),
             )
             for place, (item, kind, time_s, value) in enumerate(rows)
         ]
@@ -118,18 +125,18 @@ class OfflineRecommender:
                     raise Unavailable(degraded_reason)
                 yield ranked
 
-    async def candidates(self, user_ids: Sequence[str], limit: int) -> AsyncIterator[Candidates]:
+    async def candidates(self, owners: Sequence[str], limit: int) -> AsyncIterator[Candidates]:
         """What every source says of the candidates of users, in their order."""
-        for at in range(0, len(user_ids), AT_ONCE):
-            queries = [Query(user_id, limit) for user_id in user_ids[at : at + AT_ONCE]]
+        for at in range(0, len(owners), AT_ONCE):
+            queries = [query_of(owner, limit) for owner in owners[at : at + AT_ONCE]]
             for found in await asyncio.gather(*(self._recommender.candidates(q, CALL_TIMEOUT_S) for q in queries)):
                 yield found
 
-    async def queries(self, user_ids: Sequence[str]) -> NDArray[np.float32]:
+    async def queries(self, owners: Sequence[str]) -> NDArray[np.float32]:
         """The query vector (V, D) of users now, in their order; zeros for a user without events."""
-        found = np.zeros((len(user_ids), self._recommender.snapshot.manifest.encoder.dim), np.float32)
-        for at in range(0, len(user_ids), AT_ONCE):
-            states = [await self._states.get(owner_key(user_id, "")) for user_id in user_ids[at : at + AT_ONCE]]
+        found = np.zeros((len(owners), self._recommender.snapshot.manifest.encoder.dim), np.float32)
+        for at in range(0, len(owners), AT_ONCE):
+            states = [await self._states.get(owner) for owner in owners[at : at + AT_ONCE]]
             calls = (self._states.encoded(state, (), 1, CALL_TIMEOUT_S) for state in states)
             for row, encoded in enumerate(await asyncio.gather(*calls), at):
                 if encoded is not None:

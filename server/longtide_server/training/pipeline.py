@@ -40,7 +40,7 @@ from longtide_server.snapshot import (
     prepare,
     publish,
     sweep,
-    write_users,
+    write_owners,
 )
 from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.sources.repeats import RepeatWeights
@@ -248,8 +248,8 @@ async def _fits(
             counted = count_transitions(holdout.history, transitions)
             manifest = replace(snapshot.manifest, transitions=transitions)
             offline.reads(replace(snapshot, transitions=counted, manifest=manifest))
-            ids = [holdout.history.user_ids[user] for user in holdout.users[users]]
-            rows, told = await gathered(offline.candidates(ids, limit=10), draw.tolist(), FUSION_CANDIDATES)
+            owners = [holdout.history.owners[user] for user in holdout.users[users]]
+            rows, told = await gathered(offline.candidates(owners, limit=10), draw.tolist(), FUSION_CANDIDATES)
             users, draw = users[rows], draw[rows]
             judged = judge(told, holdout.targets[users], places)
             del told  # hundreds of megabytes, as is what they were lined up to
@@ -316,7 +316,7 @@ def _publish(
         item_ids = (*sequences.item_ids, *newcomers.item_ids)
         catalog = Catalog(item_ids, tuple(infos.get(item, ItemInfo()) for item in item_ids))
         write_catalog(catalog, folder / CATALOG)
-        write_users(sequences.user_ids, folder / USERS)
+        write_owners(sequences.owners, folder / USERS)
         np.save(folder / EMBEDDINGS, np.concatenate([model.item_embeddings().detach().cpu().numpy(), new_vectors]))
         np.save(folder / POPULARITY, np.pad(count_popularity(sequences), (0, new_count)))
         transitions = count_transitions(sequences, settings.transitions)

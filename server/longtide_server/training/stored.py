@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from longtide_server.catalog_store import CatalogStore
 from longtide_server.errors import LogError
 from longtide_server.event_store import EventStore
-from longtide_server.events import Event, EventType, user_of
+from longtide_server.events import Event, EventType
 from longtide_server.items.item import Item
 from longtide_server.training.files.log import Cells, Log, log_of
 from longtide_server.training.items.known_items import Described, described
@@ -52,8 +52,7 @@ async def read_store(store: EventStore, report: Callable[[int], None]) -> Log:
     if not count:
         raise LogError("the event store holds no events")
     owner, item, time_s, event_type, value = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    names = [user_of(name) or name for name in owners]
-    return log_of(Cells(names, owner, list(items), item, time_s, event_type, value), np.arange(count))
+    return log_of(Cells(list(owners), owner, list(items), item, time_s, event_type, value), np.arange(count))
 
 
 async def read_catalogue(store: CatalogStore, report: Callable[[int], None]) -> Described:

@@ -15,7 +15,7 @@ from functools import partial
 from longtide_server.encoder import Encoded
 from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.event_store import Histories, History, Known, Version, Written
-from longtide_server.events import USER_PREFIX, Event
+from longtide_server.events import Event
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.snapshot import Snapshot
 from longtide_server.users.encodings import Encodings, heard
@@ -296,7 +296,7 @@ class UserStates:
 
     def _nobody(self, owner: str, names: Iterable[str] = ()) -> UserState:
         """Somebody who has done nothing; `names`: of those who were merged into them."""
-        known = (self._snapshot.user_numbers.get(name.removeprefix(USER_PREFIX)) for name in (owner, *names))
+        known = (self._snapshot.owner_numbers.get(name) for name in (owner, *names))
         return UserState(owner, tuple(number for number in known if number is not None))
 
     def _extend(self, user: UserState, events: Sequence[Event], version: Version) -> None:

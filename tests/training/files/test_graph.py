@@ -83,7 +83,7 @@ def walks(*users):
     lengths = [len(user) for user in users]
     count, most = sum(lengths), max(map(max, users))
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(users))),
+        owners=tuple(f"user:u{n}" for n in range(len(users))),
         item_ids=tuple(str(n) for n in range(1, most + 1)),
         offsets=np.cumsum([0, *lengths]).astype(np.int64),
         items=np.array([item for user in users for item in user], np.int64),

@@ -297,11 +297,11 @@ async def test_training_reads_the_same_from_a_store_its_export_and_the_log_itsel
     await export(store, tmp_path / "out.parquet", lambda _: None)
     stored = await read_store(store, lambda _: None)
     for found in (read_log(path)[0], read_log(tmp_path / "out.parquet")[0]):
-        for name in ("user_ids", "item_ids"):
+        for name in ("owners", "item_ids"):
             assert getattr(found, name) == getattr(stored, name)
         for name in ("user", "item", "time_s", "event_type", "value"):
             assert getattr(found, name).tolist() == getattr(stored, name).tolist()
-    assert {name for name in stored.user_ids if name.startswith("session:")} == {"session:s0"}
+    assert {name for name in stored.owners if name.startswith("session:")} == {"session:s0"}
 
 
 async def test_a_stored_value_that_32_bits_do_not_hold_is_absent(store):

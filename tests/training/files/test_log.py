@@ -69,7 +69,7 @@ def test_ids_are_numbered_by_first_appearance_and_rows_stay_in_the_files_order(w
     log = read(write(HEAD + "eva,lamp,30\nbob,book,10\neva,book,20\n"))
 
     assert len(log) == 3
-    assert log.user_ids == ("eva", "bob")
+    assert log.owners == ("user:eva", "user:bob")
     assert log.item_ids == ("lamp", "book")
     assert log.user.tolist() == [0, 1, 0]
     assert log.item.tolist() == [0, 1, 1]
@@ -94,27 +94,27 @@ def test_every_format_reads_the_same(write, write_parquet):
 
     for path in paths:
         log = read(path)
-        assert (log.user_ids, log.item_ids, log.time_s.tolist()) == (("7", "8"), ("a", "b"), [10.0, 20.0]), path
+        assert (log.owners, log.item_ids, log.time_s.tolist()) == (("user:7", "user:8"), ("a", "b"), [10.0, 20.0]), path
 
 
 def test_columns_name_what_the_file_calls_otherwise(write):
     log = read(write("userId,movieId,when\n1,2,3\n"), {"user_id": "userId", "item_id": "movieId", "timestamp": "when"})
-    assert (log.user_ids, log.item_ids) == (("1",), ("2",))
+    assert (log.owners, log.item_ids) == (("user:1",), ("2",))
 
 
 def test_csv_ids_are_kept_exactly_as_written(write):
     log = read(write(HEAD + '007, a ,1\n12.0,"x,y",2\nNA,é,3\n'))
-    assert log.user_ids == ("007", "12.0", "NA")
+    assert log.owners == ("user:007", "user:12.0", "user:NA")
     assert log.item_ids == (" a ", "x,y", "é")
 
 
 def test_number_ids_become_their_digits(write, write_parquet):
     log = read(write_parquet(user_id=[12.0, 13.0], item_id=[2**60, 5], timestamp=[1, 2]))
-    assert (log.user_ids, log.item_ids) == (("12", "13"), (str(2**60), "5"))
+    assert (log.owners, log.item_ids) == (("user:12", "user:13"), (str(2**60), "5"))
 
     lines = ['{"user_id": 1.0, "item_id": "1", "timestamp": 1}', '{"user_id": "1", "item_id": 1, "timestamp": 2}']
     log = read(write("\n".join(lines), "log.jsonl"))
-    assert (log.user_ids, log.item_ids) == (("1",), ("1",))
+    assert (log.owners, log.item_ids) == (("user:1",), ("1",))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_number_ids_become_their_digits(write, write_parquet):
 )
 def test_harmless_differences_are_read_over(write, text):
     log = read(write(text))
-    assert (log.user_ids, log.item_ids, log.time_s.tolist()) == (("u",), ("i",), [1.0])
+    assert (log.owners, log.item_ids, log.time_s.tolist()) == (("user:u",), ("i",), [1.0])
 
 
 def test_a_quoted_cell_may_hold_line_breaks(write):
@@ -318,7 +318,7 @@ def test_a_missing_number_of_a_parquet_file_is_nothing(write_parquet):
 def test_ids_that_are_decimals_keep_all_their_digits(write_parquet):
     ids = [Decimal(1_700_000_000_000_000_001), Decimal(1_700_000_000_000_000_002)]
     path = write_parquet(user_id=pa.array(ids, pa.decimal128(38, 0)), item_id=["i", "i"], timestamp=[1, 1])
-    assert read(path).user_ids == ("1700000000000000001", "1700000000000000002")
+    assert read(path).owners == ("user:1700000000000000001", "user:1700000000000000002")
     prices = pa.array([Decimal("2.50"), Decimal("3.00")], pa.decimal128(9, 2))
     path = write_parquet(user_id=["u", "u"], item_id=["i", "j"], timestamp=[1, 2], value=prices)
     assert read(path).value.tolist() == [2.5, 3.0]
@@ -353,7 +353,7 @@ def test_skipped_rows_are_counted_and_listed_and_leave_no_ids(write):
     path = write(HEAD + "ghost,i,never\neva,lamp,1\nu\nbob,,2\nbob,lamp,3\n")
     log, bad_rows = read_log(path, skip_bad_rows=True)
 
-    assert (log.user_ids, log.item_ids, log.time_s.tolist()) == (("eva", "bob"), ("lamp",), [1.0, 3.0])
+    assert (log.owners, log.item_ids, log.time_s.tolist()) == (("user:eva", "user:bob"), ("lamp",), [1.0, 3.0])
     assert bad_rows.count == 3
     assert bad_rows.details == (
         BadRow(2, "timestamp", "'never' is not a number, as the column's first time is"),
@@ -450,7 +450,7 @@ def test_a_missing_column_says_what_there_is_and_how_to_name_it(write):
         "has no column user_id; it has session_id, item_id, timestamp; "
         "if one of these is meant, say so with --columns user_id=ITS_NAME"
     )
-    assert read(path, {"user_id": "session_id"}).user_ids == ("s",)
+    assert read(path, {"user_id": "session_id"}).owners == ("user:s",)
 
 
 def test_a_wrong_mapping_is_an_error(write):
@@ -492,7 +492,7 @@ def test_whatever_a_file_holds_it_is_a_log_or_a_log_error(tmp_path, content, nam
         return
     assert len(log) >= 1
     assert np.isfinite(log.time_s).all()
-    assert set(log.user.tolist()) == set(range(len(log.user_ids)))
+    assert set(log.user.tolist()) == set(range(len(log.owners)))
 
 
 # Whether times are times
@@ -555,7 +555,7 @@ def test_no_option_is_named_for_request_times_that_lack_a_column(write):
 )
 def test_public_logs_are_read_whole(name, columns, size, real):
     log = read(DATA / name, columns)
-    assert (len(log), len(log.user_ids), len(log.item_ids)) == size
+    assert (len(log), len(log.owners), len(log.item_ids)) == size
     assert times_are_real(log) is real
 
 
@@ -564,8 +564,20 @@ def test_public_logs_are_read_whole(name, columns, size, real):
 
 def test_a_row_without_a_user_is_its_sessions(write):
     log = read(write("user_id,session_id,item_id,timestamp\nann,s1,a,1\n,s1,b,2\n,7,c,3\nann,,d,4\n"))
-    assert log.user_ids == ("ann", "session:s1", "session:7")
+    assert log.owners == ("user:ann", "session:s1", "session:7")
     assert log.user.tolist() == [0, 1, 2, 0]
+
+
+def test_a_user_who_is_called_like_a_session_is_another(write):
+    log = read(write("user_id,session_id,item_id,timestamp\n7,,a,1\n,7,b,2\nsession:7,,c,3\n"))
+    assert log.owners == ("user:7", "session:7", "user:session:7")
+    assert log.user.tolist() == [0, 1, 2]
+
+
+def test_what_is_wrong_with_a_session_is_said_of_its_column(write):
+    assert complaint(write(f"user_id,session_id,item_id,timestamp\n,s1,a,1\n,{'s' * 513},b,2\n")) == (
+        "row 3, column session_id: is 513 bytes long; at most 512 are allowed"
+    )
 
 
 def test_a_row_without_a_user_and_a_session_is_bad(write):

@@ -26,7 +26,7 @@ def world():
     kinds = rng.integers(0, KINDS, USERS)
     items = KINDS * rng.integers(1, EACH, (USERS, EVENTS)) + kinds[:, None]
     sequences = Sequences(
-        user_ids=tuple(f"u{n}" for n in range(USERS)),
+        owners=tuple(f"user:u{n}" for n in range(USERS)),
         item_ids=tuple(INFOS),
         offsets=np.arange(0, USERS * EVENTS + 1, EVENTS),
         items=items.reshape(-1).astype(np.int64),

@@ -12,7 +12,7 @@ def history(*words: str) -> Sequences:
     text = "".join(words)
     letters = sorted(set(text), key=lambda letter: (-text.count(letter), letter))
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        owners=tuple(f"user:u{n}" for n in range(len(words))),
         item_ids=tuple(letters),
         offsets=np.cumsum([0, *map(len, words)]),
         items=np.array([letters.index(letter) + 1 for letter in text], np.int64),

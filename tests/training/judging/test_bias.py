@@ -10,7 +10,7 @@ def history(*words: str) -> Sequences:
     """A user a word; the items are a, b and c, numbered so."""
     text = "".join(words)
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        owners=tuple(f"user:u{n}" for n in range(len(words))),
         item_ids=("a", "b", "c"),
         offsets=np.cumsum([0, *map(len, words)]),
         items=np.array(["abc".index(letter) + 1 for letter in text], np.int64),

@@ -36,7 +36,7 @@ def sequences(*words: str) -> Sequences:
     letters = sorted(set(text), key=lambda letter: (-text.count(letter), letter))
     lengths = [len(word) for word in words]
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        owners=tuple(f"user:u{n}" for n in range(len(words))),
         item_ids=tuple(letters),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items=np.array([letters.index(letter) + 1 for letter in text], np.int64),

@@ -8,7 +8,7 @@ from longtide_server.training.learning.had import had_in
 def histories(*items: list[int], item_count: int = 5) -> Sequences:
     count = sum(map(len, items))
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(items))),
+        owners=tuple(f"user:u{n}" for n in range(len(items))),
         item_ids=tuple(f"i{n}" for n in range(item_count)),
         offsets=np.cumsum([0, *map(len, items)]),
         items=np.concatenate([np.array(one, np.int64) for one in items]),

@@ -25,7 +25,7 @@ def walks() -> Sequences:
     """Everyone walks a ring of eight items from another start, alternately viewing and buying, rating as they go."""
     items = np.concatenate([(np.arange(6) + start) % 8 + 1 for start in range(8)])
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(8)),
+        owners=tuple(f"user:u{n}" for n in range(8)),
         item_ids=tuple("abcdefgh"),
         offsets=np.arange(9, dtype=np.int64) * 6,
         items=items,
@@ -122,7 +122,7 @@ def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):
     """Sixteen short histories, and one of 400 events: pieces of 10 of it, and steps of 20 events at least."""
     lengths = [4] * 16 + [400]
     log = Sequences(
-        user_ids=tuple(f"u{n}" for n in range(17)),
+        owners=tuple(f"user:u{n}" for n in range(17)),
         item_ids=tuple("abcdefgh"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         items=np.arange(sum(lengths)) % 8 + 1,
@@ -187,7 +187,7 @@ def test_fine_tuning_turns_to_the_type_that_is_wanted():
     """After a, people view b ten times and buy c once: fine-tuned on purchases, c comes before b."""
     items = np.array([1, 2] * 10 + [1, 3])
     log = Sequences(
-        user_ids=tuple(f"u{n}" for n in range(11)),
+        owners=tuple(f"user:u{n}" for n in range(11)),
         item_ids=("a", "b", "c"),
         offsets=np.arange(12, dtype=np.int64) * 2,
         items=items,

@@ -41,7 +41,7 @@ def test_it_goes_back_after_every_epoch(monkeypatch):
 def uniform_log(users: int, events: int, items: int) -> Sequences:
     count = users * events
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(users)),
+        owners=tuple(f"user:u{n}" for n in range(users)),
         item_ids=tuple(f"i{n}" for n in range(items)),
         offsets=np.arange(0, count + 1, events),
         items=np.random.default_rng(0).integers(1, items + 1, count),

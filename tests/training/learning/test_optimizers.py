@@ -30,7 +30,7 @@ def sequences() -> Sequences:
     lengths = np.array([3, 4, 5, 6, 7, 8])
     items = np.random.default_rng(0).integers(1, ITEMS // 2 + 1, lengths.sum())
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(6)),
+        owners=tuple(f"user:u{n}" for n in range(6)),
         item_ids=tuple(str(n) for n in range(1, ITEMS + 1)),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         items=items,

@@ -17,7 +17,7 @@ def sequences(*users: list[int], item_count: int = 4) -> Sequences:
     """The users' items, in time order."""
     items = np.array([item for user in users for item in user], np.int64)
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(users))),
+        owners=tuple(f"user:u{n}" for n in range(len(users))),
         item_ids=tuple("abcdefgh"[:item_count]),
         offsets=np.concatenate([[0], np.cumsum([len(user) for user in users])]).astype(np.int64),
         items=items,

@@ -13,7 +13,7 @@ def sequences(*words):
     text = "".join(words)
     letters = sorted(set(text))
     return Sequences(
-        user_ids=tuple(f"u{n}" for n in range(len(words))),
+        owners=tuple(f"user:u{n}" for n in range(len(words))),
         item_ids=tuple(letters),
         offsets=np.cumsum([0, *map(len, words)]),
         items=np.array([letters.index(letter) + 1 for letter in text], np.int64),

@@ -25,14 +25,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.events import EVENT_TYPE_NAMES, MAX_AHEAD_S, MAX_VALUE, NO_VALUE, EventType, values_as_read
+from longtide_server.events import (
+    EVENT_TYPE_NAMES,
+    MAX_AHEAD_S,
+    MAX_VALUE,
+    NO_VALUE,
+    EventType,
+    owner_key,
+    values_as_read,
+)
 from longtide_server.training.files.tables.columns import (
     BadRows,
     Column,
     Faults,
     Scalar,
     Table,
-    id_text,
     read_ids,
     shown,
 )
@@ -67,12 +74,12 @@ EVENT_TYPES_BY_NAME = EVENT_TYPE_NAMES | {name: kind for kind, names in _ALIASES
 class Log:
     """N events, in the file's order."""
 
-    user_ids: tuple[str, ...]
-    """Distinct, in order of first appearance."""
+    owners: tuple[str, ...]
+    """Distinct, in order of first appearance: users, and anonymous sessions (`events.owner_key`)."""
     item_ids: tuple[str, ...]
     """Distinct, in order of first appearance."""
     user: NDArray[np.int32]
-    """(N,) index into user_ids."""
+    """(N,) index into owners."""
     item: NDArray[np.int32]
     """(N,) index into item_ids."""
     time_s: NDArray[np.float64]
@@ -105,10 +112,10 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, *, skip_bad_rows: bool
 class Cells:
     """N rows of a log as they were read, the bad ones among them."""
 
-    owner_ids: list[str]
-    """Users, and anonymous sessions as `session:ID`."""
+    owners: list[str]
+    """Users, and anonymous sessions (`events.owner_key`)."""
     owner: NDArray[np.int32]
-    """(N,) index into owner_ids."""
+    """(N,) index into owners."""
     item_ids: list[str]
     item: NDArray[np.int32]
     """(N,) index into item_ids."""
@@ -120,11 +127,11 @@ class Cells:
 
 def read_cells(table: Table, faults: Faults, now_s: float, times: TimeFormat | None = None) -> Cells:
     """What the rows of a table say; what is wrong with them goes to `faults`."""
-    owner_ids, owner = read_ids(_owners(table), faults)
+    owners, owner = _owners(table, faults)
     item_ids, item = read_ids(table.columns["item_id"], faults)
     time_s = _times(table.columns["timestamp"], faults, now_s, times)
     event_type = _event_types(table, faults)
-    return Cells(owner_ids, owner, item_ids, item, time_s, event_type, _event_values(table, event_type, faults))
+    return Cells(owners, owner, item_ids, item, time_s, event_type, _event_values(table, event_type, faults))
 
 
 def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
@@ -132,10 +139,10 @@ def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
     value = values_as_read(cells.value)
     first = _first_of_each(cells.owner[good], cells.item[good], cells.time_s[good], cells.event_type[good], value[good])
     kept = good[first]
-    users, user = _in_order_of_appearance(cells.owner_ids, cells.owner[kept])
+    owners, user = _in_order_of_appearance(cells.owners, cells.owner[kept])
     items, item = _in_order_of_appearance(cells.item_ids, cells.item[kept])
     return Log(
-        user_ids=users,
+        owners=owners,
         item_ids=items,
         user=user,
         item=item,
@@ -146,17 +153,27 @@ def log_of(cells: Cells, good: NDArray[np.int64]) -> Log:
     )
 
 
-def _owners(table: Table) -> Column:
-    """Whose each row is: the user, or where none is named the session."""
+def _owners(table: Table, faults: Faults) -> tuple[list[str], NDArray[np.int32]]:
+    """Whose each row (N,) is: the user, or where none is named the session."""
     users, sessions = table.columns["user_id"], table.columns.get("session_id")
+    anonymous = np.zeros(len(users.codes), dtype=np.bool_)
+    if sessions is not None:
+        no_user = np.array([_absent(value) for value in users.values], dtype=np.bool_)
+        a_session = np.array([not _absent(value) for value in sessions.values], dtype=np.bool_)
+        anonymous = no_user[users.codes] & a_session[sessions.codes]
+    user_ids, user = read_ids(_only(users, ~anonymous), faults)
+    owners = [owner_key(user_id, "") for user_id in user_ids]
     if sessions is None:
-        return users
-    no_user = np.array([_absent(value) for value in users.values], dtype=np.bool_)
-    a_session = np.array([not _absent(value) for value in sessions.values], dtype=np.bool_)
-    anonymous = no_user[users.codes] & a_session[sessions.codes]
-    names = [f"session:{id_text(value)}" for value in sessions.values]
-    codes = np.where(anonymous, len(users.values) + sessions.codes, users.codes)
-    return Column(users.name, [*users.values, *names], codes.astype(np.int32))
+        return owners, user
+    session_ids, session = read_ids(_only(sessions, anonymous), faults)
+    owners += [owner_key("", session_id) for session_id in session_ids]
+    return owners, np.where(anonymous, len(user_ids) + session, user).astype(np.int32)
+
+
+def _only(column: Column, rows: NDArray[np.bool_]) -> Column:
+    """The column in some rows (N,), and something that is an id in the others."""
+    values = [*column.values, "-"]
+    return Column(column.name, values, np.where(rows, column.codes, len(column.values)).astype(np.int32))
 
 
 def _absent(value: Scalar | None) -> bool:

@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.answers import Query
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.snapshot import load_snapshot
@@ -38,7 +37,7 @@ from longtide_server.training.judging.slices import (
 )
 from longtide_server.training.learning.content import Content
 from longtide_server.training.metrics import NOT_RANKED, coverage_at_k, hr_at_k, mrr_at_k, ndcg_at_k
-from longtide_server.training.offline import OfflineRecommender
+from longtide_server.training.offline import OfflineRecommender, query_of
 from longtide_server.training.pipeline import MIN_EVENTS, Report, train_and_publish
 from longtide_server.training.settings import Settings
 
@@ -208,15 +207,15 @@ async def _recommend(
     snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history)
     try:
-        ids = [holdout.history.user_ids[user] for user in holdout.users]
-        asked = {"longtide": [Query(user_id, max(CUTS), include_seen=include_seen) for user_id in ids]}
+        owners = [holdout.history.owners[user] for user in holdout.users]
+        asked = {"longtide": [query_of(owner, max(CUTS), include_seen=include_seen) for owner in owners]}
         if snapshot.request_time is not None and not include_seen:
             times = zip(asked["longtide"], holdout.times.tolist(), strict=True)
             asked["longtide_timed"] = [replace(query, request_time_s=time_s) for query, time_s in times]
         if include_seen:
             asked["unseen"] = [replace(query, include_seen=False) for query in asked["longtide"]]
         lists = {way: await offline.lists(queries, max(CUTS)) for way, queries in asked.items()}
-        queries = await offline.queries(ids) if snapshot.behavior else None
+        queries = await offline.queries(owners) if snapshot.behavior else None
     finally:
         await offline.close()
     behavior = None
