@@ -170,7 +170,7 @@ class Client:
         anonymous session that asks. `surface` says where the answer will be shown, for `longtide report`.
 
         Only items that pass `filter`, for example `Category("Beauty") & Price(max=20)`, and, where there are
-        `include_item_ids` (1 to 10,000), only those may appear. The answer is shorter than `limit` only when fewer
+        `include_item_ids` (10,000 at most), only those may appear. The answer is shorter than `limit` only when fewer
         items may appear.
 
         `source_weights` says how much sources count (0 to 10), for example `{"trending": 0.5, "neighbors": 0}`; the

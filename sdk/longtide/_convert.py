@@ -94,7 +94,7 @@ def recommend_request(
         session_item_ids=texts("session_items", session_items),
         request_time=_timestamp("request_time", request_time),
         filter=None if wanted is None else filter_message(wanted),
-        include_item_ids=_included(include_item_ids),
+        include_items=_included(include_item_ids),
         source_weights=_source_weights(source_weights or {}),
         interests=None if interests is None else filter_message(interests),
         include_seen=include_seen,
@@ -425,14 +425,8 @@ def _interest(message: recommendation_pb2.Interest) -> Interest:
     return Interest(kind, "" if kind is InterestKind.UNKNOWN else getattr(message, kind), message.share)
 
 
-def _included(item_ids: Iterable[str] | None) -> list[str]:
-    if item_ids is None:
-        return []
-    included = texts("include_item_ids", item_ids)
-    if not included:
-        # On the wire it would allow every item, and who gives a list wants nothing else.
-        raise ValueError("include_item_ids must name an item; leave it out, or give None, to allow every item")
-    return included
+def _included(item_ids: Iterable[str] | None) -> recommendation_pb2.ItemIds | None:
+    return None if item_ids is None else recommendation_pb2.ItemIds(item_ids=texts("include_item_ids", item_ids))
 
 
 def _timestamp(name: str, time: datetime | float | None) -> Timestamp | None:

@@ -28,8 +28,8 @@ class Query:
     """Where the answer is shown, in the caller's words."""
     item_filter: ItemFilter | None = None
     """What the items must be like."""
-    include_item_ids: Sequence[str] = ()
-    """Only these items may appear; empty for all."""
+    include_item_ids: Sequence[str] | None = None
+    """Only these items may appear; None for all."""
     source_weights: tuple[tuple[Source, float], ...] = ()
     """How much sources count, where it is not as the snapshot says."""
     interests: ItemFilter | None = None

@@ -73,7 +73,7 @@ class Eligible:
         allowed = self._new.that_may_appear(query.item_filter, query.include_item_ids, excluded, user.unknown)
         liked = NO_ITEMS
         if query.interests is not None and evidence.cold:
-            liked = np.intersect1d(allowed, self._new.that_may_appear(query.interests, (), ()))
+            liked = np.intersect1d(allowed, self._new.that_may_appear(query.interests, None, ()))
         of_these = liked if len(liked) else allowed
         suitable = self._new.most_suitable(of_these, user, evidence.encoded, evidence.profile, query.limit)
         trending = self._new.numbers(evidence.trending)
@@ -122,7 +122,7 @@ class Eligible:
         masks = [self._live.recommendable(self._clock())]
         if query.item_filter is not None:
             masks.append(self._live.mask(query.item_filter))
-        if query.include_item_ids:
+        if query.include_item_ids is not None:
             included = np.zeros(len(self._snapshot.catalog) + 1, np.bool_)
             included[self._snapshot.catalog.numbers(query.include_item_ids)] = True
             masks.append(included)

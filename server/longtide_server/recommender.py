@@ -106,7 +106,7 @@ class Recommender:
     def depends_on(self, query: Query, asker: Asker) -> Hashable | None:
         """What an answer depends on beside history and catalogue; none where that is too much to keep."""
         conditions = [one for one in (query.item_filter, query.interests) if one is not None]
-        if query.exclude_item_ids or query.include_item_ids or query.session_item_ids:
+        if query.exclude_item_ids or query.include_item_ids is not None or query.session_item_ids:
             return None
         if asker.stale_reason or self._stale_catalog():
             return None

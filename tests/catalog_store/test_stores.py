@@ -268,10 +268,13 @@ async def test_a_refused_item_declares_nothing(store):
     assert await put(store, Item("i3", text_vector=vector(8))) == []
 
 
-async def test_a_declaration_outlives_its_item(store):
-    await put(store, Item("i1", text_vector=vector(4)))
+async def test_a_declaration_outlives_its_item_but_not_the_last_item(store):
+    await put(store, Item("i1", text_vector=vector(4), image_vector=vector(2)), Item("other"))
     await store.delete(["i1"])
     assert len(await put(store, Item("i2", text_vector=vector(5)))) == 1
+    await store.delete(["other", "unknown"])
+    assert await put(store, Item("i2", text_vector=vector(5), image_vector=vector(3))) == []
+    assert len(await put(store, Item("i3", text_vector=vector(4)))) == 1
 
 
 async def test_a_vector_is_checked_where_it_is_one_of_some_fields(store):

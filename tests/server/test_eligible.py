@@ -75,6 +75,7 @@ async def test_only_what_is_included_appears(world):
     await world.did("ann", "a")
     assert await recommended(world, include_item_ids=["e", "unknown", "a", "d", "e"]) == ["e", "d"]
     assert await recommended(world, include_item_ids=["unknown"]) == []
+    assert await recommended(world, include_item_ids=[]) == []
 
 
 @pytest.mark.parametrize("user_id", ["ann", "nobody"])

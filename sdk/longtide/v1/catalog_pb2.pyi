@@ -101,11 +101,13 @@ class Item(google.protobuf.message.Message):
 
     @property
     def text_vector(self) -> Global___Vector:
-        """A vector of its text that you have made. The first one written declares how many numbers every later one has."""
+        """A vector of its text that you have made. The first one written declares how many numbers every later one has, until
+        no item is left in the catalogue.
+        """
 
     @property
     def image_vector(self) -> Global___Vector:
-        """A vector of its image that you have made. The first one written declares how many numbers every later one has."""
+        """A vector of its image that you have made. Its size is declared in the same way."""
 
     @property
     def attributes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attribute]:

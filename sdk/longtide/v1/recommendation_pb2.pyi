@@ -129,7 +129,7 @@ class RecommendRequest(google.protobuf.message.Message):
     SESSION_ID_FIELD_NUMBER: builtins.int
     SURFACE_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
-    INCLUDE_ITEM_IDS_FIELD_NUMBER: builtins.int
+    INCLUDE_ITEMS_FIELD_NUMBER: builtins.int
     SOURCE_WEIGHTS_FIELD_NUMBER: builtins.int
     INTERESTS_FIELD_NUMBER: builtins.int
     INCLUDE_SEEN_FIELD_NUMBER: builtins.int
@@ -137,7 +137,7 @@ class RecommendRequest(google.protobuf.message.Message):
     """Who asks: at most 512 bytes of UTF-8. Empty for an anonymous session, which `session_id` names."""
     limit: builtins.int
     """How many items: 1 to 1,000, default 10. The answer is shorter only when the catalogue has fewer that may appear:
-    that may be recommended now, pass `filter`, are of `include_item_ids` and are new to the user, or what
+    that may be recommended now, pass `filter`, are of `include_items` and are new to the user, or what
     `include_seen` adds.
     """
     min_similarity: builtins.float
@@ -179,9 +179,9 @@ class RecommendRequest(google.protobuf.message.Message):
         """
 
     @property
-    def include_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these items may appear: at most 10,000 ids of 1 to 512 bytes; empty for all. Ids of which neither the snapshot
-        nor the catalogue knows what they are like cannot appear.
+    def include_items(self) -> Global___ItemIds:
+        """Only these items may appear; absent for all. Of an empty list, none may. Ids of which neither the snapshot nor the
+        catalogue knows what they are like cannot appear.
         """
 
     @property
@@ -208,19 +208,39 @@ class RecommendRequest(google.protobuf.message.Message):
         session_id: builtins.str = ...,
         surface: builtins.str = ...,
         filter: longtide.v1.catalog_pb2.ItemFilter | None = ...,
-        include_item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        include_items: Global___ItemIds | None = ...,
         source_weights: collections.abc.Iterable[Global___SourceWeight] | None = ...,
         interests: longtide.v1.catalog_pb2.ItemFilter | None = ...,
         include_seen: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_item_ids", b"include_item_ids", "include_seen", b"include_seen", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "source_weights", b"source_weights", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "filter", b"filter", "include_items", b"include_items", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_limit", b"_limit", "_min_similarity", b"_min_similarity", "exclude_item_ids", b"exclude_item_ids", "filter", b"filter", "include_items", b"include_items", "include_seen", b"include_seen", "interests", b"interests", "limit", b"limit", "min_similarity", b"min_similarity", "request_time", b"request_time", "session_id", b"session_id", "session_item_ids", b"session_item_ids", "source_weights", b"source_weights", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_similarity", b"_min_similarity"]) -> typing.Literal["min_similarity"] | None: ...
 
 Global___RecommendRequest: typing_extensions.TypeAlias = RecommendRequest
+
+@typing.final
+class ItemIds(google.protobuf.message.Message):
+    """A list of items, so that an empty one can be told from none."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 10,000 ids of 1 to 512 bytes."""
+
+    def __init__(
+        self,
+        *,
+        item_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids"]) -> None: ...
+
+Global___ItemIds: typing_extensions.TypeAlias = ItemIds
 
 @typing.final
 class SourceWeight(google.protobuf.message.Message):

@@ -91,7 +91,7 @@ class CatalogStore(Protocol):
 
         `now_s` becomes their update time. Refused alone is an item that with the fields it keeps breaks a rule, that is
         too large, of whose fields some are to be kept though its record is damaged, or one of whose vectors is not of
-        the size of all others; the first vector written declares it.
+        the size of all others; the first vector written declares it, until no item is left.
         Overloaded when too much waits. After Unavailable some may be written: to call it again is safe.
         """
         ...

@@ -71,6 +71,7 @@ for _, id in ipairs(ARGV) do
   end
 end
 if last then redis.call('HSET', KEYS[4], 'revision', string.format('%.0f', revision), 'last', last) end
+if redis.call('HLEN', KEYS[1]) == 0 then redis.call('HDEL', KEYS[4], 'text_size', 'image_size') end
 return gone
 """
 )

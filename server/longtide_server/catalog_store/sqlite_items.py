@@ -34,6 +34,7 @@ UPSERT = (
 )
 STAMP = "SELECT coalesce(max(revision), 0) FROM items"
 """Whether an item has changed."""
+ANY_ITEM = "SELECT 1 FROM items WHERE record IS NOT NULL LIMIT 1"
 NEXT_PAGE = "SELECT item_id, record FROM items WHERE item_id > ? AND record IS NOT NULL ORDER BY item_id LIMIT ?"
 NEXT_CHANGES = "SELECT item_id, record, revision FROM items WHERE revision > ? ORDER BY revision LIMIT ?"
 
@@ -85,6 +86,8 @@ def delete(connection: sqlite3.Connection, item_ids: Iterable[str]) -> int:
         number += 1
         connection.execute(UPSERT, (number, item_id, None))
         deleted += found is not None
+    if deleted and connection.execute(ANY_ITEM).fetchone() is None:
+        connection.execute("DELETE FROM vector_sizes")  # with the last item, what it declared is gone
     return deleted
 
 

@@ -98,11 +98,11 @@ class NewItems:
     def that_may_appear(
         self,
         item_filter: ItemFilter | None,
-        included: Sequence[str],
+        included: Sequence[str] | None,
         excluded: Iterable[str],
         had: UnknownItems | None = None,
     ) -> NDArray[np.int64]:
-        """(K,) the numbers of those that may, ascending; `included` is what alone may appear, or empty.
+        """(K,) the numbers of those that may, ascending; `included` is what alone may appear; None: all.
 
         `had`: what the user has had, and is excluded as well.
         """
@@ -110,7 +110,7 @@ class NewItems:
         places = new.places()
         allowed = np.zeros(len(new.vectors), np.bool_)
         allowed[places] = self._live.beyond(self._live_rows()[places], self._clock(), item_filter)
-        if included:
+        if included is not None:
             inside = np.zeros(len(new.vectors), np.bool_)
             inside[new.placed(included)] = True
             allowed &= inside

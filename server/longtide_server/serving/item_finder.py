@@ -65,13 +65,13 @@ class ItemFinder:
             allowed &= recommendable
         if query.item_filter is not None:
             allowed &= self._live.mask(query.item_filter)
-        new = self._new.that_may_appear(query.item_filter, (), left_out)
+        new = self._new.that_may_appear(query.item_filter, None, left_out)
         taken = self._new.taken(new)
         (numbers, cosines), new_cosines = await asyncio.to_thread(
             self._search, basis, vector, allowed, new, query.limit
         )
         # Meanwhile an item may have been taken away, and its number be another's.
-        there = np.isin(new, self._new.that_may_appear(query.item_filter, (), left_out))
+        there = np.isin(new, self._new.that_may_appear(query.item_filter, None, left_out))
         there &= self._new.taken(new) == taken
         new, new_cosines = new[there], new_cosines[there]
         order = np.argsort(-np.concatenate([cosines, new_cosines]), kind="stable")[: query.limit]

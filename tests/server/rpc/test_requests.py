@@ -50,7 +50,7 @@ def test_a_query_is_read_as_it_was_sent():
 
 
 def test_a_query_says_which_items_may_appear():
-    query = read_query(recommend(filter={"tags": {"names": ["new"]}}, include_item_ids=["a", "b"]))
+    query = read_query(recommend(filter={"tags": {"names": ["new"]}}, include_items={"item_ids": ["a", "b"]}))
     assert query.item_filter == HasTag(frozenset(["new"]))
     assert list(query.include_item_ids) == ["a", "b"]
 
@@ -94,7 +94,8 @@ def test_a_wrong_filter_is_named_where_it_stands():
 def test_what_a_query_leaves_out_has_a_default():
     query = read_query(recommend())
     assert (query.limit, query.min_similarity) == (10, None)
-    assert (query.item_filter, list(query.include_item_ids)) == (None, [])
+    assert (query.item_filter, query.include_item_ids) == (None, None)
+    assert list(read_query(recommend(include_items={})).include_item_ids) == []
     assert query.limit == Query("ann").limit
     assert requests.read_similar_users(similar_users()) == ("user:ann", 10, None)
 

@@ -392,7 +392,7 @@ BAD_QUERIES = {
     "an empty excluded id": ({"exclude_item_ids": ["a", ""]}, "exclude_item_ids[1]"),
     "a long session id": ({"session_item_ids": ["x" * 513]}, "session_item_ids[0]"),
     "too many excluded ids": ({"exclude_item_ids": ["a"] * 10_001}, "exclude_item_ids"),
-    "too many included ids": ({"include_item_ids": ["a"] * 10_001}, "include_item_ids"),
+    "too many included ids": ({"include_items": {"item_ids": ["a"] * 10_001}}, "include_items.item_ids"),
     "an empty filter": ({"filter": {}}, "filter"),
     "a tag without a name": (
         {"filter": {"none_of": {"filters": [{"tags": {"names": ["x", ""]}}]}}},
@@ -410,7 +410,7 @@ async def test_a_bad_query_is_refused_by_field(stubs, fields, field):
 async def test_only_items_that_pass_and_are_included_appear(stubs, world):
     await world.did("ann", "a")
     world.live.apply([Item("c", tags=("new",)), Item("d", tags=("new",)), Item("e", tags=("new",))], [])
-    request = recommend(filter={"tags": {"names": ["new"]}}, include_item_ids=["b", "c", "d"])
+    request = recommend(filter={"tags": {"names": ["new"]}}, include_items={"item_ids": ["b", "c", "d"]})
     answer = await stubs.recommendations.Recommend(request)
     assert [item.item_id for item in answer.recommendations] == ["c", "d"]
     stream = stubs.recommendations.StreamRecommend(timeout=SOON_S)
