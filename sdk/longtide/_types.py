@@ -121,7 +121,7 @@ class WriteResult:
     written_count: int = 0
     """How many events are new and now durable."""
     duplicate_count: int = 0
-    """How many events were known by their `event_id` and changed nothing."""
+    """How many events changed nothing: their `event_id` was known, or they are older than a deletion of the data."""
     refused_count: int = 0
     """How many events were refused."""
     errors: tuple[EventError, ...] = ()

@@ -230,7 +230,8 @@ class UpsertItemsRequest(google.protobuf.message.Message):
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
         """The fields of Item to change, for example `price,availability`; of an item that is new, the others stay empty, and
-        what a snapshot knows of them goes on to count. Without it, or as `*`, every field is replaced. `item_id` and `update_time` cannot be named.
+        what a snapshot knows of them goes on to count. Without it, or as `*`, every field is replaced. `item_id` and
+        `update_time` cannot be named.
         """
 
     def __init__(
@@ -283,8 +284,8 @@ class ItemError(google.protobuf.message.Message):
     item_id: builtins.str
     """The id of the item, as sent."""
     field: builtins.str
-    """The field that is wrong, as named in Item, for example `price`; empty when the item is too large as a whole, or when
-    what is stored of it is damaged, so that it has to be written without an `update_mask`.
+    """The field that is wrong, as named in Item, for example `price`; empty when the item is too large as a whole, or
+    when what is stored of it is damaged, so that it has to be written without an `update_mask`.
     """
     reason: builtins.str
     """What is wrong with it and what is allowed, in a sentence."""

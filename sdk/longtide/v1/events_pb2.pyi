@@ -101,7 +101,8 @@ class Event(google.protobuf.message.Message):
     ATTRIBUTION_TOKEN_FIELD_NUMBER: builtins.int
     event_id: builtins.str
     """Identifies the event among those of its user, or of its session where there is no user, for ever: 1 to 512 bytes of
-    UTF-8. A second event with a known id is a duplicate and changes nothing. Required.
+    UTF-8. A second event with a known id is a duplicate and changes nothing, also of a history that was merged into
+    this one: make ids that no other history has, such as UUIDs. Required.
     """
     user_id: builtins.str
     """Who acted: at most 512 bytes of UTF-8. Empty where only the session is known: then the event belongs to the
@@ -115,7 +116,8 @@ class Event(google.protobuf.message.Message):
     """The caller's name for a CUSTOM event: 1 to 512 bytes; empty for every other type."""
     value: builtins.float
     """A number that belongs to the behaviour: the rating of a RATE, the share (0 to 1) of a WATCH or READ, the price of a
-    PURCHASE. Finite, and within the range of 32 bits: -3.4e38 to 3.4e38. Absent when there is none.
+    PURCHASE. Finite, and within the range of 32 bits: -3.4e38 to 3.4e38. Absent when there is none; required for a
+    RATE.
     """
     session_id: builtins.str
     """The session in which it happened: at most 512 bytes. Required where there is no `user_id`."""
@@ -124,7 +126,8 @@ class Event(google.protobuf.message.Message):
     @property
     def event_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it happened, in the source's clock: from 1970-01-01 to one day ahead of the server's clock. Late events are
-        fine: they take the place in the history that their time gives them. Required.
+        fine: they take the place in the history that their time gives them, unless the server keeps events of their type
+        for less long (`longtide serve --retain`) and refuses them. Required.
         """
 
     def __init__(
@@ -178,7 +181,9 @@ class WriteEventsResponse(google.protobuf.message.Message):
     written_count: builtins.int
     """How many events are new and now durable."""
     duplicate_count: builtins.int
-    """How many events changed nothing: their `event_id` was known, or they happened before their user's data were deleted."""
+    """How many events changed nothing: their `event_id` was known, or they happened before their user's data were
+    deleted.
+    """
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EventError]:
         """The events that were refused, by ascending index. Retrying them unchanged cannot succeed."""
@@ -207,7 +212,7 @@ class EventError(google.protobuf.message.Message):
     index: builtins.int
     """The position of the event in its batch, from 0."""
     event_id: builtins.str
-    """The id of the event, as sent."""
+    """The id of the event, its first 512 characters."""
     field: builtins.str
     """The field that is wrong, as named in Event, for example `user_id`."""
     reason: builtins.str
@@ -263,7 +268,7 @@ class StreamEventsResponse(google.protobuf.message.Message):
     written_count: builtins.int
     """How many events are new and now durable, over the batches that this answer acknowledges first."""
     duplicate_count: builtins.int
-    """How many were duplicates, over the same batches."""
+    """How many changed nothing, as in WriteEventsResponse, over the same batches."""
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___StreamEventError]:
         """The events that were refused, over the same batches."""

@@ -28,6 +28,11 @@ if _version_not_supported:
 class EventServiceStub(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
+
+    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
+    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
+    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
+    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     def __init__(self, channel):
@@ -51,13 +56,19 @@ class EventServiceStub(object):
 class EventServiceServicer(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
+
+    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
+    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
+    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
+    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     def WriteEvents(self, request, context):
-        """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
-        in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-        (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
-        what may have been written counts as duplicate then.
+        """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back in
+        `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event (its
+        details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry, what may have
+        been written counts as duplicate then. Where thousands of events with long ids are refused, the answer exceeds 4
+        MiB, which is what gRPC's clients take unless they are told otherwise: 10,000 with ids of 512 bytes, 6 MB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,8 +77,8 @@ class EventServiceServicer(object):
     def StreamEvents(self, request_iterator, context):
         """Writes batches as they come. Each answer acknowledges every batch up to a sequence number, so that a client that
         reconnects resends only what was not acknowledged. Errors end the stream as for WriteEvents, except that a batch
-        without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB, unless
-        the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
+        without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB,
+        unless the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +108,11 @@ def add_EventServiceServicer_to_server(servicer, server):
 class EventService(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
+
+    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
+    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
+    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
+    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     @staticmethod

@@ -60,6 +60,11 @@ _EventServiceStreamEventsType = typing_extensions.TypeVar(
 class EventServiceStub(typing.Generic[_EventServiceWriteEventsType, _EventServiceStreamEventsType]):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
+
+    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
+    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
+    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
+    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     @typing.overload
@@ -87,17 +92,18 @@ class EventServiceStub(typing.Generic[_EventServiceWriteEventsType, _EventServic
     ], channel: grpc.aio.Channel) -> None: ...
 
     WriteEvents: _EventServiceWriteEventsType
-    """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
-    in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-    (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
-    what may have been written counts as duplicate then.
+    """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back in
+    `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event (its
+    details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry, what may have
+    been written counts as duplicate then. Where thousands of events with long ids are refused, the answer exceeds 4
+    MiB, which is what gRPC's clients take unless they are told otherwise: 10,000 with ids of 512 bytes, 6 MB.
     """
 
     StreamEvents: _EventServiceStreamEventsType
     """Writes batches as they come. Each answer acknowledges every batch up to a sequence number, so that a client that
     reconnects resends only what was not acknowledged. Errors end the stream as for WriteEvents, except that a batch
-    without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB, unless
-    the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
+    without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB,
+    unless the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
     """
 
 EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
@@ -114,6 +120,11 @@ EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
 class EventServiceServicer(metaclass=abc.ABCMeta):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
+
+    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
+    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
+    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
+    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     @abc.abstractmethod
@@ -122,10 +133,11 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.events_pb2.WriteEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.events_pb2.WriteEventsResponse, collections.abc.Awaitable[longtide.v1.events_pb2.WriteEventsResponse]]:
-        """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back
-        in `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event
-        (its details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry,
-        what may have been written counts as duplicate then.
+        """Writes one batch. Good events are written even when others of the batch are refused: the refused ones come back in
+        `errors`, by index. INVALID_ARGUMENT when the batch is empty, holds over 10,000 events or not one good event (its
+        details name the first 20); UNAVAILABLE when the store cannot make the whole batch durable: retry, what may have
+        been written counts as duplicate then. Where thousands of events with long ids are refused, the answer exceeds 4
+        MiB, which is what gRPC's clients take unless they are told otherwise: 10,000 with ids of 512 bytes, 6 MB.
         """
 
     @abc.abstractmethod
@@ -136,8 +148,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[longtide.v1.events_pb2.StreamEventsResponse], collections.abc.AsyncIterator[longtide.v1.events_pb2.StreamEventsResponse]]:
         """Writes batches as they come. Each answer acknowledges every batch up to a sequence number, so that a client that
         reconnects resends only what was not acknowledged. Errors end the stream as for WriteEvents, except that a batch
-        without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB, unless
-        the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
+        without one good event is acknowledged like any other, its events refused by index. Answers stay below 3.5 MB,
+        unless the errors of one batch alone are more: 10,000 events with ids of 512 bytes, all refused, make 6 MB.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

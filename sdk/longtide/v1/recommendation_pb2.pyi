@@ -51,8 +51,8 @@ class _SourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     drawn, and its score that of the place which it takes. It cannot be weighted.
     """
     SOURCE_REPEATS: _Source.ValueType  # 10
-    """Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the request
-    includes what was seen. It cannot be weighted.
+    """Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the
+    request includes what was seen. It cannot be weighted.
     """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
@@ -81,8 +81,8 @@ SOURCE_EXPLORATION: Source.ValueType  # 9
 drawn, and its score that of the place which it takes. It cannot be weighted.
 """
 SOURCE_REPEATS: Source.ValueType  # 10
-"""Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the request
-includes what was seen. It cannot be weighted.
+"""Repeats: the user has had the item, so often and so long ago that they may want it once more. Only where the
+request includes what was seen. It cannot be weighted.
 """
 Global___Source: typing_extensions.TypeAlias = Source
 
@@ -151,9 +151,9 @@ class RecommendRequest(google.protobuf.message.Message):
     `longtide report`.
     """
     include_seen: builtins.bool
-    """Whether items that the user has had, or that are among `session_item_ids`, may appear as well: each as likely as the
-    log says of items had so often and so long ago. Never what they disliked last, what the snapshot has not learned, or
-    what they had before their last 2,000 events. Without effect under a snapshot whose log has no repeats.
+    """Whether items that the user has had, or that are among `session_item_ids`, may appear as well: each as likely as
+    the log says of items had so often and so long ago. Never what they disliked last, what the snapshot has not
+    learned, or what they had before their last 2,000 events. Without effect under a snapshot whose log has no repeats.
     """
     @property
     def exclude_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -162,7 +162,8 @@ class RecommendRequest(google.protobuf.message.Message):
     @property
     def session_item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Items the user has just viewed that were not written as events, oldest first: at most 1,000 ids of 1 to 512 bytes.
-        They count as views after the written history, for this request only, and are recommended as what was had is.
+        They count as views after the written history, for this request only, and like items that were had they are not
+        recommended unless `include_seen` allows it.
         """
 
     @property
@@ -253,7 +254,9 @@ class SourceWeight(google.protobuf.message.Message):
     source: Global___Source.ValueType
     """The source. Required."""
     weight: builtins.float
-    """0 switches it off; at most 10. The encoder's is usually 1. Where all that is asked counts nothing, all count equally."""
+    """0 switches it off; at most 10. The encoder's is usually 1. Where all that is asked counts nothing, all count
+    equally.
+    """
     def __init__(
         self,
         *,
@@ -411,7 +414,7 @@ class Neighbor(google.protobuf.message.Message):
     USER_ID_FIELD_NUMBER: builtins.int
     SIMILARITY_FIELD_NUMBER: builtins.int
     user_id: builtins.str
-    """The similar user."""
+    """The similar user. Anonymous sessions count among the similar, but are named to nobody."""
     similarity: builtins.float
     """Cosine similarity of the two users' query vectors at the moment compared: -1 to 1."""
     def __init__(
@@ -756,7 +759,7 @@ Global___ListSimilarUsersRequest: typing_extensions.TypeAlias = ListSimilarUsers
 
 @typing.final
 class ListSimilarUsersResponse(google.protobuf.message.Message):
-    """The most similar users, most similar first. Empty for a user without events."""
+    """The most similar users, most similar first; no anonymous sessions. Empty for a user without events."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -78,7 +78,7 @@ class RecommendationServiceServicer(object):
 
     def Recommend(self, request, context):
         """Recommends items to one user. An unknown user gets popular items. INVALID_ARGUMENT names the field;
-        DEADLINE_EXCEEDED when the caller's deadline cannot be met.
+        DEADLINE_EXCEEDED when the caller's deadline cannot be met. What holds of all services stands at EventService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,16 +94,17 @@ class RecommendationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-        that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
-        that are unavailable, expired or deleted.
+        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away:
+        items that the user has seen stay in the list, about where they would be if they were new to the user, and so do
+        those that are unavailable, expired or deleted. Of 10,000 items with ids of 512 bytes the answer exceeds 4 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSimilarItems(self, request, context):
-        """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known.
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item, and nothing
+        that was written of it places it among those that it knows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

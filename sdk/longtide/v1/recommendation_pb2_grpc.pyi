@@ -206,7 +206,7 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
 
     Recommend: _RecommendationServiceRecommendType
     """Recommends items to one user. An unknown user gets popular items. INVALID_ARGUMENT names the field;
-    DEADLINE_EXCEEDED when the caller's deadline cannot be met.
+    DEADLINE_EXCEEDED when the caller's deadline cannot be met. What holds of all services stands at EventService.
     """
 
     StreamRecommend: _RecommendationServiceStreamRecommendType
@@ -216,13 +216,15 @@ class RecommendationServiceStub(typing.Generic[_RecommendationServiceRecommendTy
     """
 
     Rank: _RecommendationServiceRankType
-    """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-    that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
-    that are unavailable, expired or deleted.
+    """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away:
+    items that the user has seen stay in the list, about where they would be if they were new to the user, and so do
+    those that are unavailable, expired or deleted. Of 10,000 items with ids of 512 bytes the answer exceeds 4 MiB.
     """
 
     ListSimilarItems: _RecommendationServiceListSimilarItemsType
-    """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known."""
+    """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item, and nothing
+    that was written of it places it among those that it knows.
+    """
 
     ListSimilarUsers: _RecommendationServiceListSimilarUsersType
     """Lists the users who were, at some moment, most like this user is now."""
@@ -276,7 +278,7 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.RecommendResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.RecommendResponse]]:
         """Recommends items to one user. An unknown user gets popular items. INVALID_ARGUMENT names the field;
-        DEADLINE_EXCEEDED when the caller's deadline cannot be met.
+        DEADLINE_EXCEEDED when the caller's deadline cannot be met. What holds of all services stands at EventService.
         """
 
     @abc.abstractmethod
@@ -296,9 +298,9 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.recommendation_pb2.RankRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.RankResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.RankResponse]]:
-        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away: items
-        that the user has seen stay in the list, about where they would be if they were new to the user, and so do those
-        that are unavailable, expired or deleted.
+        """Orders a given list of items for one user, best first. It orders what the caller gives and takes nothing away:
+        items that the user has seen stay in the list, about where they would be if they were new to the user, and so do
+        those that are unavailable, expired or deleted. Of 10,000 items with ids of 512 bytes the answer exceeds 4 MiB.
         """
 
     @abc.abstractmethod
@@ -307,7 +309,9 @@ class RecommendationServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.recommendation_pb2.ListSimilarItemsRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.recommendation_pb2.ListSimilarItemsResponse, collections.abc.Awaitable[longtide.v1.recommendation_pb2.ListSimilarItemsResponse]]:
-        """Lists items that are like an item, whoever asks. NOT_FOUND when the item is not known."""
+        """Lists items that are like an item, whoever asks. NOT_FOUND when the snapshot does not know the item, and nothing
+        that was written of it places it among those that it knows.
+        """
 
     @abc.abstractmethod
     def ListSimilarUsers(

@@ -39,7 +39,7 @@ class Snapshot(google.protobuf.message.Message):
     user_count: builtins.int
     """How many users' moments it knows."""
     item_count: builtins.int
-    """How many items may be recommended."""
+    """How many items with events it knows. Those without are placed by what is known of them."""
     event_count: builtins.int
     """How many events it was trained on."""
     @property

@@ -171,7 +171,7 @@ class ExportUserDataResponse(google.protobuf.message.Message):
     EVENTS_FIELD_NUMBER: builtins.int
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[longtide.v1.events_pb2.Event]:
-        """At most 1,000 events, as they were written."""
+        """At most 1,000 events, with the user or session that they belong to now, and times to the microsecond."""
 
     def __init__(
         self,
@@ -215,7 +215,9 @@ class DeleteUserDataResponse(google.protobuf.message.Message):
     """How many events were deleted; 0 when there were none."""
     @property
     def deleted_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Events that happened until then are not taken any more."""
+        """Events that happened until then are not taken any more: now or, where one that was deleted lay ahead of the
+        server's clock, its time, at most a day later.
+        """
 
     def __init__(
         self,

@@ -70,24 +70,27 @@ class UserServiceServicer(object):
 
     def MergeUsers(self, request, context):
         """Makes an anonymous history part of a user's, for ever: what is written to the source later on, and what is asked
-        for it, is the target's. Events that the target has already, by `event_id`, are not doubled. Calling it again
-        changes nothing. FAILED_PRECONDITION when the source belongs to somebody else already.
+        for it, is the target's, until DeleteUserData has deleted it. Events that the target has already, by `event_id`,
+        are not doubled: of two different events with one id, the target's stays. Calling it again changes nothing.
+        FAILED_PRECONDITION when the source belongs to somebody else already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportUserData(self, request, context):
-        """Sends everything that is kept of a user or a session, by time.
+        """Sends all events that are kept of a user or a session, and of whoever was merged into them, by time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUserData(self, request, context):
-        """Deletes everything that is kept of a user or a session: from the store and from memory at once, from what is
-        recommended to others with the next snapshot that is trained from the store. Events that happened before, and only
-        now arrive or are sent again, are not taken any more; those that happen later are. Calling it again is safe.
+        """Deletes everything that a user or a session did: from the store and from memory at once, from what is recommended
+        to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
+        is their whole history that goes, and the names that were merged are their own again. The id and the time of the
+        deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
+        (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -137,17 +137,20 @@ class UserServiceStub(typing.Generic[_UserServiceListUserEventsType, _UserServic
 
     MergeUsers: _UserServiceMergeUsersType
     """Makes an anonymous history part of a user's, for ever: what is written to the source later on, and what is asked
-    for it, is the target's. Events that the target has already, by `event_id`, are not doubled. Calling it again
-    changes nothing. FAILED_PRECONDITION when the source belongs to somebody else already.
+    for it, is the target's, until DeleteUserData has deleted it. Events that the target has already, by `event_id`,
+    are not doubled: of two different events with one id, the target's stays. Calling it again changes nothing.
+    FAILED_PRECONDITION when the source belongs to somebody else already.
     """
 
     ExportUserData: _UserServiceExportUserDataType
-    """Sends everything that is kept of a user or a session, by time."""
+    """Sends all events that are kept of a user or a session, and of whoever was merged into them, by time."""
 
     DeleteUserData: _UserServiceDeleteUserDataType
-    """Deletes everything that is kept of a user or a session: from the store and from memory at once, from what is
-    recommended to others with the next snapshot that is trained from the store. Events that happened before, and only
-    now arrive or are sent again, are not taken any more; those that happen later are. Calling it again is safe.
+    """Deletes everything that a user or a session did: from the store and from memory at once, from what is recommended
+    to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
+    is their whole history that goes, and the names that were merged are their own again. The id and the time of the
+    deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
+    (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
     """
 
 UserServiceAsyncStub: typing_extensions.TypeAlias = UserServiceStub[
@@ -187,8 +190,9 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.users_pb2.MergeUsersResponse, collections.abc.Awaitable[longtide.v1.users_pb2.MergeUsersResponse]]:
         """Makes an anonymous history part of a user's, for ever: what is written to the source later on, and what is asked
-        for it, is the target's. Events that the target has already, by `event_id`, are not doubled. Calling it again
-        changes nothing. FAILED_PRECONDITION when the source belongs to somebody else already.
+        for it, is the target's, until DeleteUserData has deleted it. Events that the target has already, by `event_id`,
+        are not doubled: of two different events with one id, the target's stays. Calling it again changes nothing.
+        FAILED_PRECONDITION when the source belongs to somebody else already.
         """
 
     @abc.abstractmethod
@@ -197,7 +201,7 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.users_pb2.ExportUserDataRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[longtide.v1.users_pb2.ExportUserDataResponse], collections.abc.AsyncIterator[longtide.v1.users_pb2.ExportUserDataResponse]]:
-        """Sends everything that is kept of a user or a session, by time."""
+        """Sends all events that are kept of a user or a session, and of whoever was merged into them, by time."""
 
     @abc.abstractmethod
     def DeleteUserData(
@@ -205,9 +209,11 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: longtide.v1.users_pb2.DeleteUserDataRequest,
         context: _ServicerContext,
     ) -> typing.Union[longtide.v1.users_pb2.DeleteUserDataResponse, collections.abc.Awaitable[longtide.v1.users_pb2.DeleteUserDataResponse]]:
-        """Deletes everything that is kept of a user or a session: from the store and from memory at once, from what is
-        recommended to others with the next snapshot that is trained from the store. Events that happened before, and only
-        now arrive or are sent again, are not taken any more; those that happen later are. Calling it again is safe.
+        """Deletes everything that a user or a session did: from the store and from memory at once, from what is recommended
+        to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
+        is their whole history that goes, and the names that were merged are their own again. The id and the time of the
+        deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
+        (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -72,7 +72,7 @@ def import_(
     if as_json:
         click.echo(json.dumps({"written": done.written, "duplicates": done.duplicates, "bad": done.bad}))
         return
-    console.print(f"{done.written:,} events written, {done.duplicates:,} known already")
+    console.print(f"{done.written:,} events written, {done.duplicates:,} known already or deleted")
     if done.bad:
         messages.print(f"{done.bad:,} rows could not be taken; {bad_rows} says why", markup=False, soft_wrap=True)
 
