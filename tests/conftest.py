@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 from tests.redis_servers import cli, redis_cluster, redis_server
@@ -11,6 +12,9 @@ from longtide_server.training.dataset import to_sequences
 from longtide_server.training.files.log import read_log
 from longtide_server.training.pipeline import train_and_publish
 from longtide_server.training.settings import settings_for, with_overrides
+
+hypothesis.settings.register_profile("longtide", deadline=None)  # a busy machine is no counterexample
+hypothesis.settings.load_profile("longtide")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,9 +2,9 @@
 
     python -m tests.bench.ablation --data DIR [--seed N] [--jobs N] [--work DIR] [--json FILE]
 
-Every variant is trained with the settings that `longtide train` chooses for the log, and judged by each user's
-second-to-last event; the last ones, which tests are scored by, are cut off before. Where a log takes long, some of its
-users have to do, evenly from the whole log.
+Every variant is trained with the settings that `longtide train` chooses for the log, its best epoch chosen by events
+that nothing else is judged by, and judged by each user's second-to-last event; the last ones, which tests are scored
+by, are cut off before. Where a log takes long, some of its users have to do, evenly from the whole log.
 """
 
 from __future__ import annotations
@@ -144,15 +144,17 @@ def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, 
     """A variant, trained and judged; the whole encoder also when it is told the time of the request."""
     variant = VARIANTS[name]
     settings = variant.change(settings)
+    # What judges the variant must not have chosen its best epoch: the events before say which that is.
+    choosing = hold_out_last(holdout.history, most_users=settings.train.validation_users, seed=settings.train.seed)
     begun = time.process_time()
     with (
         patch.object(train_module, "Encoder", variant.encoder),
         patch.object(train_module, "Objective", variant.objective),
         patch.object(model_module, "Block", variant.block),
     ):
-        model = train_encoder(settings.model, settings.train, holdout, lambda _: None)
+        model = train_encoder(settings.model, settings.train, choosing, lambda _: None)
         if settings.train.fine_tune_epochs:
-            fine_tune(model, settings.model, settings.train, holdout, lambda _: None)
+            fine_tune(model, settings.model, settings.train, choosing, lambda _: None)
     seconds = time.process_time() - begun
     queries = last_queries(model, holdout.history, holdout.users, settings.train.batch_events)
     rows = [_row(name, ranks_by(queries, model, holdout), seconds)]

@@ -91,7 +91,10 @@ def drawn_items(item_ids: Sequence[str], share: float, seed: int) -> set[str]:
 
 
 def hold_back_items(raw: Path, cold: set[str], train: Path) -> list[Case]:
-    """Write the log without the events of the cold items; who chose them when, where anything had come before."""
+    """Write the log without the events of the cold items; who chose one last, and had done anything before.
+
+    Last: what they did after it would teach the encoder to go from that very moment to what is most like the item.
+    """
     by_user: dict[str, list[tuple[float, int, dict[str, str]]]] = defaultdict(list)
     fields: list[str] = []
     for place, row in enumerate(rows_of(raw)):
@@ -102,13 +105,15 @@ def hold_back_items(raw: Path, cold: set[str], train: Path) -> list[Case]:
         out = csv.DictWriter(file, fields, lineterminator="\n")
         out.writeheader()
         for user_id, events in by_user.items():
-            before = 0
+            before, chosen = 0, ""
             for _, _, row in sorted(events, key=lambda event: event[:2]):
                 if row["item_id"] not in cold:
                     out.writerow(row)
-                    before += 1
-                elif before:
-                    cases.append(Case(user_id, before, row["item_id"]))
+                    before, chosen = before + 1, ""
+                else:
+                    chosen = chosen or row["item_id"]
+            if before and chosen:
+                cases.append(Case(user_id, before, chosen))
     return cases
 
 

@@ -21,7 +21,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -121,7 +120,7 @@ def redis_ingest(snapshot: Path, work: Path, events: Sequence[Event]) -> Iterato
 def flood(snapshot: Path, work: Path, events: Sequence[Event]) -> Iterator[Figure]:
     """More callers with more events than the server may hold: what is not taken is refused, and nothing is lost."""
     calls = [
-        [replace(event, event_id=f"{n}-{event.event_id}") for event in events[:10_000]] for n in range(FLOOD_CALLS)
+        [event._replace(event_id=f"{n}-{event.event_id}") for event in events[:10_000]] for n in range(FLOOD_CALLS)
     ]
 
     async def all_at_once(address: str) -> tuple[int, int]:

@@ -229,7 +229,7 @@ async def answers(items: int) -> None:
 
 def person(number: int, items: int) -> UserState:
     had = (np.random.default_rng(number).permutation(min(items, 3_000))[:HISTORY] + 1).tolist()
-    user = UserState(f"user:person-{number}", Version(1))
+    user = UserState(f"user:person-{number}", version=Version(1))
     events = [Event(str(at), "", "", EventType.VIEW, float(at)) for at in range(HISTORY)]
     user.append(events, had)
     return user

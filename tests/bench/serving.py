@@ -263,7 +263,7 @@ class Mixed:
         self._world = world
         self._ours = ours
         self._rng = random.Random(0)
-        self._numbers = itertools.count()
+        self._numbers, self._event_numbers = itertools.count(), itertools.count()
         self._user: dict[int, str] = {}
         self.written_ms: list[float] = []
 
@@ -274,7 +274,9 @@ class Mixed:
     async def write_of(self, user: str, number: int) -> None:
         """An event of a user, who is then the request's."""
         self._user[number] = user
-        request = event_request(user, self._rng.choice(self._world.items), f"load-{next(self._numbers)}", time.time())
+        request = event_request(
+            user, self._rng.choice(self._world.items), f"load-{next(self._event_numbers)}", time.time()
+        )
         begun = time.perf_counter()
         await self._ours.write_events(request, timeout=10.0)
         self.written_ms.append(1e3 * (time.perf_counter() - begun))

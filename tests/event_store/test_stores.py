@@ -347,6 +347,15 @@ async def test_what_was_deleted_before_a_merge_stays_out_after_it(store, event):
     assert await ids(store) == ["s2"]
 
 
+async def test_what_happened_before_a_deletion_does_not_come_back_with_a_merge(store, event):
+    """A person had their data deleted: a session from before that is theirs, and stays out as if it had been."""
+    await store.write([event(f"s{n}", time_s=at, user_id="", session_id="s") for n, at in enumerate((2.0, 99.0))])
+    await store.write([event("a1", time_s=5.0)])
+    await store.delete("user:ann", 10.0)
+    await store.merge("session:s", "user:ann")
+    assert await ids(store) == ["s1"]
+
+
 async def test_two_cannot_be_merged_into_each_other(store, event):
     await store.write([event("e1"), event("e2", user_id="guest")])
     await store.merge("user:guest", "user:ann")

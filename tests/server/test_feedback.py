@@ -97,6 +97,23 @@ async def test_counts_of_several_servers_and_flushes_add_up(store):
     }
 
 
+async def test_what_a_store_could_not_take_goes_before_what_came_after_it(store, monkeypatch):
+    """Else the counts that wait would be forgotten for those that come."""
+    feedback = Feedback(store, Clock())
+
+    async def fails(counts, flush_id):
+        raise Unavailable("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "add_shown", fails)
+        for _ in range(3):
+            feedback.shown("s1", "home", ANSWER)
+            await feedback.flush()
+    for _ in range(2):
+        await feedback.flush()
+    assert sum((await store.shown()).values()) == 3 * len(ANSWER)
+
+
 async def test_counts_wait_for_a_store_that_fails(store, monkeypatch):
     feedback = Feedback(store, Clock())
     feedback.shown("s1", "home", ANSWER)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from longtide_server import recommender as recommender_module
 from longtide_server.answers import Link, Query
 from longtide_server.encoder import AnswerSizes
 from longtide_server.encoder.coalescing import CoalescingEncoder
@@ -404,6 +405,14 @@ async def test_a_user_of_many_moments_does_not_hide_another(make_world):
     world = make_world(moments=[("bob", 0, "c")] * 30 + [("cara", 10, "e")], count=1)
     await world.did("ann", "a")
     assert (await similar(world, limit=2))[0] == ["bob", "cara"]
+
+
+async def test_a_search_for_more_similar_users_than_there_are_ends(make_world, monkeypatch):
+    monkeypatch.setattr(recommender_module, "MAX_MOMENTS_SEARCHED", 8)
+    world = make_world(moments=[("bob", 0, "c")] * 30 + [("cara", 10, "e")], count=2)
+    await world.did("ann", "a")
+    async with asyncio.timeout(SOON_S):
+        assert (await similar(world, limit=2))[0] == ["bob"]
 
 
 async def test_at_most_5_next_items_are_shown(make_world):

@@ -100,22 +100,22 @@ async def _show_user(
     client: AsyncClient, sequences: Sequences, user: int, titles: Mapping[str, str], console: Console
 ) -> None:
     owner = sequences.owners[user]
-    who, name = _named(owner), _called(owner)
+    who, (kind, name) = _named(owner), _called(owner)
     span = sequences.of(user)
     last = [sequences.item_ids[item - 1] for item in sequences.items[span][-LAST_ITEMS:].tolist()]
     console.print()
-    console.print(items_table(f"{name}: the last of {span.stop - span.start} items", last, titles))
+    console.print(items_table(f"{kind} {name}: the last of {span.stop - span.start} items", last, titles))
     similar = await client.similar_users(limit=3, **who)
     console.print(similar_users_table(f"Users most like {name} is now", similar, titles))
     console.print(recommendations_table(f"Recommended to {name}", await client.recommend(**who)))
 
 
 async def _show_change(client: AsyncClient, owner: str, titles: Mapping[str, str], console: Console) -> None:
-    who, name = _named(owner), _called(owner)
+    who, (kind, name) = _named(owner), _called(owner)
     before = await client.recommend(**who)
     chosen = [item.item_id for item in before[:NEW_EVENTS]]
     names = ", ".join(titles.get(item) or item for item in chosen)
-    console.print(f"\n{name} now watches {names}", markup=False)
+    console.print(f"\n{kind} {name} now watches {names}", markup=False)
     token = before.attribution_token
     await client.write_events([Event(item_id=item, type="watch", attribution_token=token, **who) for item in chosen])
     after = await client.recommend(**who)
@@ -134,9 +134,9 @@ def _named(owner: str) -> _Named:
     return _Named(user_id=user_of(owner), session_id=session_of(owner))
 
 
-def _called(owner: str) -> str:
-    """How the owner of a history is spoken of."""
-    return f"User {user_of(owner)}" if user_of(owner) else f"Session {session_of(owner)}"
+def _called(owner: str) -> tuple[str, str]:
+    """How the owner of a history is spoken of: what they are, and their id."""
+    return ("User", user_of(owner)) if user_of(owner) else ("Session", session_of(owner))
 
 
 def _digest(sequences: Sequences) -> str:

@@ -1,14 +1,16 @@
 """Another snapshot is tried, warmed and swapped in; nobody is refused, and no answer mixes two."""
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from longtide_server.answers import Query
+from longtide_server.answers import Answer, Query, Recommendation
 from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
 from longtide_server.serving import servings as servings_module
+from longtide_server.serving.activation import Activation
 from longtide_server.serving.canary import Bars, canary_queries, try_out
 from longtide_server.serving.serving import Serving
 from longtide_server.snapshot import CURRENT, ENCODER, resolve
@@ -203,6 +205,32 @@ async def test_the_last_ones_are_kept_and_the_one_that_is_served(served):
     assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "b", "c"]
 
 
+async def test_the_one_that_is_served_stays_though_newer_ones_are_kept(served):
+    activation = Activation(served.directory, served.servings, keep=1)
+    await activation.activate("b")
+    assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "b", "c"]
+
+
+class FailingSwap:
+    """What is prepared fails."""
+
+    def __init__(self):
+        self.snapshot_id, self.abandoned = "a", 0
+
+    async def prepare(self, folder):
+        raise EncoderUnavailable("it does not start")
+
+    async def abandon(self):
+        self.abandoned += 1
+
+
+async def test_what_could_not_be_prepared_is_let_go(served):
+    swap = FailingSwap()
+    with pytest.raises(EncoderUnavailable):
+        await Activation(served.directory, swap, keep=2).activate("b")
+    assert swap.abandoned == 1
+
+
 # The canaries.
 
 
@@ -222,6 +250,46 @@ async def test_an_encoder_that_fails_is_found(world):
     world.encoder.failure = EncoderUnavailable("broken weights")
     with pytest.raises(SnapshotError, match=r"degraded.*broken weights"):
         await try_out(world.recommender, LENIENT)
+
+
+SANE = [("a", 0.4), ("b", 0.3), ("c", 0.2), ("d", 0.1)]
+
+
+class Answering:
+    """A recommender of whom one list is not what the snapshot of a world gives."""
+
+    def __init__(self, recommender, items):
+        self.snapshot = recommender.snapshot
+        self._items = items
+
+    async def recommend(self, query, timeout_s):
+        items = tuple(Recommendation(item_id, "", score, sources=(), neighbors=()) for item_id, score in self._items)
+        return Answer(items, "world")
+
+    async def recall(self, query, timeout_s):
+        return 1.0
+
+    def recommendable_count(self):
+        return len(SANE) + 1  # one of which each canary has just seen
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        (SANE, None),
+        (SANE[:3], "a list has 3 of 10 items"),
+        ([*SANE[:3], ("a", 0.1)], "a list repeats an item"),
+        ([*SANE[:3], ("e", 0.1)], "a list repeats an item, or shows one that was just seen"),
+        ([("b", 0.3), ("a", 0.4), *SANE[2:]], "the scores of a list are not falling shares"),
+        ([("a", 1.2), *SANE[1:]], "the scores of a list are not falling shares"),
+        ([*SANE[:3], ("d", 0.0)], "the scores of a list are not falling shares"),
+    ],
+)
+async def test_a_list_that_no_healthy_snapshot_gives_is_found(make_world, items, reason):
+    """The only canary has just turned to e."""
+    answering = Answering(make_world(moments=[("bob", 0, "e")]).recommender, items)
+    with nullcontext() if reason is None else pytest.raises(SnapshotError, match=reason):
+        await try_out(answering, LENIENT)
 
 
 async def test_a_slow_snapshot_is_found(world):

@@ -139,7 +139,15 @@ async def test_so_many_bytes_of_answers_are_kept_those_that_were_asked_for_last(
 
 
 @pytest.mark.parametrize(
-    "other", [{"limit": 2}, {"min_similarity": 0.5}, {"session_item_ids": ("c",)}, {"exclude_item_ids": ("c",)}]
+    "other",
+    [
+        {"limit": 2},
+        {"min_similarity": 0.5},
+        {"session_item_ids": ("c",)},
+        {"exclude_item_ids": ("c",)},
+        {"include_item_ids": ()},
+        {"item_filter": HasTag(frozenset(["jazz"]))},
+    ],
 )
 async def test_another_question_has_its_own_answer(world, counting, other):
     await world.did("ann", "ab")
@@ -147,6 +155,15 @@ async def test_another_question_has_its_own_answer(world, counting, other):
         await counting.recommend()
     expected = write_answer(await world.recommender.recommend(Query("ann", **other), SOON_S))
     assert without_token(await counting.recommend(**other)) == expected
+
+
+async def test_other_interests_have_their_own_answer(world, counting):
+    world.live.apply([Item("e", tags=("jazz",)), Item("d", tags=("rock",))], [])
+    first = {}
+    for tag in ("jazz", "rock", "jazz"):
+        answer = await counting.recommend("new", interests=HasTag(frozenset([tag])))
+        first[tag] = answer.recommendations[0].item_id
+    assert first == {"jazz": "e", "rock": "d"}
 
 
 async def test_people_do_not_share_answers(world, counting):

@@ -4,8 +4,10 @@ import asyncio
 import itertools
 import time
 
+import pytest
 from tests.server.conftest import MemoryStore, make_event
 
+from longtide_server.errors import Unavailable
 from longtide_server.event_store import Appended, Version, Written
 from longtide_server.users.history_writer import HistoryWriter, in_pieces
 
@@ -39,6 +41,22 @@ async def test_others_have_their_turn_while_a_large_batch_is_felt():
     assert written.new == 3_000
     assert copies.events == events
     assert max(after - before for before, after in itertools.pairwise(turns)) < 500
+
+
+async def test_of_a_deletion_that_failed_nobody_knows_how_far_it_came(world, monkeypatch):
+    """The store has deleted what it then could not say: nothing of it may live on in memory."""
+    await world.did("ann", "ab")
+    assert len((await world.states.get("user:ann")).items) == 2
+
+    async def loses_the_answer(owner, now_s):
+        del world.store.histories[owner]
+        world.store.rewrites[owner] = 1
+        raise Unavailable("it did not answer in time")
+
+    monkeypatch.setattr(world.store, "delete", loses_the_answer, raising=False)
+    with pytest.raises(Unavailable):
+        await world.writer.delete("user:ann", 0.0)
+    assert len((await world.states.get("user:ann")).items) == 0
 
 
 def test_a_history_is_never_in_two_pieces():

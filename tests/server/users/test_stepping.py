@@ -86,7 +86,6 @@ async def test_who_asks_during_the_step_waits_for_it_and_makes_no_other(world, s
 
 
 async def test_an_encoder_that_fails_is_left_alone_for_a_while(world, stepper, monkeypatch):
-    monkeypatch.setattr(stepping, "PAUSE_S", 0.05)
     await world.did("ann", "a")
     await asked(world, "ann")
     world.encoder.failure = EncoderUnavailable("it is down")
@@ -96,7 +95,7 @@ async def test_an_encoder_that_fails_is_left_alone_for_a_while(world, stepper, m
     await world.did("ann", "b")
     await asyncio.sleep(0.01)
     assert len(world.encoder.calls) == 2
-    await asyncio.sleep(0.05)
+    monkeypatch.setattr(stepper, "_paused_until_s", 0.0)  # a while later
     world.encoder.failure = None
     await world.did("ann", "c")
     await caught_up(world, "ann")
@@ -243,6 +242,31 @@ async def test_of_two_writes_at_once_the_second_follows_the_first(world, foresig
     await asyncio.gather(*writing)
     await caught_up(world, "ann")
     assert (await asked(world, "ann")).state.tolist() == [3, 1 / 4 + 2 / 2 + 3]
+
+
+async def test_of_what_was_expected_a_part_that_was_known_already_is_not_felt_twice(world, foresight, event):
+    await world.write(event("e1", "a", 1.0))
+    await asked(world, "ann")
+    foresight.clear()
+    writing = asyncio.create_task(world.write(event("e1", "a", 1.0), event("e2", "b", 2.0)))
+    await asyncio.sleep(0.02)
+    foresight.set()
+    await writing
+    assert (await asked(world, "ann")).state.tolist() == [2, 1 / 2 + 2]
+
+
+async def test_what_was_expected_makes_room_for_what_comes(world, foresight, event, monkeypatch):
+    monkeypatch.setattr(encodings, "MAX_EXPECTED", 1)
+    await world.did("ann", "a")
+    await asked(world, "ann")
+    for n in range(3):
+        foresight.clear()
+        writing = asyncio.create_task(world.write(event(f"next-{n}", "b", 100.0 + n)))
+        await asyncio.sleep(0.02)
+        assert (await world.states.get("user:ann")).expected is not None
+        foresight.set()
+        await writing
+        await asked(world, "ann")
 
 
 @pytest.mark.parametrize(("most_users", "most_events"), [(3, 8), (32, 0)])
