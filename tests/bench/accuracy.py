@@ -133,7 +133,7 @@ class Bench(Pieces):
                 "fusion": manifest["fusion"],
             }
 
-        return self.piece(name, do)
+        return self.piece(name, do, fits=lambda kept: kept["alone"] or not alone)
 
     def transitions(self, log: Log) -> dict[str, Any]:
         """The baseline that learns nothing, on the same targets."""

@@ -172,7 +172,7 @@ class ContentBench(Bench):
             found = cold_metrics(snapshot, train, items, cut["cold"], [Case(*case) for case in cut["cases"]])
             return {"train_s": trained.seconds, "share of events": cut["share of events"], **found}
 
-        return self.piece(name, do)
+        return self.piece(name, do, self.settings)
 
     def warm(self, folder: str, kind: str, options: Sequence[str]) -> dict[str, Any]:
         """HR@10 and NDCG@10 on the scorer's cut, with a kind of content; `none` is without any."""
@@ -188,7 +188,7 @@ class ContentBench(Bench):
             manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
             return {**self.score(recs, log), "validation": manifest["metrics"], "fusion": manifest["fusion"]}
 
-        return self.piece(name, do)
+        return self.piece(name, do, self.settings)
 
     def domains(self) -> dict[str, Any]:
         """HR@10 and NDCG@10 at home of people who are known in both shops, by who knows what of them."""
@@ -202,12 +202,18 @@ class ContentBench(Bench):
 
         def do(name: str, histories: str) -> dict[str, Any]:
             train, items, snapshot = folder / f"{name}.csv.gz", folder / f"{name}.items.csv.gz", folder / name
-            if not snapshot.is_dir() or not (snapshot / "CURRENT").is_file():
-                measured(*LONGTIDE, "train", train, "--out", snapshot, "--items", items, *self.settings)
+            self.piece(
+                f"domains.{name}.trained", partial(train_on, train, items, snapshot, self.settings), self.settings
+            )
             return domain_metrics(snapshot, folder / f"{histories}.csv.gz", targets)
 
         ways = {"home": ("home", "home"), "joined": ("joined", "joined"), "joined.forgetful": ("joined", "home")}
-        return {name: self.piece(f"domains.{name}", partial(do, *files)) for name, files in ways.items()}
+        return {name: self.piece(f"domains.{name}", partial(do, *files), self.settings) for name, files in ways.items()}
+
+
+def train_on(train: Path, items: Path, snapshot: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Train a shop's snapshot; how long it took."""
+    return {"train_s": measured(*LONGTIDE, "train", train, "--out", snapshot, "--items", items, *settings).seconds}
 
 
 def cut_domains(data: Path, folder: Path) -> list[tuple[str, str, int]]:

@@ -65,7 +65,7 @@ def main() -> None:
     train, _ = bench.cut(LOG)
     snapshot = given.work / f"{LOG.folder}.gpu"
     options = [part for setting in given.set for part in ("--set", setting)]
-    trained = bench.piece(snapshot.name, partial(trained_once, train, snapshot, options))
+    trained = bench.piece(snapshot.name, partial(trained_once, train, snapshot, options), options)
     folder = resolve(snapshot)
     loaded = load_snapshot(folder)
     steps, sizes = whole_histories(World(folder, loaded, train, (), folder)), AnswerSizes.of(loaded.embeddings)

@@ -95,7 +95,7 @@ def main() -> None:
     bench = Bench(asked.data, asked.scorer, asked.work)
     train, _ = bench.cut(LOGS[0])
     if asked.snapshot is None:
-        bench.longtide(LOGS[0], 0)
+        bench.longtide(LOGS[0], 0, alone=True)
     served = asked.snapshot or asked.work / f"{LOGS[0].folder}.longtide.0"
     work = asked.work / "serving"
     shutil.rmtree(work, ignore_errors=True)
