@@ -75,6 +75,12 @@ def test_only_the_best_are_returned_and_their_scores_are_shares_of_all():
     assert ranked.score.tolist() == pytest.approx([0.46 / 0.93, 0.37 / 0.93], rel=1e-3)
 
 
+@pytest.mark.parametrize("limit", [2, 3, 4])
+def test_of_equals_the_first_come_first(limit):
+    equals = candidates(i1=(0.1, 0, 0, 0), i2=(0.3, 0, 0, 0), i3=(0.3, 0, 0, 0), i4=(0.3, 0, 0, 0))
+    assert rank(equals, ENCODER_ONLY, EVERY, 10, limit).items.tolist() == [2, 3, 4, 1][:limit]
+
+
 def test_a_source_that_was_not_asked_has_no_say():
     fusion = Fusion(encoder=1.0, neighbors=0.0, transitions=0.1, popularity=0.0, floor=0.1)
     both = candidates(i1=(0.9, 0, 0, 0), i2=(0, 0, 0.9, 0))
