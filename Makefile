@@ -45,6 +45,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy tests/bench/*.py
 
 imports: setup
 	$(BIN)/lint-imports

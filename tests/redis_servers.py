@@ -81,7 +81,7 @@ class Node:
             yield process
 
 
-def cli(port, *command):
+def cli(port: int, *command: str) -> str:
     """What redis-cli prints."""
     found = subprocess.run(
         ["redis-cli", "-p", str(port), *command], check=False, capture_output=True, text=True, timeout=10

@@ -72,12 +72,13 @@ class PlainBlock(Block):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.norm = nn.Identity()
-        self.feed_forward = nn.Identity()
+        self.norm = nn.Identity()  # type: ignore[assignment]
+        self.feed_forward = nn.Identity()  # type: ignore[assignment]
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """What follows the recurrence, without x."""
-        return self.dropout(self.project(y))
+        added: Tensor = self.dropout(self.project(y))
+        return added
 
 
 class Unforgiving(Objective):
@@ -88,7 +89,7 @@ class Unforgiving(Objective):
         return super().forward(replace(batch, past=nothing), state)
 
 
-def with_model(**changes: bool | float) -> Callable[[Settings], Settings]:
+def with_model(**changes: Any) -> Callable[[Settings], Settings]:
     """A change of the model's settings."""
     return lambda settings: replace(settings, model=replace(settings.model, **changes))
 

@@ -294,12 +294,12 @@ def running_server(snapshot: Path) -> Iterator[str]:
 
 def mean(pieces: list[dict[str, Any]], name: str) -> float:
     """Over seeds."""
-    return round(statistics.mean(piece[name] for piece in pieces), 4)
+    return round(statistics.mean(float(piece[name]) for piece in pieces), 4)
 
 
 def spread(pieces: list[dict[str, Any]], name: str) -> float:
     """From the least to the greatest of the seeds."""
-    values = [piece[name] for piece in pieces]
+    values = [float(piece[name]) for piece in pieces]
     return round(max(values) - min(values), 4)
 
 

@@ -15,11 +15,11 @@ import grpc
 async def main(answer: bytes) -> None:
     """Serve until killed."""
 
-    async def call(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def call(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         return answer
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.unary_unary_rpc_method_handler(call)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(call)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", {"Call": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,7 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Nearest:
     def __init__(self, embeddings: np.ndarray) -> None:
         self._embeddings = embeddings
 
-    async def encode(self, batch: list[Steps], timeout_s: float) -> list[Encoded]:
+    async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         return [self._encoded(steps) for steps in batch]
 
     def _encoded(self, steps: Steps) -> Encoded:
@@ -184,7 +185,7 @@ def masks() -> None:
         live.apply(items[at : at + 1_000], [])
     print(f"{MASKED_ITEMS} items written: {1e6 * (time.perf_counter() - begun) / MASKED_ITEMS:.0f} us an item")
     for name, wanted in conditions():
-        print(f"mask of {name}: {median_ms(lambda wanted=wanted: live.row_mask(wanted)):.3f} ms")
+        print(f"mask of {name}: {median_ms(partial(live.row_mask, wanted)):.3f} ms")
 
     def write_and_filter() -> None:
         live.apply([written(rng.randrange(MASKED_ITEMS), rng)], [])
@@ -205,7 +206,8 @@ async def answers(items: int) -> None:
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
         snapshot = snapshot_of(items, Path(folder))
-        states = UserStates(snapshot, NoHistories(), CoalescingEncoder(Nearest(snapshot.embeddings), TIMEOUT_S), PEOPLE)
+        encoder = CoalescingEncoder(Nearest(snapshot.embeddings), TIMEOUT_S)
+        states = UserStates(snapshot, NoHistories(), encoder, PEOPLE)  # type: ignore[arg-type]
         live = LiveCatalog(snapshot.catalog)
         recommender = Recommender(snapshot, states, live=live)
         draws = {name: rng.random(items) < share for name, share in SHARES.items()}

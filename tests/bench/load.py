@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import grpc
 
@@ -53,13 +54,16 @@ class Load:
         return statistics.quantiles(self.latency_ms, n=100)[percent - 1]
 
 
+Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+
+
 class Caller:
     """Raw calls over one channel."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.recommend = channel.unary_unary(RECOMMEND)
-        self.write_events = channel.unary_unary(WRITE_EVENTS)
-        self.bare = channel.unary_unary(BARE)
+        self.recommend: Call = channel.unary_unary(RECOMMEND)
+        self.write_events: Call = channel.unary_unary(WRITE_EVENTS)
+        self.bare: Call = channel.unary_unary(BARE)
 
 
 @asynccontextmanager

@@ -169,7 +169,7 @@ async def _fresh_states(world: World) -> tuple[Turns, Turns, Turns]:
 
 
 async def _ask(ours: Caller, request: Callable[[], bytes]) -> bytes:
-    return await ours.recommend(request(), timeout=10.0)  # type: ignore[no-any-return]
+    return await ours.recommend(request(), timeout=10.0)
 
 
 # Mixed load
@@ -284,7 +284,7 @@ class Mixed:
     async def ask(self, number: int) -> bytes:
         """The request."""
         user = self._user.pop(number, None) or self._rng.choice(self._world.users)
-        return await self._ours.recommend(recommend_request(user), timeout=10.0)  # type: ignore[no-any-return]
+        return await self._ours.recommend(recommend_request(user), timeout=10.0)
 
     async def both(self) -> bytes:
         """A request; every second one right after a new event."""
@@ -418,7 +418,7 @@ def long_history(world: World) -> Iterator[Figure]:
 def batch_scoring(world: World) -> Iterator[Figure]:
     """`StreamRecommend` for everybody, nothing encoded before, beside the encoder alone in this process."""
     batch = max((16, 64, 256), key=partial(module_users_per_s, world))
-    module, cold, warm, spent = [], [], [], dict[str, list[float]]()
+    module, cold, warm, spent = list[float](), list[float](), list[float](), dict[str, list[float]]()
     for turn in range(ROUNDS):
         module.append(module_users_per_s(world, batch))
         with served(world, f"batch-{turn}", states=False) as (address, server):
@@ -583,7 +583,7 @@ def soak(world: World) -> Iterator[Figure]:
                     if number % round(1 / SOAK_EVENTS_SHARE) == 0:
                         await mixed.write(number)
                         return await mixed.ask(number)
-                    return await ours.recommend(request(), timeout=10.0)  # type: ignore[no-any-return]
+                    return await ours.recommend(request(), timeout=10.0)
 
                 for number in range(len(world.users)):  # a state is kept of whoever acts, for events that come late
                     await mixed.write_of(world.users[number], number)
@@ -654,7 +654,7 @@ def bare_server(answer: bytes, world: World) -> Iterator[str]:
 async def one_answer(address: str, world: World) -> bytes:
     """What the server sends for somebody."""
     async with caller(address) as ours:
-        return await ours.recommend(recommend_request(world.users[0]), timeout=60.0)  # type: ignore[no-any-return]
+        return await ours.recommend(recommend_request(world.users[0]), timeout=60.0)
 
 
 async def ask_everybody(address: str, world: World) -> None:
