@@ -30,16 +30,18 @@ def voters(snapshot: Snapshot, neighbors: Neighbors, numbers: Sequence[int]) -> 
     Anonymous sessions are named to nobody.
     """
     positions = snapshot.neighbors.positions
-    users = positions.user[neighbors.position].tolist()
-    ids = {user: user_of(snapshot.owners[user]) for user in set(users)}
+    users = positions.user[neighbors.position]
     places: dict[int, dict[int, int]] = {number: {} for number in numbers}  # by item and user
     for place, number in enumerate(positions.next_item[neighbors.position].tolist()):  # the most similar first
         of_item = places.get(number)
-        if of_item is not None and len(of_item) < NEIGHBORS_SHOWN and ids[users[place]]:
-            of_item.setdefault(users[place], place)
+        if of_item is not None and len(of_item) < NEIGHBORS_SHOWN and user_of(snapshot.owners[users[place]]):
+            of_item.setdefault(int(users[place]), place)
     return [
-        tuple(Voter(ids[user], float(neighbors.similarity[place])) for user, place in of_item.items())
-        for of_item in (places[number] for number in numbers)
+        tuple(
+            Voter(user_of(snapshot.owners[user]), float(neighbors.similarity[place]))
+            for user, place in places[number].items()
+        )
+        for number in numbers
     ]
 
 

@@ -72,8 +72,8 @@ class PlainBlock(Block):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.norm = nn.Identity()  # type: ignore[assignment]
-        self.feed_forward = nn.Identity()  # type: ignore[assignment]
+        self.add_module("norm", nn.Identity())
+        self.add_module("feed_forward", nn.Identity())
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """What follows the recurrence, without x."""

@@ -23,7 +23,7 @@ from longtide_server.catalog.catalog import Catalog, ItemInfo
 from longtide_server.catalog.live_catalog import LiveCatalog
 from longtide_server.encoder import Encoded, Steps
 from longtide_server.encoder.coalescing import CoalescingEncoder
-from longtide_server.event_store import History, Known, Version
+from longtide_server.event_store import Version
 from longtide_server.events import Event, EventType
 from longtide_server.evidence import Asker
 from longtide_server.items.item import Item
@@ -43,6 +43,8 @@ from longtide_server.recommender import Recommender
 from longtide_server.snapshot import EncoderFacts, Manifest, NeighborSettings, Snapshot
 from longtide_server.sources.candidates import Transitions, TransitionSettings
 from longtide_server.sources.neighbors import NeighborIndex, Positions, build_index
+from longtide_server.training.dataset import Sequences
+from longtide_server.training.offline import LogHistories
 from longtide_server.users.user_state import UserState
 from longtide_server.users.user_states import UserStates
 
@@ -74,13 +76,10 @@ class Nearest:
         pass
 
 
-class NoHistories:
-    """Histories of people of whom nothing is written."""
-
-    shared = False
-
-    async def history(self, owner: str, known: Known | None = None) -> History:
-        return History(owner, Version(1), [])
+def no_histories() -> LogHistories:
+    """Of people of whom nothing is written."""
+    none, some = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return LogHistories(Sequences((), (), np.zeros(1, np.int64), none, none, np.zeros(0), some, some))
 
 
 def snapshot_of(items: int, folder: Path) -> Snapshot:
@@ -207,7 +206,7 @@ async def answers(items: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         snapshot = snapshot_of(items, Path(folder))
         encoder = CoalescingEncoder(Nearest(snapshot.embeddings), TIMEOUT_S)
-        states = UserStates(snapshot, NoHistories(), encoder, PEOPLE)  # type: ignore[arg-type]
+        states = UserStates(snapshot, no_histories(), encoder, PEOPLE)
         live = LiveCatalog(snapshot.catalog)
         recommender = Recommender(snapshot, states, live=live)
         draws = {name: rng.random(items) < share for name, share in SHARES.items()}

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from longtide_server.errors import InvalidInput, SnapshotError
-from longtide_server.snapshot import CURRENT, MANIFEST, load_snapshot, prepare, publish, read_manifest, resolve, sweep
+from longtide_server.snapshot import (
+    CURRENT,
+    MANIFEST,
+    load_snapshot,
+    prepare,
+    publish,
+    read_manifest,
+    read_owners,
+    resolve,
+    sweep,
+    write_owners,
+)
 
 FILES = [
     "behavior.npz",
@@ -129,6 +140,12 @@ def test_a_trained_snapshot_holds_what_the_log_says(tiny_snapshot):
     assert sorted(facts.files) == FILES
     number = tiny_snapshot.catalog.number("item-1")
     assert tiny_snapshot.catalog.info(number).title == "One"
+
+
+def test_users_and_anonymous_sessions_are_read_as_they_were_written(tmp_path):
+    owners = ("user:s", "session:s", "user:session:s", "user:é")
+    write_owners(owners, tmp_path / "users.parquet")
+    assert read_owners(tmp_path / "users.parquet") == owners
 
 
 @pytest.fixture

@@ -29,10 +29,11 @@ class EventServiceStub(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
 
-    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
-    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
-    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
-    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    Of all services: a server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo; where even taking
+    the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
+    message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
+    it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
+    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     def __init__(self, channel):
@@ -57,10 +58,11 @@ class EventServiceServicer(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
 
-    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
-    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
-    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
-    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    Of all services: a server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo; where even taking
+    the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
+    message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
+    it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
+    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     def WriteEvents(self, request, context):
@@ -109,10 +111,11 @@ class EventService(object):
     """Takes in user behaviour. A write is answered only once it is durable, and a repeated `event_id` changes nothing,
     so every call here is safe to retry.
 
-    Of all services: a message that is sent holds 16 MiB at most (RESOURCE_EXHAUSTED, without RetryInfo: sending it again
-    cannot succeed). A server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo, and gRPC itself
-    CANCELLED: wait, and try again. INVALID_ARGUMENT comes with google.rpc.BadRequest, which names the fields. A call
-    that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    Of all services: a server with too much to do answers RESOURCE_EXHAUSTED with google.rpc.RetryInfo; where even taking
+    the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
+    message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
+    it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
+    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
     """
 
     @staticmethod
