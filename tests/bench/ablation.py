@@ -1,10 +1,12 @@
 """`make bench-ablation`: what each part of the encoder earns, on validation targets.
 
-    python -m tests.bench.ablation --data DIR [--seed N] [--jobs N] [--work DIR] [--json FILE]
+    python -m tests.bench.ablation --data DIR [--seeds N] [--jobs N] [--work DIR] [--json FILE]
 
 Every variant is trained with the settings that `longtide train` chooses for the log, its best epoch chosen by events
 that nothing else is judged by, and judged by each user's second-to-last event; the last ones, which tests are scored
-by, are cut off before. Where a log takes long, some of its users have to do, evenly from the whole log.
+by, are cut off before. Where a log takes long, some of its users have to do, evenly from the whole log. Variants are
+trained on the GPU where there is one. What a variant costs is a core's time for training on a few users, against the
+whole encoder's.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +31,18 @@ from tests.bench.figures import Figure, plain, publish
 from tests.bench.pieces import Pieces
 from torch import Tensor, nn
 
-from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, to_sequences
+from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, to_sequences
 from longtide_server.training.files.log import read_log, times_are_real
 from longtide_server.training.learning import model as model_module
 from longtide_server.training.learning import train as train_module
 from longtide_server.training.learning.encoding import last_queries, ranks_by
+from longtide_server.training.learning.loop import Run
 from longtide_server.training.learning.model import Block, Encoder, ModelConfig
 from longtide_server.training.learning.objective import Batch, Objective
 from longtide_server.training.learning.train import fine_tune, train_encoder
+from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
-from longtide_server.training.settings import Settings, settings_for
+from longtide_server.training.settings import Settings, bfloat16_is_faster, settings_for
 
 
 class WithoutShortTerm(Encoder):
@@ -141,28 +147,45 @@ def every(sequences: Sequences, users: int) -> Sequences:
     )
 
 
+@contextmanager
+def built_as(variant: Variant) -> Iterator[None]:
+    """Training makes the variant's modules instead of the encoder's."""
+    with (
+        patch.object(train_module, "Encoder", variant.encoder),
+        patch.object(train_module, "Objective", variant.objective),
+        patch.object(model_module, "Block", variant.block),
+    ):
+        yield
+
+
 def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, str | float]]:
     """A variant, trained and judged; the whole encoder also when it is told the time of the request."""
     variant = VARIANTS[name]
     settings = variant.change(settings)
     # What judges the variant must not have chosen its best epoch: the events before say which that is.
     choosing = hold_out_last(holdout.history, most_users=settings.train.validation_users, seed=settings.train.seed)
-    begun = time.process_time()
-    with (
-        patch.object(train_module, "Encoder", variant.encoder),
-        patch.object(train_module, "Objective", variant.objective),
-        patch.object(model_module, "Block", variant.block),
-    ):
-        model = train_encoder(settings.model, settings.train, choosing, lambda _: None)
+    run = Run(Workers(device=best_device()))
+    with built_as(variant):
+        model = train_encoder(settings.model, settings.train, choosing, lambda _: None, run)
         if settings.train.fine_tune_epochs:
-            fine_tune(model, settings.model, settings.train, choosing, lambda _: None)
-    seconds = time.process_time() - begun
+            fine_tune(model, settings.model, settings.train, choosing, lambda _: None, run)
     queries = last_queries(model, holdout.history, holdout.users, settings.train.batch_events)
-    rows = [_row(name, ranks_by(queries, model, holdout), seconds)]
+    rows = [_row(name, ranks_by(queries, model, holdout))]
     if variant == Variant() and model.request_time is not None:
-        timed = model.request_time(torch.from_numpy(queries), torch.from_numpy(_waits(holdout))).detach().numpy()
-        rows.append(_row(f"{name}, told the time of the request", ranks_by(timed, model, holdout), seconds))
+        told = model.request_time.cpu()(torch.from_numpy(queries), torch.from_numpy(_waits(holdout)))
+        rows.append(_row(f"{name}, told the time of the request", ranks_by(told.detach().numpy(), model, holdout)))
     return rows
+
+
+def training_s(name: str, settings: Settings, sequences: Sequences) -> float:
+    """Seconds of a core for an epoch of a variant's pre-training."""
+    variant = VARIANTS[name]
+    settings = variant.change(settings)
+    begun = time.process_time()
+    with built_as(variant):
+        once = replace(settings.train, epochs=1)
+        train_encoder(settings.model, once, nothing_held_out(sequences), lambda _: None)
+    return time.process_time() - begun
 
 
 def _waits(holdout: Holdout) -> NDArray[np.float64]:
@@ -170,20 +193,22 @@ def _waits(holdout: Holdout) -> NDArray[np.float64]:
     return holdout.times - holdout.history.times[holdout.history.offsets[holdout.users + 1] - 1]
 
 
-def _row(name: str, ranks: NDArray[np.int64], seconds: float) -> dict[str, str | float]:
-    found = {"hr@10": round(hr_at_k(ranks, 10), 4), "ndcg@10": round(ndcg_at_k(ranks, 10), 4)}
-    return {"variant": name, **found, "cpu_s": round(seconds)}
+def _row(name: str, ranks: NDArray[np.int64]) -> dict[str, str | float]:
+    return {"variant": name, "hr@10": round(hr_at_k(ranks, 10), 4), "ndcg@10": round(ndcg_at_k(ranks, 10), 4)}
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log, and how many of its users are enough where it takes long."""
+    """A log, and how many of its users are enough."""
 
     folder: str
+    timed_users: int
+    """For what a variant costs."""
     users: int = 1_000_000
 
 
-LOGS = (Log("amazon-beauty"), Log("movielens-1m", 2000), Log("movielens-100k"))
+LOGS = (Log("amazon-beauty", 1500), Log("movielens-1m", 100, users=2000), Log("movielens-100k", 100))
+ROUNDS = 3
 
 
 def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
@@ -206,51 +231,107 @@ def studied(data: Path, work: Path, log: Log, seed: int, name: str) -> list[dict
     """A variant's rows, now or from an earlier run; in a process of its own."""
 
     def do() -> dict[str, Any]:
-        return {"rows": measured(name, *prepared(data, log, seed))}
+        return {"rows": measured(name, *prepared(data, log, seed)), "device": best_device().type}
 
     words = name.replace(",", "").replace(" ", "-")
     rows: list[dict[str, str | float]] = Pieces(work).piece(f"{log.folder}.ablation.{words}.{seed}", do)["rows"]
     return rows
 
 
-def figures(rows: dict[str, list[dict[str, Any]]]) -> Iterator[Figure]:
+def costs(data: Path, work: Path, log: Log) -> dict[str, float]:
+    """What training each variant costs, the whole encoder costing 1: the median of rounds in which all take turns."""
+
+    def do() -> dict[str, Any]:
+        settings, holdout = prepared(data, log, seed=0)
+        settings = replace(settings, train=replace(settings.train, bfloat16=bfloat16_is_faster()))
+        few = every(holdout.history, log.timed_users)
+        rounds = [{name: training_s(name, settings, few) for name in differing(settings)} for _ in range(ROUNDS)]
+        against = [{name: one[name] / one["the encoder"] for name in one} for one in rounds]
+        return {"costs": {name: round(statistics.median(one[name] for one in against), 2) for name in against[0]}}
+
+    found: dict[str, float] = Pieces(work).piece(f"{log.folder}.ablation.costs", do)["costs"]
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a variant reached on a log, over all seeds."""
+
+    hit_rates: list[float]
+    ndcgs: list[float]
+    cost: float | None
+
+
+def tables(
+    found: dict[str, list[list[dict[str, Any]]]], costs_of: dict[str, dict[str, float]]
+) -> dict[str, dict[str, Row]]:
+    """Each log's rows by variant, of what every training of a seed gave."""
+    result: dict[str, dict[str, Row]] = {}
+    for folder, trainings in found.items():
+        rows = [row for rows in trainings for row in rows]
+        result[folder] = {
+            name: Row(
+                [row["hr@10"] for row in rows if row["variant"] == name],
+                [row["ndcg@10"] for row in rows if row["variant"] == name],
+                costs_of[folder].get(name),
+            )
+            for name in dict.fromkeys(row["variant"] for row in rows)
+        }
+    return result
+
+
+def figures(found: dict[str, dict[str, Row]]) -> Iterator[Figure]:
     """All rows, by log, for machines."""
-    for folder, found in rows.items():
-        for row in found:
-            for metric in ("hr@10", "ndcg@10"):
-                note = f"validation targets; {row['cpu_s']} s of a core"
-                yield plain(f"{folder} {row['variant']} {metric}", row[metric], "share", note)
+    for folder, rows in found.items():
+        for name, row in rows.items():
+            for metric, values in (("hr@10", row.hit_rates), ("ndcg@10", row.ndcgs)):
+                note = f"validation targets; {len(values)} seeds, {min(values)} to {max(values)}"
+                yield plain(f"{folder} {name} {metric}", round(statistics.mean(values), 4), "share", note)
+            if row.cost is not None:
+                yield plain(f"{folder} {name} training cost", row.cost, "times", "a core's time, the encoder's is 1")
 
 
-def show(log: Log, rows: list[dict[str, Any]]) -> None:
-    """A table."""
-    print(f"\n{log.folder}\n\n| | HR@10 | NDCG@10 | CPU s |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['variant']} | {row['hr@10']:.4f} | {row['ndcg@10']:.4f} | {row['cpu_s']} |")
+def show(found: dict[str, dict[str, Row]]) -> None:
+    """One table: a row for each variant, two columns for each log."""
+    print("\n| HR@10 / NDCG@10 | " + " | ".join(f"{folder} | cost" for folder in found) + " |")
+    print("|---" * (1 + 2 * len(found)) + "|")
+    for name in dict.fromkeys(name for rows in found.values() for name in rows):
+        cells = [cell for rows in found.values() for cell in _cells(rows.get(name))]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def _cells(row: Row | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    means = f"{statistics.mean(row.hit_rates):.4f} / {statistics.mean(row.ndcgs):.4f}"
+    return means, "" if row.cost is None else f"{row.cost:.2f}"
 
 
 def main() -> None:
-    """Print a table for each log, with a row for each variant that differs there."""
+    """Print a table with a row for each variant and columns for each log where it differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
     parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // asked.jobs))
     with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
-        work = {
-            log: [
-                pool.submit(studied, asked.data, asked.work, log, asked.seed, name)
-                for name in differing(prepared(asked.data, log, asked.seed)[0])
-            ]
-            for log in LOGS
-        }
-        rows = {log: [row for one in trainings for row in one.result()] for log, trainings in work.items()}
-    for log, found in rows.items():
-        show(log, found)
-    publish(list(figures({log.folder: found for log, found in rows.items()})), asked.json)
+        named = {log: differing(prepared(asked.data, log, seed=0)[0]) for log in LOGS}
+        work = [
+            (log.folder, pool.submit(studied, asked.data, asked.work, log, seed, name))
+            for seed in range(asked.seeds)
+            for log, names in named.items()
+            for name in names
+        ]
+        trainings: dict[str, list[list[dict[str, Any]]]] = {log.folder: [] for log in LOGS}
+        for folder, training in work:
+            trainings[folder].append(training.result())
+        costs_of = {log.folder: pool.submit(costs, asked.data, asked.work, log).result() for log in LOGS}
+    found = tables(trainings, costs_of)
+    show(found)
+    publish(list(figures(found)), asked.json)
 
 
 if __name__ == "__main__":
