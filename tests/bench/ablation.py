@@ -205,15 +205,23 @@ class Log:
     timed_users: int
     """For what a variant costs."""
     users: int = 1_000_000
+    file: str = "interactions.csv.gz"
+    owner: str = "user_id"
+    """The column that says whose event it is."""
 
 
-LOGS = (Log("amazon-beauty", 1500), Log("movielens-1m", 100, users=2000), Log("movielens-100k", 100))
+LOGS = (
+    Log("amazon-beauty", 1500),
+    Log("movielens-1m", 100, users=2000),
+    Log("movielens-100k", 100),
+    Log("yoochoose-100k", 2500, file="clicks.csv.gz", owner="session_id"),
+)
 ROUNDS = 3
 
 
 def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
     """What `longtide train` would choose for the log without its last events, and each user's target."""
-    read, _ = read_log(data / log.folder / "interactions.csv.gz")
+    read, _ = read_log(data / log.folder / log.file, {"user_id": log.owner})
     # Everyone's last event is for tests; what is chosen between here is judged by the one before it.
     sequences = hold_out_last(every(to_sequences(read), log.users)).history
     settings = settings_for(sequences, times_are_real=times_are_real(read), seed=seed)
