@@ -38,7 +38,7 @@ from longtide_server.training.learning import train as train_module
 from longtide_server.training.learning.encoding import last_queries, ranks_by
 from longtide_server.training.learning.loop import Run
 from longtide_server.training.learning.model import Block, Encoder, ModelConfig
-from longtide_server.training.learning.objective import Batch, Objective
+from longtide_server.training.learning.objective import Batch, Loss, Objective
 from longtide_server.training.learning.train import fine_tune, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.metrics import hr_at_k, ndcg_at_k
@@ -90,7 +90,7 @@ class PlainBlock(Block):
 class Unforgiving(Objective):
     """What users have had counts as much as what is new to them."""
 
-    def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, state: Tensor) -> tuple[Loss, Tensor]:
         nothing = replace(batch.past, count=torch.zeros_like(batch.past.count))
         return super().forward(replace(batch, past=nothing), state)
 

@@ -20,9 +20,8 @@ from longtide_server.training import pipeline
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.items.known_items import NOTHING_GIVEN, known_items
 from longtide_server.training.learning.loop import Progress, Run
-from longtide_server.training.learning.workers import Workers
 from longtide_server.training.offline import OfflineRecommender
-from longtide_server.training.pipeline import Step, prepare_training, train_and_publish
+from longtide_server.training.pipeline import Step, train_and_publish
 from longtide_server.training.settings import Settings, settings_for, with_overrides
 from longtide_server.training.sources import indexing
 from longtide_server.training.sources.counts import count_popularity, count_transitions
@@ -197,24 +196,6 @@ def test_before_it_serves_the_encoder_learns_from_what_it_was_judged_by(tmp_path
     )
     assert judged_only.manifest.metrics == refitted.manifest.metrics  # measured before
     assert not np.array_equal(judged_only.embeddings, refitted.embeddings)
-
-
-def test_what_one_process_left_is_taken_up_by_several_only_where_they_take_the_same_steps(tmp_path):
-    def prepared(negatives: str, count: int):
-        settings = with_overrides(quick(WALKS), {"train.negatives": negatives})
-        return prepare_training(WALKS, settings, tmp_path, told.append, Workers(count=count))
-
-    told: list[Step] = []
-    assert prepared("0", 1) == prepared("0", 2)
-    assert prepared("4", 2) == prepared("4", 3) != prepared("4", 1)
-    prepared("0", 1).save("pre-training", {})
-    prepared("4", 1).save("pre-training", {})
-    assert told == []
-    prepared("0", 2)
-    prepared("4", 1)
-    assert told == []
-    prepared("4", 2)
-    assert [step.text.partition(":")[0] for step in told] == ["Beginning anew"]
 
 
 def test_publishing_again_puts_the_new_snapshot_beside_the_old(tmp_path):

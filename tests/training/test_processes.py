@@ -75,6 +75,15 @@ def test_two_processes_reach_what_one_does(log, tmp_path):
     assert (vectors[0] * vectors[1]).sum(axis=1)[1:].min() > 0.999
 
 
+def test_two_processes_that_learn_from_a_sample_reach_what_one_does(log, tmp_path):
+    """They draw the same sample, and step on the same rows."""
+    args = {"epochs": "5", "patience": "5", "refit_epochs": "0", "negatives": "12", "learning_rate": "0.005"}
+    alone, _ = train(COMMAND, *arguments(log, tmp_path / "alone", **args))
+    together, _ = train(TORCHRUN, *arguments(log, tmp_path / "together", **args))
+    assert alone[-1] < 0.8 * alone[0]
+    assert together == pytest.approx(alone, abs=2e-3)
+
+
 def test_a_kill_loses_no_finished_epoch(log, tmp_path):
     whole, _ = train(COMMAND, *arguments(log, tmp_path / "whole", epochs="6", patience="6"))
     out = tmp_path / "killed"

@@ -84,7 +84,7 @@ def train(
     with workers() as team, _shown(settings, tensorboard, wandb) if team.leads else nullcontext(_unheard) as report:
         with team.leader_first():
             known = known_items(sequences.item_ids, infos, given, text_model, report)
-        run = Run(team, prepare_training(sequences, settings, out, report, team, known.content))
+        run = Run(team, prepare_training(sequences, settings, out, known.content))
         trained = run_training(sequences, settings, report, run, known.content)
         if team.leads:
             folder = publish_trained(trained, sequences, infos, settings, out, report, run, known.new)

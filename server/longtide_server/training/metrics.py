@@ -39,9 +39,16 @@ def hr_at_k(ranks: Ranks, k: int) -> float:
 
 
 def ndcg_at_k(ranks: Ranks, k: int) -> float:
-    """Mean of 1 / log2(rank + 2) within the first k: with one target a user, the ideal list's gain is 1."""
+    """The mean of `gains_at_k`: with one target a user, the ideal list's gain is 1."""
+    return float(gains_at_k(ranks, k).mean())
+
+
+def gains_at_k(ranks: Ranks, k: int) -> NDArray[np.float64]:
+    """(V,) each target's 1 / log2(rank + 2) within the first k, else 0."""
     hits = _hits(ranks, k)
-    return float((1.0 / np.log2(ranks[hits] + 2.0)).sum() / len(ranks))
+    gains = np.zeros(len(ranks))
+    gains[hits] = 1.0 / np.log2(ranks[hits] + 2.0)
+    return gains
 
 
 def mrr_at_k(ranks: Ranks, k: int) -> float:

@@ -60,8 +60,8 @@ from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Progress, Run
 from longtide_server.training.learning.memory import give_back
 from longtide_server.training.learning.model import Encoder, ServingEncoder
-from longtide_server.training.learning.train import fine_tune, refit, steps_are_lazy, train_encoder
-from longtide_server.training.learning.workers import ALONE, Workers, best_device
+from longtide_server.training.learning.train import fine_tune, refit, train_encoder
+from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
 from longtide_server.training.sources.counts import count_popularity, count_transitions
@@ -118,7 +118,7 @@ def train_and_publish(
     asks for; Unavailable when the disk is full.
     """
     workers = Workers(device=best_device())
-    run = Run(workers, prepare_training(sequences, settings, directory, report, workers, known.content))
+    run = Run(workers, prepare_training(sequences, settings, directory, known.content))
     trained = train(sequences, settings, report, run, known.content)
     return publish_trained(trained, sequences, infos, settings, directory, report, run, known.new)
 
@@ -127,8 +127,6 @@ def prepare_training(
     sequences: Sequences,
     settings: Settings,
     directory: Path,
-    report: Report,
-    workers: Workers = ALONE,
     content: Content | None = None,
 ) -> Checkpoints:
     """Fail now what would fail after the training, and find what an earlier, killed training of the same log left."""
@@ -140,13 +138,7 @@ def prepare_training(
     sweep(directory, time.time())
     log = (sequences.item_ids, sequences.offsets, sequences.items, sequences.types, sequences.gaps, sequences.values)
     told = () if content is None else (content.text, content.image, content.labels, content.offsets, content.names)
-    lazy = steps_are_lazy(settings.train, workers)  # such a training cannot go on with steps of the other kind
-    found, other = (
-        checkpoints_of(directory, settings.model, settings.train, kind, *log, *told) for kind in (lazy, not lazy)
-    )
-    if other.folder.is_dir() and not found.folder.is_dir():
-        report(Step("Beginning anew: what was left took steps that another number of processes takes"))
-    return found
+    return checkpoints_of(directory, settings.model, settings.train, *log, *told)
 
 
 def train(

@@ -10,12 +10,16 @@ import torch
 from torch.testing import assert_close
 
 from longtide_server.errors import Unavailable
-from longtide_server.training.dataset import Sequences, hold_out_last, nothing_held_out
+from longtide_server.training.dataset import Sequences, batches, chunks, hold_out_last, nothing_held_out
+from longtide_server.training.learning import train
 from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
+from longtide_server.training.learning.encoding import inputs
+from longtide_server.training.learning.had import had_in
 from longtide_server.training.learning.heads import BehaviorHead
-from longtide_server.training.learning.loop import Progress, Run
+from longtide_server.training.learning.loop import Learner, Outcome, Phase, Progress, Run
 from longtide_server.training.learning.model import Encoder, ModelConfig
-from longtide_server.training.learning.optimizers import Optimizers
+from longtide_server.training.learning.objective import Batch, Objective, Wanted
+from longtide_server.training.learning.optimizers import Optimizers, Rates
 from longtide_server.training.learning.train import TrainConfig, fine_tune, refit, train_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,6 +41,7 @@ def walks() -> Sequences:
 
 
 WALKS = walks()
+PHASES = ("pre-training", "fine-tuning", "refitting")
 MODEL = ModelConfig(8, dim=16, hidden=16, blocks=1, dropout=0.3, use_types=True, value_mean=4.5, value_std=2.3)
 SETTINGS = TrainConfig(
     epochs=5, patience=5, fine_tune_epochs=3, refit_epochs=3, learning_rate=0.02, batch_events=12, target_type=4
@@ -140,7 +145,77 @@ def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):
     assert min(counts) >= 18
 
 
+def learner_of(head: BehaviorHead | None) -> Learner:
+    objective = Objective(Encoder(MODEL), torch.ones(9), 0, bfloat16=False, head=head, wanted=Wanted(4, 0.2, 1.0))
+    return Learner(objective, Optimizers(objective, Rates(0.01, 1.0, 1.0, 0.0), 10), {})
+
+
+@pytest.mark.parametrize(
+    ("head", "ndcgs", "kept", "waited"),
+    [
+        (None, [0.30, 0.31, 0.31], 2, 1),
+        (None, [0.30, 0.29, 0.31], 3, 0),
+        (BehaviorHead(MODEL), [0.30, 0.29, 0.29], 3, 0),  # no worse than chance explains, and the head knows more
+        (BehaviorHead(MODEL), [0.30, 0.27, 0.29], 3, 0),
+        (BehaviorHead(MODEL), [0.30, 0.31, 0.28, 0.20], 2, 2),
+    ],
+)
+def test_the_best_epoch_is_kept(head, ndcgs, kept, waited):
+    learner = learner_of(head)
+    bias = learner.objective.encoder.gate.bias
+    for number, ndcg in enumerate(ndcgs, 1):
+        torch.nn.init.constant_(bias, number)
+        learner.finish_epoch(Outcome(ndcg, 0.5, standard_error=0.015))
+    assert learner.best["encoder.gate.bias"][0] == kept
+    assert learner.waited == waited
+
+
 # The behaviour that is wanted
+
+
+def test_targets_of_the_wanted_type_judge_fine_tuning(monkeypatch):
+    monkeypatch.setattr(train, "ENOUGH_TARGETS", 2)
+    judged: list[Phase] = []
+    monkeypatch.setattr(train, "learn", lambda phase, *_: judged.append(phase))
+    holdout = hold_out_last(WALKS)
+    types = np.where(np.arange(len(holdout.users)) < 3, 4, 1)
+    for target_type in (4, 5, 0):
+        settings = replace(SETTINGS, target_type=target_type)
+        fine_tune(Encoder(MODEL), MODEL, settings, replace(holdout, types=types), silent)
+    assert [len(phase.judged.users) for phase in judged] == [3, 8, 8]  # of type 5 there are too few
+    assert {phase.patience for phase in judged} == {SETTINGS.patience}
+
+
+@pytest.mark.parametrize("other_weight", [0.0, 0.2, 1.0])
+def test_what_the_head_counts_does_not_depend_on_what_other_types_do(other_weight):
+    """Its part is a mean event's, divided as the items' is by what the events count."""
+    torch.manual_seed(0)
+    objective = Objective(
+        Encoder(MODEL).eval(), torch.ones(9), 0, bfloat16=False,
+        head=BehaviorHead(MODEL).eval(), wanted=Wanted(4, other_weight, 0.5),
+    )  # fmt: skip
+    (group,) = batches(WALKS, np.arange(8), 1_000, 64, None)
+    (piece,) = chunks(WALKS, group, 64)
+    past = had_in(WALKS).at(torch.from_numpy(piece.events[piece.targets > 0]))
+    told = map(torch.from_numpy, (piece.targets, piece.next_types, piece.next_gaps, piece.next_values))
+    batch = Batch(past, *inputs(piece, torch.device("cpu")), *told)
+    state = objective.encoder.initial_state(len(piece.users))
+    loss, _ = objective(batch, state)
+    objective.wanted = replace(objective.wanted, other_weight=1.0)
+    all_count, _ = objective(batch, state)
+    assert_close(loss.behavior / loss.counted, all_count.behavior / all_count.counted)
+    assert all_count.counted == 40
+
+
+def test_the_loss_of_the_items_is_told_apart_from_that_of_the_behaviour():
+    told: list[Progress] = []
+    everything(told.append)
+    by_phase = {phase: [one for one in told if one.phase == phase and one.finished] for phase in PHASES}
+    assert all(one.behavior_loss is None for one in by_phase["pre-training"])
+    for phase in ("fine-tuning", "refitting"):
+        assert all(one.behavior_loss > 0.0 for one in by_phase[phase])
+        assert by_phase[phase][0].loss < by_phase["pre-training"][0].loss  # goes on where it was
+    assert all(one.ndcg is not None for one in by_phase["fine-tuning"])
 
 
 def test_the_head_learns_the_next_behaviours_type_and_value():

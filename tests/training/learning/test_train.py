@@ -10,8 +10,7 @@ from longtide_server.training.learning import loop
 from longtide_server.training.learning.encoding import last_queries, ranks_of_targets
 from longtide_server.training.learning.had import HAD_COUNTS
 from longtide_server.training.learning.model import Encoder, ModelConfig
-from longtide_server.training.learning.train import TrainConfig, objective_of, refit, train_encoder
-from longtide_server.training.learning.workers import Workers
+from longtide_server.training.learning.train import TrainConfig, refit, train_encoder
 from longtide_server.training.metrics import NOT_RANKED, rank_of_target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,16 +109,6 @@ def test_a_sample_of_the_catalogue_is_enough_to_learn_from():
     settings = TrainConfig(epochs=30, patience=30, learning_rate=0.02, negatives=6)
     model = train_encoder(small(WALKS), settings, holdout, silent)
     assert ranks_of_targets(model, holdout, 100).tolist() == [0] * 8
-
-
-def test_gradients_are_sparse_where_one_process_learns_from_a_sample():
-    def sparse(negatives: int, count: int) -> bool:
-        settings = TrainConfig(negatives=negatives)
-        return objective_of(Encoder(small(WALKS)), WALKS, settings, workers=Workers(count=count)).sparse
-
-    assert sparse(negatives=6, count=1)
-    assert not sparse(negatives=6, count=2)
-    assert not sparse(negatives=0, count=1)
 
 
 @pytest.mark.parametrize("negatives", [0, 6])

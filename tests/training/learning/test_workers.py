@@ -8,6 +8,10 @@ import time
 from textwrap import dedent
 
 import pytest
+import torch
+from torch import nn
+
+from longtide_server.training.learning.workers import ALONE
 
 BEGIN = """
     import datetime, os, time
@@ -69,22 +73,41 @@ def test_a_leader_that_dies_leaves_nobody_waiting(death):
     leader.communicate(), other.communicate()
 
 
-def test_what_is_not_trained_is_not_sent_with_every_step():
-    """Buffers are what content says, hundreds of megabytes of it, and are alike in every process."""
-    assert told("""
-        class Part(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.weight = nn.Parameter(torch.ones(2))
-                self.register_buffer("content", torch.ones(2))
-
-            def forward(self, given):
-                return (self.weight * self.content * given).sum()
-
+def test_gradients_are_added_up_those_that_a_process_lacks_too():
+    """Each looks up two rows, of which they share one; the second has no gradient of `bias` at all."""
+    printed = told("""
         with module.workers() as team:
-            part = Part()
-            joined = team.join(part)
-            part.content[:] = team.rank + 1
-            joined(torch.ones(2)).backward()
-            print(part.content.tolist(), part.weight.grad.tolist())
-    """) == ["[1.0, 1.0] [1.5, 1.5]", "[2.0, 2.0] [1.5, 1.5]"]
+            table = nn.Embedding(6, 2, sparse=True, _weight=torch.zeros(6, 2))
+            bias, unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+            rows = torch.tensor([1, 1, 4] if team.leads else [4, 5])
+            loss = (table(rows) * (team.rank + 1)).sum() + (bias * 3.0).sum() * team.leads
+            loss.backward()
+            bias.grad = bias.grad if team.leads else None
+            team.add_gradients([bias, unused], [table.weight])
+            added = table.weight.grad
+            print(added.is_coalesced(), added.indices().tolist(), added.values().tolist(), end=" ")
+            print(bias.grad.tolist(), unused.grad.tolist())
+    """)
+    added = "True [[1, 4, 5]] [[2.0, 2.0], [3.0, 3.0], [2.0, 2.0]] [3.0, 3.0] [0.0, 0.0, 0.0]"
+    assert printed == [added, added]
+
+
+def test_a_process_that_looked_nothing_up_gets_what_the_other_did():
+    assert (
+        told("""
+        with module.workers() as team:
+            table = nn.Embedding(6, 2, sparse=True, _weight=torch.zeros(6, 2))
+            if team.leads:
+                table(torch.tensor([3])).sum().backward()
+            team.add_gradients([], [table.weight])
+            print(table.weight.grad.to_dense().sum(dim=1).tolist(), team.total(torch.tensor([1.0, team.rank])))
+    """)
+        == ["[0.0, 0.0, 0.0, 2.0, 0.0, 0.0] [2.0, 1.0]"] * 2
+    )
+
+
+def test_one_by_itself_adds_nothing_up():
+    weight = nn.Parameter(torch.zeros(2))
+    ALONE.add_gradients([weight], [])
+    assert weight.grad is None
+    assert ALONE.total(torch.tensor([1.5, 2.0])) == [1.5, 2.0]

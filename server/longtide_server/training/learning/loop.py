@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks, ends_of_steps
 from longtide_server.training.learning.checkpoint import Checkpoints, State
@@ -20,7 +21,7 @@ from longtide_server.training.learning.memory import give_back
 from longtide_server.training.learning.objective import Batch, Objective
 from longtide_server.training.learning.optimizers import Optimizers, Rates
 from longtide_server.training.learning.workers import ALONE, Workers
-from longtide_server.training.metrics import hr_at_k, ndcg_at_k
+from longtide_server.training.metrics import gains_at_k, hr_at_k, ndcg_at_k
 
 EVALUATED_AT = 10
 LEAST_STEP = 0.5
@@ -39,7 +40,7 @@ class Progress:
     done: float
     """Share of the epoch that is done, 0 to 1."""
     loss: float
-    """Mean loss of the epoch so far, in nats per event."""
+    """Mean loss of the next items in the epoch so far, in nats per event."""
     seconds: float
     """Since the phase began, or was taken up again."""
     finished: bool = False
@@ -48,6 +49,17 @@ class Progress:
     """Validation NDCG@10 of a finished epoch, where targets judge it."""
     hit_rate: float | None = None
     """Validation HR@10 of a finished epoch, where targets judge it."""
+    behavior_loss: float | None = None
+    """Mean loss of the next behaviour's type and value, times its weight, where a head learns them."""
+
+
+class Outcome(NamedTuple):
+    """Validation metrics at 10."""
+
+    ndcg: float
+    hit_rate: float
+    standard_error: float
+    """Of the NDCG, by the users who judge."""
 
 
 Report = Callable[[Progress], None]
@@ -89,8 +101,6 @@ class Learner:
 
     objective: Objective
     optimizers: Optimizers
-    rng: np.random.Generator
-    """Orders the batches."""
     best: State
     """The weights of the best epoch so far."""
     best_ndcg: float = -1.0
@@ -99,22 +109,28 @@ class Learner:
     waited: int = 0
     """Of them, those since the best one."""
 
-    def finish_epoch(self, ndcg: float | None) -> None:
+    def finish_epoch(self, outcome: Outcome | None) -> None:
         """Count an epoch in. Without targets to judge by, each is better than the one before."""
         self.epoch += 1
-        if ndcg is None or ndcg > self.best_ndcg:
-            self.best, self.best_ndcg, self.waited = copy.deepcopy(self.objective.state_dict()), ndcg or 0.0, 0
+        if outcome is None or self._is_best(outcome):
+            self.best, self.waited = copy.deepcopy(self.objective.state_dict()), 0
         else:
             self.waited += 1
+        if outcome is not None:
+            self.best_ndcg = max(self.best_ndcg, outcome.ndcg)
+
+    def _is_best(self, outcome: Outcome) -> bool:
+        """A head has learned more in a later epoch, which items alone do not show: that is better while the items are
+        not ranked worse than chance explains (the rule of one standard error, Breiman et al. 1984)."""
+        if self.objective.head is not None:
+            return outcome.ndcg >= self.best_ndcg - outcome.standard_error
+        return outcome.ndcg > self.best_ndcg
 
     def state(self) -> State:
         """What `restore` needs to go on as if nothing had happened: tensors and plain numbers."""
         return {
             "objective": self.objective.state_dict(),
             "optimizers": self.optimizers.state(),
-            "batch_order": self.rng.bit_generator.state,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "best": self.best,
             "best_ndcg": self.best_ndcg,
             "epoch": self.epoch,
@@ -125,10 +141,6 @@ class Learner:
         """Take up what `state` said."""
         self.objective.load_state_dict(state["objective"])
         self.optimizers.restore(state["optimizers"])
-        self.rng.bit_generator.state = state["batch_order"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random_cuda"])
         self.best, self.best_ndcg = state["best"], state["best_ndcg"]
         self.epoch, self.waited = state["epoch"], state["waited"]
 
@@ -138,56 +150,78 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
 
     A phase that was killed goes on after its last finished epoch, as if nothing had happened.
     """
-    torch.manual_seed(phase.seed)
     users = np.flatnonzero(phase.sequences.lengths >= 2)
-    steps = _steps(phase, users) * phase.epochs
-    optimizers = Optimizers(objective, phase.rates, steps)
-    rng = np.random.default_rng(phase.seed)
-    learner = Learner(objective, optimizers, rng, copy.deepcopy(objective.state_dict()))
+    optimizers = Optimizers(objective, phase.rates, _steps(phase, users) * phase.epochs, run.workers)
+    learner = Learner(objective, optimizers, copy.deepcopy(objective.state_dict()))
     if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:
         learner.restore(reached)
-    joined = run.workers.join(objective)
     had = had_in(phase.sequences, run.workers.device)
     begun = time.monotonic()
     while learner.epoch < phase.epochs and learner.waited < phase.patience:
-        epoch, loss_sum, counted = learner.epoch + 1, 0.0, 0.0
-        for done, loss, count in _epoch(phase, joined, learner, had, users, run.workers):
-            loss_sum, counted = loss_sum + loss, counted + count
-            report(Progress(phase.name, epoch, phase.epochs, done, loss_sum / counted, time.monotonic() - begun))
-        ndcg, hit_rate = _judge(phase, objective, run.workers)
-        learner.finish_epoch(ndcg)
+        epoch, sums = learner.epoch + 1, np.zeros(3)
+        for done, step_sums in _epoch(phase, learner, epoch, had, users, run.workers):
+            sums += step_sums
+            report(_progress(phase, objective, epoch, done, sums, begun))
+        outcome = _judge(phase, objective, run.workers)
+        learner.finish_epoch(outcome)
         _keep(run, phase, learner)
         give_back()
-        loss, elapsed = loss_sum / max(counted, 1.0), time.monotonic() - begun
-        report(Progress(phase.name, epoch, phase.epochs, 1.0, loss, elapsed, True, ndcg, hit_rate))
+        finished = replace(_progress(phase, objective, epoch, 1.0, sums, begun), finished=True)
+        if outcome is not None:
+            finished = replace(finished, ndcg=outcome.ndcg, hit_rate=outcome.hit_rate)
+        report(finished)
     objective.load_state_dict(learner.best)
     objective.eval()
 
 
+def _progress(
+    phase: Phase, objective: Objective, epoch: int, done: float, sums: NDArray[np.float64], begun: float
+) -> Progress:
+    """Of an epoch whose items' loss, behaviour's loss and counts have these sums (3,) so far."""
+    items, behavior, counted = sums.tolist()
+    return Progress(
+        phase.name,
+        epoch,
+        phase.epochs,
+        done,
+        loss=items / max(counted, 1.0),
+        seconds=time.monotonic() - begun,
+        behavior_loss=None if objective.head is None else behavior / max(counted, 1.0),
+    )
+
+
 def _epoch(
-    phase: Phase, objective: nn.Module, learner: Learner, had: Had, users: NDArray[np.int64], workers: Workers
-) -> Iterator[tuple[float, float, float]]:
-    """One pass; yields after every step: share done, the loss summed over its events, what they count."""
-    state_size = learner.objective.encoder.state_size
+    phase: Phase, learner: Learner, epoch: int, had: Had, users: NDArray[np.int64], workers: Workers
+) -> Iterator[tuple[float, NDArray[np.float64]]]:
+    """One pass; yields after every piece: share done, and (3,) its sums of items' loss, behaviour's loss and counts."""
+    objective = learner.objective
     objective.train()
-    groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, learner.rng))
+    # Chance begins anew with every epoch, so that one after a kill is what it would have been, in every process.
+    seeds = (phase.seed, zlib.crc32(phase.name.encode()), epoch)
+    torch.manual_seed(_seed(*seeds, workers.rank))  # what is dropped
+    objective.draw_by(_seed(*seeds))
+    groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, np.random.default_rng(seeds)))
     waiting = 0.0  # what the events count whose gradients wait for the next step
     for number, (group, ends) in enumerate(zip(groups, _ends(phase, groups), strict=True), 1):
         state = torch.empty(0)
         for piece, step_ends in zip(_pieces(phase, group, workers), ends, strict=True):
             if piece.first == 0:
-                state = torch.zeros(len(piece.users), state_size, device=workers.device)
+                state = torch.zeros(len(piece.users), objective.encoder.state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
-            loss, counted, state = objective(_batch(piece, had, workers.device), state)
-            total = workers.total(float(counted))
-            if total:
-                learner.optimizers.add(loss * workers.count)  # the sum over all processes, gradients averaged
-                waiting += total
-                yield number / len(groups), workers.total(float(loss.detach())), total
+            loss, state = objective(_batch(piece, had, workers.device), state)
+            sums = np.array(workers.total(torch.stack([loss.items, loss.behavior, loss.counted]).detach()))
+            if sums[2]:
+                learner.optimizers.add(loss.items + loss.behavior)
+                waiting += sums[2]
+                yield number / len(groups), sums
             if step_ends and waiting:
                 learner.optimizers.step(waiting)
                 waiting = 0.0
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterator[Chunk]:
@@ -207,16 +241,16 @@ def _batch(piece: Chunk, had: Had, device: torch.device) -> Batch:
     return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
-def _judge(phase: Phase, objective: Objective, workers: Workers) -> tuple[float | None, float | None]:
-    """Validation NDCG@10 and HR@10 by the encoder alone; the same in every process."""
+def _judge(phase: Phase, objective: Objective, workers: Workers) -> Outcome | None:
+    """By the encoder alone; the same in every process. None where there are no targets."""
     if phase.judged is None or not len(phase.judged.users):
-        return None, None
-    outcome = torch.zeros(2, dtype=torch.float64)
+        return None
+    outcome = torch.zeros(3, dtype=torch.float64)
     if workers.leads:
         ranks = ranks_of_targets(objective.encoder, phase.judged, phase.batch_events)
-        outcome = torch.tensor([ndcg_at_k(ranks, EVALUATED_AT), hr_at_k(ranks, EVALUATED_AT)], dtype=torch.float64)
-    ndcg, hit_rate = workers.led(outcome).tolist()
-    return ndcg, hit_rate
+        error = float(gains_at_k(ranks, EVALUATED_AT).std() / np.sqrt(len(ranks)))
+        outcome = torch.tensor([ndcg_at_k(ranks, EVALUATED_AT), hr_at_k(ranks, EVALUATED_AT), error]).double()
+    return Outcome(*workers.led(outcome).tolist())
 
 
 def _keep(run: Run, phase: Phase, learner: Learner) -> None:

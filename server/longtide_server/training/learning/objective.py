@@ -45,28 +45,48 @@ class Batch:
     next_values: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Loss:
+    """Sums over events; divided by what the events count, means."""
+
+    items: Tensor
+    """Cross-entropy of the next items, each times what it counts."""
+    behavior: Tensor
+    """The head's part, times its weight: of a mean event, as often as the events count."""
+    counted: Tensor
+    """What the events count."""
+
+
 class Objective(nn.Module):
     """An encoder with the loss it is trained by, in one module, so that processes can train it together."""
 
     def __init__(
         self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,
-        head: BehaviorHead | None = None, wanted: Wanted | None = None, *, sparse: bool = False,
+        head: BehaviorHead | None = None, wanted: Wanted | None = None,
     ) -> None:  # fmt: skip
-        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax; sparse:
-        whether the gradients of the items' embeddings shall be, where not all of them are needed.
+        """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax.
 
         With a head, `wanted` says what the parts of the loss count.
         """
         super().__init__()
         self.encoder, self.head, self.wanted = encoder, head, wanted
         self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
-        self.sparse = sparse and negatives > 0
         chance = popularity[1:].double() ** POPULARITY_POWER
         self.chance: Tensor
         self.register_buffer("chance", (chance / chance.sum()).float(), persistent=False)
+        self._dice: torch.Generator | None = None
 
-    def forward(self, batch: Batch, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss summed over all events that have a successor, the sum of what they count, and state (B, S)."""
+    def draw_by(self, seed: int) -> None:
+        """From now on, the samples are those of a seed: processes that train together draw the same ones."""
+        self._dice = torch.Generator(self.chance.device).manual_seed(seed)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the gradient of the items' embeddings is: a sample needs few of them."""
+        return self.negatives > 0
+
+    def forward(self, batch: Batch, state: Tensor) -> tuple[Loss, Tensor]:
+        """The loss of all events that have a successor, and state (B, S)."""
         drawn = self._drawn() if self.negatives else None
         table, read, nexts, negatives = self._looked_up(batch, drawn)
         low = self.dtype == torch.bfloat16
@@ -83,14 +103,17 @@ class Objective(nn.Module):
             loss = self.item_loss(asked, item, count, embeddings, batch.past)
         else:
             loss = self._sampled(asked, embeddings[place], item, embeddings[negatives], drawn, count, batch.past)
+        counted, behavior = count.sum(), loss.new_zeros(())
         if self.head is not None and self.wanted is not None:
             told = batch.next_types[there], batch.next_values[there]
-            loss = loss + self.wanted.head_weight * self._behavior_loss(self.head, query, embeddings[place], *told)
-        return loss, count.sum(), state.detach().float()
+            every = self._behavior_loss(self.head, query, embeddings[place], *told)
+            # Of the mean event, whatever its type: divided by what items count, it must not grow where that is less.
+            behavior = self.wanted.head_weight * every * counted / max(1, len(item))
+        return Loss(loss, behavior, counted), state.detach().float()
 
     def _drawn(self) -> Tensor:
         """(M,) the items, from 0, that a step's softmax is estimated from."""
-        return torch.multinomial(self.chance, self.negatives, replacement=True)
+        return torch.multinomial(self.chance, self.negatives, replacement=True, generator=self._dice)
 
     def _looked_up(self, batch: Batch, drawn: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Items' vectors (R, D), and where among them are the batch's items (B, T), the next ones (B, T) and the drawn.

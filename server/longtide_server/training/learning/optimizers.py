@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longtide_server.training.learning.objective import Objective
+from longtide_server.training.learning.workers import ALONE, Workers
 
 IDS = "items.ids.weight"
 MAX_GRADIENT_NORM = 1.0
@@ -41,23 +42,28 @@ class Optimizers:
     costs what it touches and not what the catalogue holds.
     """
 
-    def __init__(self, objective: Objective, rates: Rates, steps: int) -> None:
-        """steps: of the whole phase, about."""
+    def __init__(self, objective: Objective, rates: Rates, steps: int, workers: Workers = ALONE) -> None:
+        """steps: of the whole phase, about; workers: those that take each of them together."""
         self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(_groups(objective, rates))]
         if objective.sparse:
             lazy = LAZY_RATE * rates.items * rates.encoder
             self._optimizers.append(torch.optim.SparseAdam([objective.encoder.items.ids.weight], lr=lazy))
         self._schedules = [_schedule(optimizer, steps) for optimizer in self._optimizers]
-        self._parameters = list(objective.parameters())
+        trained = [weight for weight in objective.parameters() if weight.requires_grad]
+        self._sparse = [objective.encoder.items.ids.weight] if objective.sparse else []
+        self._dense = [weight for weight in trained if all(weight is not one for one in self._sparse)]
+        self._workers = workers
 
     def add(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the next step."""
         torch.autograd.backward(loss)
 
     def step(self, count: float) -> None:
-        """Go down the gradients that were added since the last step, divided by `count`; their length is bounded."""
-        _divide(self._parameters, count)
-        _clip(self._parameters)
+        """Go down the gradients that every worker added since the last step, divided by `count`; their length is
+        bounded."""
+        self._workers.add_gradients(self._dense, self._sparse)
+        _divide((*self._dense, *self._sparse), count)
+        _clip((*self._dense, *self._sparse))
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -96,7 +102,7 @@ def _decays(name: str, weight: Tensor) -> bool:
     return weight.dim() > 1 and "embedding" not in name
 
 
-def _divide(parameters: Iterable[nn.Parameter], count: float) -> None:
+def _divide(parameters: Iterable[Tensor], count: float) -> None:
     """Make means of sums; a sparse gradient that several losses added to has each of its rows once from here on."""
     for weight in parameters:
         if weight.grad is not None:
@@ -104,7 +110,7 @@ def _divide(parameters: Iterable[nn.Parameter], count: float) -> None:
             weight.grad.div_(count)
 
 
-def _clip(parameters: Iterable[nn.Parameter]) -> None:
+def _clip(parameters: Iterable[Tensor]) -> None:
     """Bound the length of all gradients together. (PyTorch's own does not take sparse ones.)"""
     found = [weight.grad for weight in parameters if weight.grad is not None]
     gradients = [gradient._values() if gradient.is_sparse else gradient for gradient in found]

@@ -20,7 +20,9 @@ from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run
 from longtide_server.training.learning.model import Encoder, ModelConfig
 from longtide_server.training.learning.objective import Objective, Wanted
 from longtide_server.training.learning.optimizers import Rates
-from longtide_server.training.learning.workers import ALONE, Workers
+
+ENOUGH_TARGETS = 50
+"""With fewer, chance would judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +82,24 @@ def train_encoder(
     model = Encoder(config, content).to(run.workers.device)
     phase = _phase("pre-training", holdout.history, settings, settings.epochs, settings.learning_rate)
     phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
-    learn(phase, objective_of(model, holdout.history, settings, workers=run.workers), run, report)
+    learn(phase, objective_of(model, holdout.history, settings), run, report)
     return model
 
 
 def fine_tune(
     model: Encoder, config: ModelConfig, settings: TrainConfig, holdout: Holdout, report: Report, run: Run = BY_ITSELF
 ) -> BehaviorHead:
-    """Train the encoder on for the behaviour that is wanted, and the head that tells its type and value."""
+    """Train the encoder on for the behaviour that is wanted, and the head that tells its type and value.
+
+    Targets of that behaviour judge every epoch, and the best one is kept.
+    """
     torch.manual_seed(settings.seed)
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
     phase = _phase("fine-tuning", holdout.history, settings, epochs, rate)
-    learn(phase, objective_of(model, holdout.history, settings, head, run.workers), run, report)
+    judged = _judged(_wanted_of(holdout, settings.target_type), settings)
+    phase = replace(phase, judged=judged, patience=settings.patience)
+    learn(phase, objective_of(model, holdout.history, settings, head), run, report)
     return head
 
 
@@ -105,13 +112,8 @@ def refit(
     run: Run = BY_ITSELF,
 ) -> None:
     """Go on training on everything, so that what is served has also learned from what it was judged by."""
-    rate, epochs = settings.refit_learning_rate, settings.refit_epochs
-    learn(
-        _phase("refitting", sequences, settings, epochs, rate),
-        objective_of(model, sequences, settings, head, run.workers),
-        run,
-        report,
-    )
+    phase = _phase("refitting", sequences, settings, settings.refit_epochs, settings.refit_learning_rate)
+    learn(phase, objective_of(model, sequences, settings, head), run, report)
 
 
 def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, learning_rate: float) -> Phase:
@@ -120,24 +122,19 @@ def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, 
 
 
 def objective_of(
-    model: Encoder,
-    sequences: Sequences,
-    settings: TrainConfig,
-    head: BehaviorHead | None = None,
-    workers: Workers = ALONE,
+    model: Encoder, sequences: Sequences, settings: TrainConfig, head: BehaviorHead | None = None
 ) -> Objective:
     """With a head, the objective of fine-tuning; without, that of pre-training."""
     popularity = torch.from_numpy(np.bincount(sequences.items, minlength=sequences.item_count + 1))
     wanted = Wanted(settings.target_type, settings.other_weight, settings.head_weight) if head else None
-    sparse = steps_are_lazy(settings, workers)
-    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted, sparse=sparse)
+    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted)
     return objective.to(model.device)
 
 
-def steps_are_lazy(settings: TrainConfig, workers: Workers) -> bool:
-    """Whether a step changes only the embeddings that it looks up: where a sample stands for the catalogue, and one
-    process trains, since NCCL cannot average sparse gradients."""
-    return settings.negatives > 0 and workers.count == 1
+def _wanted_of(holdout: Holdout, event_type: int) -> Holdout:
+    """The targets of a type, 0 for every one; all of them where those are too few to judge by."""
+    rows = np.flatnonzero(holdout.types == event_type)
+    return holdout if len(rows) < ENOUGH_TARGETS else holdout.of_users(rows)
 
 
 def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:

@@ -1,14 +1,14 @@
 """The processes that train together: one by itself, or those that `torchrun` started, one a GPU or one a process.
 
 Every process holds the whole log and the whole model, takes its share of the rows of each batch, and has its gradients
-averaged with the others' (DistributedDataParallel, Li et al. 2020), so all of them take the same step.
+added to the others' before each step, so all of them take the same one. (DistributedDataParallel, Li et al. 2020, would
+send those of every piece of a step, and where a step touches few items, those of all: NCCL adds no sparse gradients.)
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 WAIT = timedelta(minutes=30)
 """How long a process waits for the others before it takes them for dead."""
@@ -46,17 +45,45 @@ class Workers:
         """This process's part of the rows."""
         return rows[self.rank :: self.count]
 
-    def join(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all processes; each must call it equally often.
+    def add_gradients(self, dense: Iterable[Tensor], sparse: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, so that each has the sum; all must call it, with the same weights.
 
-        Its buffers must be alike in all of them, and stay so: they are not sent.
+        dense, sparse: weights by the kind of gradient that they get. One that a process lacks counts as zeros.
         """
         if self.count == 1:
-            return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():  # what this release has in its place, those before it do not know
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+            return
+        whole = list(dense)
+        for weight in whole:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        if gradients := [weight.grad for weight in whole if weight.grad is not None]:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(flat)
+            for gradient, added in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
+                gradient.copy_(added.view_as(gradient))
+        for weight in sparse:
+            weight.grad = self._added_rows(weight)
+
+    def _added_rows(self, weight: Tensor) -> Tensor:
+        """The sum of all processes' sparse gradients of a weight (I, D), each row once."""
+        if weight.grad is None:
+            rows, values = torch.zeros(0, dtype=torch.int64, device=self.device), weight.new_zeros(0, weight.size(1))
+        else:
+            own = weight.grad.coalesce()
+            rows, values = own.indices()[0], own.values()  # (R,), (R, D)
+        sizes = [int(size) for size in self._gathered(torch.tensor([len(rows)], device=self.device))]
+        room = max(sizes) - len(rows)  # all send equally many, padded with zeros
+        rows, values = nn.functional.pad(rows, (0, room)), nn.functional.pad(values, (0, 0, 0, room))
+        everyones = [
+            torch.cat([part[:size] for part, size in zip(self._gathered(own), sizes, strict=True)])
+            for own in (rows, values)
+        ]
+        return torch.sparse_coo_tensor(everyones[0].unsqueeze(0), everyones[1], weight.shape).coalesce()
+
+    def _gathered(self, own: Tensor) -> list[Tensor]:
+        """Every process's tensor, all of one shape."""
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        distributed.all_gather(parts, own.contiguous())
+        return parts
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -74,13 +101,12 @@ class Workers:
         if self.leads:
             distributed.barrier(patient)
 
-    def total(self, number: float) -> float:
-        """The sum of every process's number."""
-        if self.count == 1:
-            return number
-        summed = torch.tensor(number, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(summed)
-        return float(summed)
+    def total(self, numbers: Tensor) -> list[float]:
+        """The sums of every process's numbers (N,)."""
+        if self.count > 1:
+            numbers = numbers.double().to(self.device)
+            distributed.all_reduce(numbers)
+        return [float(number) for number in numbers]
 
     def led(self, numbers: Tensor) -> Tensor:
         """The numbers of the process of rank 0, in every process: what is decided by them is decided alike."""
