@@ -11,7 +11,7 @@ TOLD = (
     Step("Training the encoder"),
     Progress("pre-training", 1, 2, 0.5, 6.0, 5.0),
     Progress("pre-training", 1, 2, 1.0, 5.5, 10.0, True, 0.1, 0.2),
-    Progress("refitting", 1, 1, 1.0, 4.5, 3.0, True),
+    Progress("refitting", 1, 1, 1.0, 4.5, 3.0, True, behavior_loss=0.5),
 )
 
 
@@ -29,6 +29,7 @@ def test_tensorboard_reads_the_finished_epochs(tmp_path):
         "pre-training/ndcg@10": [(1, pytest.approx(0.1))],
         "pre-training/hr@10": [(1, pytest.approx(0.2))],
         "refitting/loss": [(1, 4.5)],
+        "refitting/behavior_loss": [(1, 0.5)],
         "refitting/seconds": [(1, 3.0)],
     }
 

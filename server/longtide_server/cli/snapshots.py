@@ -37,10 +37,10 @@ from longtide_server.snapshot import read_manifest, resolve
 if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by `longtide --help`
     from longtide_server.training.items.texts import TextNotice, TextProgress
     from longtide_server.training.learning.loop import Progress
-    from longtide_server.training.pipeline import Step
+    from longtide_server.training.pipeline import Plan, Step
     from longtide_server.training.settings import Settings
 
-    Told = Progress | Step | TextProgress | TextNotice
+    Told = Progress | Step | Plan | TextProgress | TextNotice
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -9,11 +10,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from longtide_server.training.items.texts import TextNotice, TextProgress
 from longtide_server.training.learning.loop import Progress as TrainProgress
-from longtide_server.training.pipeline import Step
+from longtide_server.training.pipeline import Plan, Step
 
 
 class TrainingDisplay:
-    """A bar over all epochs with loss, metric and time left, one over the item texts, a line for every other step."""
+    """A bar over all epochs of all phases with loss, metric and time left, one over the item texts, and a line for
+    every step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,6 +32,8 @@ class TrainingDisplay:
         )
         self._bar: TaskID | None = None
         self._reading = False
+        self._plan: Mapping[str, int] = {}
+        self._judged = ""
 
     def __enter__(self) -> TrainingDisplay:
         self._bars.start()
@@ -40,11 +44,14 @@ class TrainingDisplay:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, progress: TrainProgress | Step | TextProgress | TextNotice) -> None:
+    def __call__(self, progress: TrainProgress | Step | Plan | TextProgress | TextNotice) -> None:
         """Show where the work stands."""
         match progress:
+            case Plan():
+                self._plan, self._judged = progress.epochs, ""
+                self._end_bar()
             case Step():
-                self._begin(progress.text)
+                self._begin(progress.text, goes_on=progress.trains and self._bar is not None)
             case TextProgress():
                 self._read_texts(progress)
             case TextNotice():
@@ -52,10 +59,11 @@ class TrainingDisplay:
             case TrainProgress():
                 self._train(progress)
 
-    def _begin(self, text: str) -> None:
-        self._end_bar()
+    def _begin(self, text: str, *, goes_on: bool = False) -> None:
+        if not goes_on:
+            self._end_bar()
         self._console.print(f"[bold]{text}[/bold]")
-        if self._console.is_terminal:
+        if self._console.is_terminal and not goes_on:
             self._bar = self._bars.add_task("", total=None)
 
     def _read_texts(self, progress: TextProgress) -> None:
@@ -66,17 +74,25 @@ class TrainingDisplay:
             self._bars.update(self._bar, total=1.0, completed=progress.done, description="texts")
 
     def _train(self, progress: TrainProgress) -> None:
+        loss = f"loss {progress.loss:.3f}"
+        if progress.behavior_loss is not None:
+            loss += f", the behaviour's {progress.behavior_loss:.3f}"
         if progress.finished:
             judged = ""
             if progress.ndcg is not None and progress.hit_rate is not None:
                 judged = f"validation NDCG@10 {progress.ndcg:.4f}, HR@10 {progress.hit_rate:.4f}, "
-            self._console.print(
-                f"  epoch {progress.epoch:>2}: loss {progress.loss:.3f}, {judged}{progress.seconds:.0f} s"
-            )
+                self._judged = f"  NDCG@10 {progress.ndcg:.4f}"
+            self._console.print(f"  epoch {progress.epoch:>2}: {loss}, {judged}{progress.seconds:.0f} s")
         if self._bar is not None:
-            done = (progress.epoch - 1 + progress.done) / progress.epochs
-            text = f"epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}"
-            self._bars.update(self._bar, total=1.0, completed=done, description=text)
+            text = f"{progress.phase} {progress.epoch}/{progress.epochs}  {loss}{self._judged}"
+            self._bars.update(self._bar, total=1.0, completed=self._done(progress), description=text)
+
+    def _done(self, progress: TrainProgress) -> float:
+        """The share of all phases' epochs that is done; those that a phase did not need count as done."""
+        phases = list(self._plan)
+        before = phases[: phases.index(progress.phase)] if progress.phase in phases else []
+        epochs = sum(self._plan[phase] for phase in before) + progress.epoch - 1 + progress.done
+        return epochs / max(sum(self._plan.values()), progress.epochs)
 
     def _end_bar(self) -> None:
         if self._bar is not None:

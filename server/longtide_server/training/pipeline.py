@@ -60,7 +60,7 @@ from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Progress, Run
 from longtide_server.training.learning.memory import give_back
 from longtide_server.training.learning.model import Encoder, ServingEncoder
-from longtide_server.training.learning.train import fine_tune, refit, train_encoder
+from longtide_server.training.learning.train import fine_tune, planned, refit, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
@@ -86,9 +86,18 @@ class Step:
     """A part of the work that begins, in words."""
 
     text: str
+    trains: bool = False
+    """Whether it is one of the phases of training."""
 
 
-Report = Callable[[Progress | Step], None]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The training that begins: how many epochs each of its phases has at most, in their order."""
+
+    epochs: Mapping[str, int]
+
+
+Report = Callable[[Progress | Step | Plan], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,15 +158,16 @@ def train(
     holdout = hold_out_last(sequences, MIN_EVENTS, most_users=judges, seed=settings.train.seed)
     if np.isin(holdout.targets, holdout.history.items).sum() < MIN_TARGETS:  # learn from all of it, judge by nothing
         holdout = nothing_held_out(sequences)
-    report(Step("Training the encoder"))
+    report(Plan(planned(settings.train)))
+    report(Step("Training the encoder", trains=True))
     model = train_encoder(settings.model, settings.train, holdout, report, run, content)
     head = None
     if settings.train.fine_tune_epochs:
-        report(Step("Fine-tuning on the behaviour that is wanted"))
+        report(Step("Fine-tuning on the behaviour that is wanted", trains=True))
         head = fine_tune(model, settings.model, settings.train, holdout, report, run)
     judged = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
     if settings.train.refit_epochs:
-        report(Step("Refitting on everything"))
+        report(Step("Refitting on everything", trains=True))
         refit(model, head, settings.train, sequences, report, run)
     return Trained(judged, model, head, holdout)
 

@@ -65,5 +65,11 @@ class WandbTracker:
 
 def figures(progress: Progress) -> dict[str, float]:
     """The figures of a finished epoch by name, such as `pre-training/loss`; those that were not measured are absent."""
-    found = {"loss": progress.loss, "seconds": progress.seconds, "ndcg@10": progress.ndcg, "hr@10": progress.hit_rate}
+    found = {
+        "loss": progress.loss,
+        "behavior_loss": progress.behavior_loss,
+        "seconds": progress.seconds,
+        "ndcg@10": progress.ndcg,
+        "hr@10": progress.hit_rate,
+    }
     return {f"{progress.phase}/{name}": value for name, value in found.items() if value is not None}

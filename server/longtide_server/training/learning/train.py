@@ -69,6 +69,15 @@ class TrainConfig:
     """Seeds the weights, the dropout and the order of the batches."""
 
 
+PRE_TRAINING, FINE_TUNING, REFITTING = "pre-training", "fine-tuning", "refitting"
+
+
+def planned(settings: TrainConfig) -> dict[str, int]:
+    """How many epochs each phase has at most, in their order."""
+    epochs = (settings.epochs, settings.fine_tune_epochs, settings.refit_epochs)
+    return dict(zip((PRE_TRAINING, FINE_TUNING, REFITTING), epochs, strict=True))
+
+
 def train_encoder(
     config: ModelConfig,
     settings: TrainConfig,
@@ -80,7 +89,7 @@ def train_encoder(
     """Train on the histories, judge every epoch on the targets, and return the encoder of the best epoch."""
     torch.manual_seed(settings.seed)
     model = Encoder(config, content).to(run.workers.device)
-    phase = _phase("pre-training", holdout.history, settings, settings.epochs, settings.learning_rate)
+    phase = _phase(PRE_TRAINING, holdout.history, settings, settings.epochs, settings.learning_rate)
     phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
     learn(phase, objective_of(model, holdout.history, settings), run, report)
     return model
@@ -96,7 +105,7 @@ def fine_tune(
     torch.manual_seed(settings.seed)
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
-    phase = _phase("fine-tuning", holdout.history, settings, epochs, rate)
+    phase = _phase(FINE_TUNING, holdout.history, settings, epochs, rate)
     judged = _judged(_wanted_of(holdout, settings.target_type), settings)
     phase = replace(phase, judged=judged, patience=settings.patience)
     learn(phase, objective_of(model, holdout.history, settings, head), run, report)
@@ -112,7 +121,7 @@ def refit(
     run: Run = BY_ITSELF,
 ) -> None:
     """Go on training on everything, so that what is served has also learned from what it was judged by."""
-    phase = _phase("refitting", sequences, settings, settings.refit_epochs, settings.refit_learning_rate)
+    phase = _phase(REFITTING, sequences, settings, settings.refit_epochs, settings.refit_learning_rate)
     learn(phase, objective_of(model, sequences, settings, head), run, report)
 
 
