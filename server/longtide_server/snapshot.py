@@ -52,7 +52,7 @@ CONTENT = "content.npz"
 RELATIONS = "relations.npz"
 REPEATS = "repeats.npz"
 
-DRAFT, VALIDATION, TRAINING = ".draft-", ".validation-", ".training-"
+DRAFT, TRAINING = ".draft-", ".training-"
 """What the folders begin with that only trainings under way need."""
 LEFTOVER_AGE_S = 7 * 86_400.0
 
@@ -138,7 +138,7 @@ class Snapshot:
     embeddings: NDArray[np.float32]
     """(I + 1, D) unit vectors; row 0 is padding. I is all items, those without events at the end."""
     popularity: NDArray[np.float64]
-    """(I + 1,) probabilities; 0 for padding. Falling from item 1 on, but for what recency changes."""
+    """(I + 1,) probabilities; 0 for padding, and for items without an event that counts."""
     transitions: Transitions
     neighbors: NeighborIndex
     behavior: BehaviorWeights | None = None
@@ -230,7 +230,7 @@ def prepare(directory: Path) -> None:
 
 def sweep(directory: Path, now_s: float) -> None:
     """Clear away what killed trainings left in a snapshot directory, and nobody has taken up for a week."""
-    for prefix in (DRAFT, VALIDATION, TRAINING):
+    for prefix in (DRAFT, TRAINING):
         for folder in directory.glob(f"{prefix}*"):
             with suppress(FileNotFoundError):  # of the processes that train together, each does this
                 if now_s - folder.stat().st_mtime > LEFTOVER_AGE_S:

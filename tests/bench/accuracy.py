@@ -57,7 +57,8 @@ LOGS = (
     Log("amazon-beauty", 0.104, 0.064, 20, ("--items", "items.csv.gz")),
     Log("amazon-sports", 0.065, 0.040),
 )
-PEAK_GIB = 6.0
+PEAK_GIB = 5.59
+"""6 GB."""
 MORE_FOR_PEERS = 0.2
 """The share by which what is compared at equal time may have been trained longer than Longtide."""
 EVENTS_A_CALL = 1000

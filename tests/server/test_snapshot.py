@@ -116,12 +116,12 @@ def test_where_nothing_can_be_written_there_is_no_snapshot_directory():
 
 
 def test_what_killed_trainings_left_is_cleared_away_after_a_week(tmp_path):
-    for name in (".draft-a", ".validation-b", ".training-c", ".kept", "20260101T000000-1"):
+    for name in (".draft-a", ".training-c", ".kept", "20260101T000000-1"):
         (tmp_path / name / "file").mkdir(parents=True)
     (tmp_path / ".training-c" / "file").touch()
     now_s = time.time()
     sweep(tmp_path, now_s + 6 * 86_400)
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 4
     sweep(tmp_path, now_s + 8 * 86_400)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "20260101T000000-1"]
 

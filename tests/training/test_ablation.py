@@ -8,7 +8,8 @@ from tests.bench import ablation
 from tests.bench.ablation import VARIANTS, measured
 
 from longtide_server.training.dataset import Sequences, hold_out_last
-from longtide_server.training.settings import settings_for
+from longtide_server.training.learning.encoding import last_queries
+from longtide_server.training.settings import Settings, settings_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,12 +34,30 @@ def log() -> Sequences:
     )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_is_trained_and_judged(log, name):
+def small(log: Sequences) -> Settings:
     settings = settings_for(log, times_are_real=True, seed=0)
-    small = replace(settings.model, dim=8, hidden=8, dropout=0.0)
-    settings = replace(settings, model=small, train=replace(settings.train, epochs=2, learning_rate=0.02))
-    rows = measured(name, settings, hold_out_last(log))
+    model = replace(settings.model, dim=8, hidden=8, dropout=0.0)
+    return replace(settings, model=model, train=replace(settings.train, epochs=2, learning_rate=0.02))
+
+
+@pytest.fixture
+def learned(monkeypatch) -> list[np.ndarray]:
+    """The query vectors after everybody's history, by each encoder that is judged."""
+    found: list[np.ndarray] = []
+
+    def queries(*arguments):
+        found.append(last_queries(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(ablation, "last_queries", queries)
+    return found
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_trained_and_judged(log, name, learned):
+    measured("the encoder", small(log), hold_out_last(log))
+    rows = measured(name, small(log), hold_out_last(log))
+    assert np.array_equal(*learned) is (name == "the encoder")
     assert rows[0]["variant"] == name
     assert all(0.0 <= row["ndcg@10"] <= row["hr@10"] <= 1.0 for row in rows)
     assert len(rows) == (2 if name == "the encoder" else 1)  # told the time of the request, too

@@ -14,7 +14,7 @@ from longtide_server.events import EventType
 from longtide_server.foresight import foreseen
 from longtide_server.items.item import Item
 from longtide_server.ranking import Fusion
-from longtide_server.snapshot import CURRENT, Snapshot, check_files, load_snapshot
+from longtide_server.snapshot import CURRENT, TRAINING, Snapshot, check_files, load_snapshot
 from longtide_server.sources.candidates import Source, Transitions, TransitionSettings
 from longtide_server.training import pipeline
 from longtide_server.training.dataset import Sequences
@@ -196,6 +196,20 @@ def test_before_it_serves_the_encoder_learns_from_what_it_was_judged_by(tmp_path
     )
     assert judged_only.manifest.metrics == refitted.manifest.metrics  # measured before
     assert not np.array_equal(judged_only.embeddings, refitted.embeddings)
+
+
+def test_what_a_kill_while_weights_are_sought_leaves_goes_with_the_checkpoints(tmp_path, monkeypatch):
+    """It holds an index of all moments: nobody must find a dozen of them after a dozen kills."""
+    found, fits = [], pipeline._fits
+
+    async def seen(directory, *rest):
+        found.append(directory.parent.name)
+        return await fits(directory, *rest)
+
+    monkeypatch.setattr(pipeline, "_fits", seen)
+    published(WALKS, tmp_path)
+    assert [name[: len(TRAINING)] for name in found] == [TRAINING]
+    assert not list(tmp_path.glob(f"{TRAINING}*"))
 
 
 def test_publishing_again_puts_the_new_snapshot_beside_the_old(tmp_path):

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import pytest
@@ -20,7 +22,7 @@ def test_tensorboard_reads_the_finished_epochs(tmp_path):
     tracker = TensorBoardTracker(tmp_path)
     for told in TOLD:
         tracker(told)
-    tracker.close()
+    tracker.close(failed=False)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found == {
@@ -42,11 +44,25 @@ def test_weights_and_biases_keeps_the_finished_epochs(tmp_path, monkeypatch):
     for told in TOLD:
         tracker(told)
     summary = dict(tracker._run.summary)
-    tracker.close()
+    tracker.close(failed=False)
     assert summary["pre-training/loss"] == 5.5
     assert summary["refitting/loss"] == 4.5
     (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert run.stat().st_size > 0
+
+
+def test_weights_and_biases_without_a_key_is_a_sentence(tmp_path):
+    """In a process of its own: the library remembers the runs before."""
+    pytest.importorskip("wandb", reason="the extra")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    track = "from longtide_server.training.tracking import WandbTracker\ntry:\n    WandbTracker('longtide', {})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{track}except Exception as exc:\n    print(type(exc).__name__, exc)"],
+        env={**kept, "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path), "WANDB_SILENT": "true"},
+        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("InvalidInput --wandb: cannot begin: ")
+    assert "API key" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # torch is imported by the commands that need it, and not by 
     from longtide_server.training.learning.loop import Progress
     from longtide_server.training.pipeline import Plan, Step
     from longtide_server.training.settings import Settings
+    from longtide_server.training.tracking import Tracker
 
     Told = Progress | Step | Plan | TextProgress | TextNotice
 
@@ -96,16 +98,15 @@ def train(
 def _shown(settings: Settings, tensorboard: Path | None, wandb: str | None) -> Iterator[Callable[[Told], None]]:
     """A report to the screen and to the trackers that were asked for."""
     from longtide_server.training.display import TrainingDisplay
-    from longtide_server.training.tracking import TensorBoardTracker, Tracker, WandbTracker
+    from longtide_server.training.tracking import TensorBoardTracker, WandbTracker
 
     with ExitStack() as stack:
         trackers: list[Tracker] = []
+        stack.push(partial(_close, trackers))
         if tensorboard is not None:
             trackers.append(TensorBoardTracker(tensorboard))
-            stack.callback(trackers[-1].close)
         if wandb is not None:
             trackers.append(WandbTracker(wandb, asdict(settings)))
-            stack.callback(trackers[-1].close)
         display = stack.enter_context(TrainingDisplay(messages))
 
         def report(told: Told) -> None:
@@ -114,6 +115,11 @@ def _shown(settings: Settings, tensorboard: Path | None, wandb: str | None) -> I
                 tracker(told)
 
         yield report
+
+
+def _close(trackers: list[Tracker], kind: type[BaseException] | None, *_: object) -> None:
+    for tracker in trackers:
+        tracker.close(failed=kind is not None)
 
 
 def _unheard(_: Told) -> None:

@@ -33,7 +33,6 @@ from longtide_server.snapshot import (
     REQUEST_TIME,
     TRANSITIONS,
     USERS,
-    VALIDATION,
     EncoderFacts,
     Manifest,
     load_snapshot,
@@ -186,7 +185,9 @@ def publish_trained(
     holdout = trained.holdout
     report(Step("Fitting the fusion on validation data"))
     tried = _tried(settings.transitions)
-    with tempfile.TemporaryDirectory(prefix=VALIDATION, dir=directory) as scratch:
+    # A kill may leave it, with an index of hundreds of megabytes: what clears the checkpoints clears it, too.
+    room = directory if run.checkpoints is None else run.checkpoints.room()
+    with tempfile.TemporaryDirectory(prefix="validation-", dir=room) as scratch:
         first = replace(settings, transitions=tried[0])
         described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
         _publish(trained.judged, None, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))

@@ -16,8 +16,8 @@ class Tracker(Protocol):
     def __call__(self, told: object) -> None:
         """Write down a finished epoch; anything else is passed over."""
 
-    def close(self) -> None:
-        """Write out what is still held back."""
+    def close(self, *, failed: bool) -> None:
+        """Write out what is still held back; `failed` says whether the training did not come to its end."""
 
 
 class TensorBoardTracker:
@@ -37,30 +37,39 @@ class TensorBoardTracker:
             for name, value in figures(told).items():
                 self._writer.add_scalar(name, value, told.epoch)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """See Tracker."""
         self._writer.close()
 
 
 class WandbTracker:
-    """A run of a Weights & Biases project; WANDB_MODE=offline keeps it on this machine."""
+    """A run of a Weights & Biases project; WANDB_MODE=offline keeps it on this machine.
+
+    A training that goes on after a kill is another run there.
+    """
 
     def __init__(self, project: str, settings: Mapping[str, Any]) -> None:
-        """Settings: what the run was started with. InvalidInput when the extra is not installed."""
+        """Settings: what the run was started with.
+
+        InvalidInput when the extra is not installed, or the run cannot begin: without a key, say.
+        """
         try:
             import wandb
         except ImportError as exc:
             raise InvalidInput.of("--wandb", "needs pip install 'longtide[wandb]'") from exc
-        self._run: Any = wandb.init(project=project, config=dict(settings))
+        try:
+            self._run: Any = wandb.init(project=project, config=dict(settings))
+        except wandb.errors.Error as exc:
+            raise InvalidInput.of("--wandb", f"cannot begin: {exc}") from exc
 
     def __call__(self, told: object) -> None:
         """See Tracker."""
         if isinstance(told, Progress) and told.finished:
             self._run.log({f"{told.phase}/epoch": told.epoch, **figures(told)})
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """See Tracker."""
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 def figures(progress: Progress) -> dict[str, float]:

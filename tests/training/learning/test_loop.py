@@ -95,11 +95,26 @@ def test_a_training_that_is_over_is_not_trained_again(tmp_path):
     assert told == []
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_phase_begins_anew(tmp_path, capsys):
+def cut(whole: bytes) -> bytes:
+    return whole[:1000]
+
+
+def flipped(whole: bytes) -> bytes:
+    """A bit of a weight is another one: the file can be read."""
+    at = len(whole) // 2
+    return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+
+def misnamed(whole: bytes) -> bytes:
+    return whole.replace(b"objective", b"0bjective")
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, misnamed, lambda _: b"", lambda _: bytes(500)])
+def test_a_damaged_checkpoint_is_reported_and_the_phase_begins_anew(damage, tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path)
     everything(silent, checkpoints)
     path = tmp_path / "pre-training.pt"
-    path.write_bytes(path.read_bytes()[:1000])
+    path.write_bytes(damage(path.read_bytes()))
     told = []
     everything(told.append, checkpoints)
     assert (told[0].phase, told[0].epoch) == ("pre-training", 1)

@@ -82,8 +82,8 @@ class Evaluation:
     """What `longtide evaluate --json` prints.
 
     Ways to recommend are `longtide`, `longtide_timed` (the same, told when the target happened; where the log has real
-    times), `transitions` and `popularity`; where what was seen is included, also `unseen` (without it) and `had`
-    (what the user had most often).
+    times), `transitions` and `popularity`; where what was seen is included, `unseen` (without it) and `had` (what the
+    user had most often) take the place of `longtide_timed`.
     """
 
     users: int

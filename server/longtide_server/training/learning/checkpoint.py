@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from longtide_server.snapshot import TRAINING
 log = structlog.get_logger(__name__)
 
 State = dict[str, Any]
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, NotImplementedError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What is raised where a file is damaged, depending on which part of it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,12 @@ class Checkpoints:
         if not path.is_file():
             return None
         try:
+            with zipfile.ZipFile(path) as parts:  # torch compares no checksums
+                if (damaged := parts.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{damaged} does not have the checksum that it was written with")
             state: State = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
-            log.warning("checkpoint_unreadable", path=str(path), reason=str(exc))
+        except UNREADABLE as exc:
+            log.warning("checkpoint_unreadable", path=str(path), reason=repr(exc))
             return None
         return state
 
@@ -49,8 +58,7 @@ class Checkpoints:
 
         Unavailable where it cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{phase}-{os.getpid()}"
+        draft = self.room() / f".{phase}-{os.getpid()}"
         try:
             with draft.open("wb") as file:
                 torch.save(state, file)
@@ -60,6 +68,11 @@ class Checkpoints:
             draft.unlink(missing_ok=True)
             raise Unavailable(f"{draft}: cannot be written; is the disk full? ({exc})") from exc
         draft.replace(self.folder / f"{phase}.pt")
+
+    def room(self) -> Path:
+        """The folder, which is there: also for what only this training needs, and what a kill may leave."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
 
     def clear(self) -> None:
         """Remove them: what they led to is published."""
