@@ -81,7 +81,7 @@ class Bench(Pieces):
                 json.loads(output(sys.executable, self.scorer, "split", raw, "--train", train, "--targets", targets))
             )
 
-        self.piece(f"{log.folder}.split", do)
+        self.piece(f"{log.folder}.split", do, ours=False)
         return train, targets
 
     def request_times(self, log: Log) -> Path:
@@ -96,7 +96,7 @@ class Bench(Pieces):
             path.write_text("user_id,timestamp\n" + "".join(lines))
             return {"users": len(last)}
 
-        self.piece(f"{log.folder}.times", do)
+        self.piece(f"{log.folder}.times", do, ours=False)
         return path
 
     def score(self, recs: Path, log: Log) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Bench(Pieces):
         def long_enough(kept: dict[str, Any]) -> bool:
             return seconds is None or 1.0 <= kept["train_s"] / seconds <= 1.0 + MORE_FOR_PEERS
 
-        return self.piece(name, do, fits=long_enough)
+        return self.piece(name, do, fits=long_enough, ours=False)
 
     def served(self, log: Log, seed: int) -> dict[str, Any]:
         """How many of the lists of a running server, TorchServe and SDK included, are those of `predict`."""
@@ -449,7 +449,7 @@ def main() -> None:
     bench = Bench(asked.data, asked.scorer, asked.work)
     train_everything(bench, asked.seeds, asked.rectools, asked.jobs)
     found = list(figures(bench, asked.seeds, asked.rectools))
-    publish(found, asked.json)
+    publish([*found, bench.of_other_code()], asked.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,48 @@
-"""Work that takes hours, piece by piece: a piece that is done is kept, so a benchmark that was interrupted goes on."""
+"""Work that takes hours, piece by piece: a piece that is done is kept, so a benchmark that was interrupted goes on.
+
+A kept piece may be of another state of the product than the rest: each knows of which, and `of_other_code` tells.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import machine
+from tests.bench.figures import Figure, at_most, machine
+
+import longtide_server
+
+PARTS = ("training", "sources", "catalog", "ranking.py", "answers.py", "eligible.py", "evidence.py", "recommender.py")
+"""Of the server, what decides which lists come out."""
+
+
+def code() -> str:
+    """A digest of what decides which lists come out; of what it does, not of how it is commented."""
+    root = Path(str(longtide_server.__file__)).parent
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for path in sorted((root / part).rglob("*.py")) or [root / part]:
+            digest.update(f"{path.relative_to(root)} {meaning(path.read_text())}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def meaning(source: str) -> str:
+    """A program without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 class Pieces:
@@ -16,6 +50,8 @@ class Pieces:
 
     def __init__(self, work: Path) -> None:
         self.work = work
+        self.code = code()
+        self._others: set[str] = set()
         self._told: set[str] = set()
         work.mkdir(parents=True, exist_ok=True)
 
@@ -25,22 +61,33 @@ class Pieces:
         do: Callable[[], dict[str, Any]],
         given: Sequence[str] = (),
         fits: Callable[[dict[str, Any]], bool] = lambda _: True,
+        *,
+        ours: bool = True,
     ) -> dict[str, Any]:
-        """What a piece gave, now or in an earlier run.
+        """What a piece gave, now or in an earlier run; `ours` says whether the product had a part in it.
 
         One that was made with others than the `given` options, or does not fit, is made anew.
         """
         path = self.work / f"{name}.json"
         kept = dict(json.loads(path.read_text())) if path.is_file() else None
         if kept is not None and kept.get("given", []) == list(given) and fits(kept):
+            other = ours and kept.get("code") != self.code
             if name not in self._told:
-                print(f"{name}: kept; made {kept.get('made', 'before that was noted')}", flush=True)
+                of = f" by {kept.get('code', 'unknown')} code, not this" if other else ""
+                print(f"{name}: kept; made {kept.get('made', 'before that was noted')}{of}", flush=True)
             self._told.add(name)
+            self._others |= {name} if other else set()
             return kept
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         self._told.add(name)
-        found = {**do(), "given": list(given), "made": f"{time.strftime('%Y-%m-%d')}, {machine()}"}
+        made = f"{time.strftime('%Y-%m-%d')}, {machine()}"
+        found = {**do(), "given": list(given), "made": made, "code": self.code}
         draft = path.with_suffix(".partial")
         draft.write_text(json.dumps(found, indent=1))
         draft.replace(path)
         return found
+
+    def of_other_code(self) -> Figure:
+        """How many of the pieces that were asked for were made by another state of the product: remove them, and they
+        are made anew."""
+        return at_most("pieces of other code", len(self._others), 0, "pieces", ", ".join(sorted(self._others)))

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.bench.pieces import Pieces
+from tests.bench.pieces import Pieces, code, meaning
 
 
 def test_a_piece_is_made_once(tmp_path):
@@ -27,3 +27,23 @@ def test_a_piece_that_was_made_otherwise_is_made_anew(tmp_path):
 
     assert [figure(), figure(given=["--set", "x=1"]), figure(given=["--set", "x=1"]), figure()] == [0, 1, 1, 2]
     assert [figure(fits=lambda kept: kept["figure"] > 2), figure(fits=lambda kept: kept["figure"] > 2)] == [3, 3]
+
+
+def test_pieces_of_another_state_of_the_product_are_counted(tmp_path):
+    pieces = Pieces(tmp_path)
+    for name in "abc":
+        pieces.piece(name, dict, ours=name != "c")
+    assert pieces.of_other_code().holds
+    later = Pieces(tmp_path)
+    later.code = "another"
+    for name in "abcb":
+        later.piece(name, dict, ours=name != "c")
+    found = later.of_other_code()
+    assert (found.value, found.holds, found.note) == (2, False, "a, b")
+
+
+def test_what_a_program_means_is_what_it_does():
+    program = "def f(x):\n    return x + 1\n"
+    told = '"""A module."""\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n'
+    assert meaning(program) == meaning(told) != meaning(program.replace("1", "2"))
+    assert len(code()) == 12

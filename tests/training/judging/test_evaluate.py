@@ -13,6 +13,7 @@ from longtide_server.training.dataset import Holdout, Sequences
 from longtide_server.training.judging.baselines import best_unseen
 from longtide_server.training.judging.evaluate import (
     BehaviorMetrics,
+    _biases,
     behavior_metrics,
     compare,
     evaluate,
@@ -128,7 +129,7 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
     history = sequences("aaaaaabcde", "a", "")
     assert history.item_ids == ("a", "b", "c", "d", "e")
     nothing = np.full(3, np.nan, np.float32)
-    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]), np.ones(3, np.int64), nothing, np.zeros(3))
+    holdout = Holdout(history, np.array([0, 1, 2]), np.array([0, 3, 1]), np.array([1, 4, 4]), nothing, np.zeros(3))
     found = compare({"ours": lists([1], [2, 3], [4, 1]), "theirs": lists([1], [2], [1])}, holdout)
 
     def ndcg(slices):
@@ -146,6 +147,10 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
         "head": (1, second, 1.0),
         "mid": (1, second, 0.0),
         "new": (1, 0.0, 0.0),
+    }
+    assert ndcg(found.slices.target_type) == {
+        "view": (1, 0.0, 0.0),
+        "purchase": (2, second, 0.5),
     }
     assert [(one.span, one.users) for one in found.slices.history_length_doubling] == [
         ("0", 1),
@@ -276,7 +281,19 @@ def test_the_next_type_and_value_are_measured_next_to_what_knows_nothing():
         valued_targets=2,
         value_mae=1.0,  # 4 instead of 5 and of 3
         value_mae_user_median=1.0,  # 3 instead of 5, and of 3
+        value_mae_biases=1.0385,  # 3 - 1 / 26 instead of 5, and 3 + 1 / 26 of 3
     )
+
+
+def test_biases_are_what_a_hand_computes():
+    """Bob gave a 2 and b 4, ann gave a 5; of cho nothing is known. The mean is 11 / 3."""
+    history = replace(sequences("ab", "a", ""), values=np.array([2, 4, 5], np.float32))
+    item_a, item_b = (2 + 5 - 22 / 3) / 27, (4 - 11 / 3) / 26
+    bob, ann = (2 + 4 - 22 / 3 - item_a - item_b) / 12, (5 - 11 / 3 - item_a) / 11
+    targets = np.array([1, 2, 1])  # a, b, a
+    holdout = Holdout(history, np.array([0, 1, 2]), targets, np.ones(3, np.int64), np.zeros(3, np.float32), np.zeros(3))
+    expected = [11 / 3 + item_a + bob, 11 / 3 + item_b + ann, 11 / 3 + item_a]
+    assert _biases(holdout, np.arange(3)).tolist() == pytest.approx(expected)
 
 
 def test_targets_without_a_value_or_outside_the_catalogue_do_not_count():
@@ -285,7 +302,9 @@ def test_targets_without_a_value_or_outside_the_catalogue_do_not_count():
     holdout = Holdout(history, np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), values, np.zeros(2))
     head = BehaviorHead(ModelConfig(2, dim=2)).eval()
     found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
-    assert (found.valued_targets, found.value_mae, found.value_mae_user_median) == (0, None, None)
+    assert (found.valued_targets, found.value_mae, found.value_mae_user_median, found.value_mae_biases) == (
+        *(0, None, None, None),
+    )
 
 
 def test_where_nobody_had_a_value_before_there_is_no_median():
@@ -295,7 +314,7 @@ def test_where_nobody_had_a_value_before_there_is_no_median():
     head = BehaviorHead(ModelConfig(2, dim=2)).eval()
     found = behavior_metrics(head.weights(), np.eye(2, dtype=np.float32), np.zeros((3, 2), np.float32), holdout)
     assert found.value_mae is not None
-    assert found.value_mae_user_median is None
+    assert (found.value_mae_user_median, found.value_mae_biases) == (None, None)
 
 
 def test_the_median_of_values_however_large_is_a_number():

@@ -29,6 +29,7 @@ from longtide_server.training.judging.baselines import had_lists, popularity_lis
 from longtide_server.training.judging.bias import PopularityBias, popularity_bias
 from longtide_server.training.judging.slices import (
     HISTORY_LENGTHS,
+    TARGET_TYPES,
     Range,
     Slice,
     doubling_lengths,
@@ -46,16 +47,19 @@ CUTS = (5, 10, 20)
 SHOWN = 10
 """How many items of a list count as shown, for coverage and for popularity bias."""
 TEMPORAL_SHARE = 0.9
+ITEM_SHRINKAGE, USER_SHRINKAGE = 25.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The same users, divided in three ways. A slice that nobody is in is left out."""
+    """The same users, divided in four ways. A slice that nobody is in is left out."""
 
     history_length: tuple[Slice, ...]
     """cold, short, medium, long; `low` and `high` are events in the history."""
     target_popularity: tuple[Slice, ...]
     """head, mid, tail, new; `low` and `high` are ranks by popularity in the history, 0 for new items."""
+    target_type: tuple[Slice, ...]
+    """view, purchase and so on; `low` and `high` are the type's number."""
     history_length_doubling: tuple[Slice, ...]
     """Finer, for a curve; `low` and `high` are events in the history."""
 
@@ -75,6 +79,8 @@ class BehaviorMetrics:
     value_mae_user_median: float | None
     """What the median of the user's earlier values reaches, or of all values where the user has none; None where
     nobody had a value before."""
+    value_mae_biases: float | None
+    """What the mean with the user's and the item's bias reaches (`_biases`); None where nobody had a value before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +187,7 @@ def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluat
         slices=Slices(
             history_length=slices(lengths, HISTORY_LENGTHS),
             target_popularity=slices(holdout.targets, target_popularities(history.item_count)),
+            target_type=slices(holdout.types, TARGET_TYPES),
             history_length_doubling=slices(lengths, doubling_lengths(int(lengths.max()))),
         ),
     )
@@ -234,18 +241,22 @@ def behavior_metrics(
     types = type_probability(weights, queries[known]).argmax(axis=1)
     frequent = np.bincount(holdout.history.types).argmax()
     valued = known[~np.isnan(holdout.values[known])]
-    error = baseline = None
+    error = median = biases = None
     if len(valued):
         predicted = predicted_value(weights, queries[valued], embeddings[holdout.targets[valued]])
         error = round(float(np.abs(predicted - holdout.values[valued]).mean()), 4)
     if len(valued) and not np.isnan(holdout.history.values).all():
-        baseline = round(float(np.abs(_user_medians(holdout, valued) - holdout.values[valued]).mean()), 4)
+        median, biases = (
+            round(float(np.abs(known_before(holdout, valued) - holdout.values[valued]).mean()), 4)
+            for known_before in (_user_medians, _biases)
+        )
     return BehaviorMetrics(
         type_accuracy=round(float((types == holdout.types[known]).mean()), 4),
         type_accuracy_most_frequent=round(float((frequent == holdout.types[known]).mean()), 4),
         valued_targets=len(valued),
         value_mae=error,
-        value_mae_user_median=baseline,
+        value_mae_user_median=median,
+        value_mae_biases=biases,
     )
 
 
@@ -259,3 +270,24 @@ def _user_medians(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float
         values = every[history.of(user)]
         medians.append(everyone if np.isnan(values).all() else np.nanmedian(values))
     return np.array(medians, np.float64)
+
+
+def _biases(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(R,) the mean of all values, with how far the target item's and then the user's are from it, shrunken towards
+    none: the baseline of Koren, "Factor in the Neighbors" (TKDD 2010), with its constants."""
+    history = holdout.history
+    there = ~np.isnan(history.values)
+    values, items = history.values[there].astype(np.float64), history.items[there]
+    users = np.repeat(np.arange(history.user_count), history.lengths)[there]
+    mean = float(values.mean())
+    of_item = _shrunken(values - mean, items, history.item_count + 1, ITEM_SHRINKAGE)
+    of_user = _shrunken(values - mean - of_item[items], users, history.user_count, USER_SHRINKAGE)
+    return mean + of_item[holdout.targets[rows]] + of_user[holdout.users[rows]]
+
+
+def _shrunken(
+    values: NDArray[np.float64], groups: NDArray[np.int64], count: int, shrinkage: float
+) -> NDArray[np.float64]:
+    """(G,) the mean of each group's values (N,), as if it had `shrinkage` more of them that are 0."""
+    sums = np.bincount(groups, values, count).astype(np.float64)  # which they are, but numpy's types do not know
+    return sums / (shrinkage + np.bincount(groups, minlength=count))

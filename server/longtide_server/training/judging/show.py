@@ -24,28 +24,39 @@ def overall_table(title: str, evaluation: Evaluation) -> Table:
 
 def behavior_table(behavior: BehaviorMetrics) -> Table:
     """How well the next event's type and value are foreseen."""
-    table = _table("The next behaviour", "", "longtide", "knowing nothing")
-    table.add_row("type: accuracy", f"{behavior.type_accuracy:.4f}", f"{behavior.type_accuracy_most_frequent:.4f}")
-    if behavior.value_mae is not None and behavior.value_mae_user_median is not None:
-        name = f"value: mean absolute error of {behavior.valued_targets:,}"
-        table.add_row(name, f"{behavior.value_mae:.4f}", f"{behavior.value_mae_user_median:.4f}")
+    table = _table("The next behaviour", "", "longtide", "without it")
+    accuracies = (behavior.type_accuracy, behavior.type_accuracy_most_frequent)
+    table.add_row("type: accuracy; the most frequent", *(f"{one:.4f}" for one in accuracies))
+    if behavior.value_mae is None:
+        return table
+    name = f"value: mean error of {behavior.valued_targets:,}"
+    for told, baseline in (
+        (f"{name}; the user's median", behavior.value_mae_user_median),
+        (f"{name}; biases", behavior.value_mae_biases),
+    ):
+        if baseline is not None:
+            table.add_row(told, f"{behavior.value_mae:.4f}", f"{baseline:.4f}")
     return table
 
 
 def slices_table(evaluation: Evaluation) -> Table:
-    """NDCG@10 by length of history and by popularity of the target."""
+    """NDCG@10 by length of history, and by popularity and type of the target."""
     left_out = {"longtide_timed", "unseen"} | ({"popularity"} if "had" in evaluation.overall else set())
     ways = [way for way in evaluation.overall if way not in left_out]  # any terminal has room for the others
     table = _table("NDCG@10 by slice", "", "from", "users", *ways)
     for unit, slices in (
         ("events in history", evaluation.slices.history_length),
         ("rank of the target", evaluation.slices.target_popularity),
+        ("type of the target", evaluation.slices.target_type),
     ):
+        if slices is evaluation.slices.target_type and len(slices) < 2:
+            continue
         table.add_section()
         table.add_row("", Text(unit, style="italic"))
         for one in slices:
+            span = "" if slices is evaluation.slices.target_type else one.span
             scores = (f"{one.metrics[way]['ndcg@10']:.4f}" for way in ways)
-            table.add_row(one.name, one.span, f"{one.users:,}", *scores)
+            table.add_row(one.name, span, f"{one.users:,}", *scores)
     return table
 
 
