@@ -162,6 +162,17 @@ def test_weights_are_sought_given_all_others():
         assert rank(user, fusion, list(Source), 3, limit=1).items.tolist() == [3]
 
 
+@pytest.mark.parametrize("knows", ["transitions", "popularity"])
+def test_no_source_alone_is_better_than_the_fusion(knows):
+    """The encoder is sure of what is wrong, and more so than the one that knows is of what is right."""
+    wrong = {"encoder": [0.999, 0.001, 0, 0], knows: [0.1, 0.5, 0.2, 0.2]}
+    judged = judge([candidates(**wrong)] * 4, np.full(4, 2), by_number(4))
+    fusion = fit_fusion(judged)
+    metrics = source_metrics(judged, fusion)
+    assert metrics["fusion"]["ndcg@10"] >= metrics[knows]["ndcg@10"] == 1.0
+    assert (fusion.encoder, getattr(fusion, knows)) == (0.0, 1.0)
+
+
 def test_of_equals_those_weights_are_taken_that_are_surer_of_the_targets():
     """The encoder alone ranks every target first; that the neighbours say the same must not be lost."""
     user = candidates(encoder=RIGHT, neighbors=RIGHT, transitions=WRONG, popularity=WRONG)

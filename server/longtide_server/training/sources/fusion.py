@@ -80,10 +80,11 @@ def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def fit_fusion(judged: Judged) -> Fusion:
-    """The weights with the best NDCG@10, the encoder's being 1.
+    """The weights with the best NDCG@10, the encoder's being 1, or 0 where another source is better without it.
 
     A grid of those that are there in every log, small enough to look at whole; then one source after the other, given
-    all others, until nothing is gained. Without targets there is nothing to fit on, and the defaults stand.
+    all others, until nothing is gained. No source alone is better than what that leads to: one that would be is where
+    it is begun once more. Without targets there is nothing to fit on, and the defaults stand.
     """
     if not len(judged.target):
         return Fusion()
@@ -106,7 +107,14 @@ def fit_fusion(judged: Judged) -> Fusion:
             sureness = _sureness(judged, fused)  # decides between equals, of which a small log has many
             if (score, sureness) > (best_score, best_sureness):
                 best, best_score, best_sureness = Fusion(1.0, neighbors, transitions, 0.0, floor), score, sureness
-    return _refined(judged, best, best_score)
+    best, best_score = _refined(judged, best, best_score)
+    for source in judged.said:
+        if (name := source.name.lower()) in EVERY_WEIGHTS:
+            alone = replace(Fusion(0.0, 0.0, 0.0, 0.0, best.floor), **{name: 1.0})
+            score = ndcg_at_k(ranks(judged, fused_scores(judged, alone)), K)
+            if score > best_score:
+                best, best_score = _refined(judged, alone, score)
+    return best
 
 
 def _sureness(judged: Judged, fused: NDArray[np.float64]) -> float:
@@ -124,7 +132,8 @@ def _owner(judged: Judged) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(judged.places)))
 
 
-def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
+def _refined(judged: Judged, fusion: Fusion, score: float) -> tuple[Fusion, float]:
+    """Other weights for one source after the other, while the score rises; and what it is then."""
     features = {
         name: log_features(judged.said[source], fusion.floor, judged.item_count)
         for name in EVERY_WEIGHTS
@@ -141,7 +150,7 @@ def _refined(judged: Judged, fusion: Fusion, score: float) -> Fusion:
                 score, fusion, fused = scores[weight], replace(fusion, **{name: weight}), rest + weight * feature
         if score == before:
             break
-    return fusion
+    return fusion, score
 
 
 def fused_scores(judged: Judged, fusion: Fusion) -> NDArray[np.float64]:
