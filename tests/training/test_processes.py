@@ -85,12 +85,12 @@ def test_two_processes_that_learn_from_a_sample_reach_what_one_does(log, tmp_pat
 
 
 def test_a_kill_loses_no_finished_epoch(log, tmp_path):
-    whole, _ = train(COMMAND, *arguments(log, tmp_path / "whole", epochs="6", patience="6"))
+    whole, _ = train(COMMAND, *arguments(log, tmp_path / "whole", epochs="4", patience="4"))
     out = tmp_path / "killed"
-    args = arguments(log, out, epochs="6", patience="6")
+    args = arguments(log, out, epochs="4", patience="4")
     told: list[float] = []
     kills = 0
-    while len(told) < 4:  # kill it over and over, each time a little after it has finished an epoch or two
+    while len(told) < 2:  # kill it over and over, each time a little after it has finished an epoch or two
         kills += 1
         run = subprocess.Popen([*COMMAND, *args], stderr=subprocess.PIPE, text=True, env=environment())
         for line in run.stderr:
