@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from tests.bench.figures import Figure, plain, publish
 from tests.bench.pieces import Pieces
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, to_sequences
 from longtide_server.training.files.log import read_log, times_are_real
@@ -57,6 +58,27 @@ class WithoutLongTerm(Encoder):
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
         return short_term
+
+
+class WithoutLastFew(Encoder):
+    """Of the memories, the one of the last few is silent."""
+
+    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        silent = torch.ones(self.memory_count, 1, device=memories.device)
+        silent[0] = 0.0
+        return super()._query(y, x, gap, memories * silent)
+
+
+class LastFewForLastItem(Encoder):
+    """The memory of the last few is the short-term interest, and no part of the long-term one."""
+
+    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        few, rest = memories[..., 0, :], memories.clone()
+        rest[..., 0, :] = 0.0
+        long_term = self.long_term(self.dropout(rest.flatten(-2)))
+        short_term = self.short_term(self.dropout(few))
+        query = y + self.joined(short_term, long_term, torch.cat([y, x, long_term, gap], dim=-1))
+        return normalize(self.out_norm(query), dim=-1)
 
 
 class WithoutGate(Encoder):
@@ -119,6 +141,8 @@ VARIANTS = {
     "the encoder": Variant(),
     "without the last-item path": Variant(encoder=WithoutShortTerm),
     "without the memories": Variant(encoder=WithoutLongTerm),
+    "without the memory of the last few": Variant(encoder=WithoutLastFew),
+    "the memory of the last few for the last item": Variant(encoder=LastFewForLastItem),
     "without the gate": Variant(encoder=WithoutGate),
     "without either path": Variant(encoder=WithoutInterests),
     "without norm, residual and feed-forward": Variant(block=PlainBlock),

@@ -1,9 +1,10 @@
 """The encoder: a recurrent network whose whole past is a fixed-size state.
 
-Residual blocks of layer norm, LSTM and feed-forward follow the sequence; slowly decaying memories of the items keep
-the long-term interest; the last item reaches the output directly as the short-term interest; a gate per dimension,
-which sees the time since the event before, joins the two. Items are scored by the cosine with their embeddings over a
-temperature. Where the time of a request is known, it moves the query vector at the end.
+Residual blocks of layer norm, LSTM and feed-forward follow the sequence. Decaying memories of the items, from one of
+the last few to one of hundreds, keep the long-term interest; the last item reaches the output directly as the
+short-term interest; a gate per dimension, which sees the time since the event before, joins the two. Items are scored
+by the cosine with their embeddings over a temperature. Where the time of a request is known, it moves the query vector
+at the end.
 
 Sources: LSTM, Hochreiter & Schmidhuber (1997); tied embeddings, Press & Wolf (2017); pre-norm residual blocks, Xiong et
 al. (2020); gated long- and short-term interest, SLi-Rec, Yu et al. (2019).
