@@ -33,7 +33,7 @@ def test_one_bar_goes_over_all_phases_with_loss_metric_and_time_left():
     assert seen == [
         ("pre-training 2/6  loss 5.250", 1.5 / 8),
         ("pre-training 2/6  loss 5.200  NDCG@10 0.1234", 2 / 8),
-        ("refitting 1/2  loss 4.500, the behaviour's 0.750  NDCG@10 0.1234", 6.5 / 8),
+        ("refitting 1/2  loss 4.500 + 0.750  NDCG@10 0.1234", 6.5 / 8),
     ]
     assert "left" in display._console.file.getvalue()
 

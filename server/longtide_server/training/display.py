@@ -76,7 +76,7 @@ class TrainingDisplay:
     def _train(self, progress: TrainProgress) -> None:
         loss = f"loss {progress.loss:.3f}"
         if progress.behavior_loss is not None:
-            loss += f", the behaviour's {progress.behavior_loss:.3f}"
+            loss += f" + {progress.behavior_loss:.3f}"  # the items', and the behaviour's
         if progress.finished:
             judged = ""
             if progress.ndcg is not None and progress.hit_rate is not None:
