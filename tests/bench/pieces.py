@@ -37,7 +37,7 @@ def meaning(source: str) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+            body[:] = [one for one in body if not _is_text(one)]
     return ast.dump(tree)
 
 

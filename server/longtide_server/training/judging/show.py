@@ -44,17 +44,16 @@ def slices_table(evaluation: Evaluation) -> Table:
     left_out = {"longtide_timed", "unseen"} | ({"popularity"} if "had" in evaluation.overall else set())
     ways = [way for way in evaluation.overall if way not in left_out]  # any terminal has room for the others
     table = _table("NDCG@10 by slice", "", "from", "users", *ways)
-    for unit, slices in (
-        ("events in history", evaluation.slices.history_length),
-        ("rank of the target", evaluation.slices.target_popularity),
-        ("type of the target", evaluation.slices.target_type),
-    ):
-        if slices is evaluation.slices.target_type and len(slices) < 2:
-            continue
+    kinds = [
+        ("events in history", [(one, one.span) for one in evaluation.slices.history_length]),
+        ("rank of the target", [(one, one.span) for one in evaluation.slices.target_popularity]),
+    ]
+    if len(evaluation.slices.target_type) > 1:
+        kinds.append(("type of the target", [(one, "") for one in evaluation.slices.target_type]))
+    for unit, slices in kinds:
         table.add_section()
         table.add_row("", Text(unit, style="italic"))
-        for one in slices:
-            span = "" if slices is evaluation.slices.target_type else one.span
+        for one, span in slices:
             scores = (f"{one.metrics[way]['ndcg@10']:.4f}" for way in ways)
             table.add_row(one.name, span, f"{one.users:,}", *scores)
     return table

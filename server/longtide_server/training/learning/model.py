@@ -251,7 +251,7 @@ class Encoder(nn.Module):
     def _initialise(self, config: ModelConfig) -> None:
         nn.init.zeros_(self.type_embedding.weight)
         nn.init.zeros_(self.gap_embedding.weight)
-        # What is no input is no parameter: several processes that train together would wait for its gradient.
+        # What is no input is no parameter: it has no gradient to send to others or to bound.
         self.type_embedding.requires_grad_(config.use_types)
         self.gap_embedding.requires_grad_(config.use_gaps)
         self.value_weight.requires_grad_(config.use_values)

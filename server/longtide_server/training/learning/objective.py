@@ -58,7 +58,7 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """An encoder with the loss it is trained by, in one module, so that processes can train it together."""
+    """An encoder with the loss it is trained by, and the head where there is one, in one module with one state."""
 
     def __init__(
         self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,

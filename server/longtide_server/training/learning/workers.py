@@ -52,14 +52,12 @@ class Workers:
         """
         if self.count == 1:
             return
-        whole = list(dense)
-        for weight in whole:
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        if gradients := [weight.grad for weight in whole if weight.grad is not None]:
+        if whole := list(dense):
+            gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in whole]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             distributed.all_reduce(flat)
-            for gradient, added in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
-                gradient.copy_(added.view_as(gradient))
+            for weight, added in zip(whole, torch.split(flat, [weight.numel() for weight in whole]), strict=True):
+                weight.grad = added.view_as(weight)
         for weight in sparse:
             weight.grad = self._added_rows(weight)
 
