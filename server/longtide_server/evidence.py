@@ -100,7 +100,7 @@ class Sources:
         """The weights of a request. Of whom the encoder knows nothing, content has its say, if it knows something."""
         fusion = self._snapshot.manifest.fusion
         if cold:
-            fusion = replace(fusion, content=max(fusion.content, fusion.encoder))
+            fusion = replace(fusion, content=max(fusion.content, Fusion().encoder))
         return fusion.weighted(query.source_weights)
 
     async def evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:

@@ -42,22 +42,22 @@ from longtide_server.training.learning.model import Block, Encoder, ModelConfig
 from longtide_server.training.learning.objective import Batch, Loss, Objective
 from longtide_server.training.learning.train import fine_tune, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
-from longtide_server.training.metrics import hr_at_k, ndcg_at_k
+from longtide_server.training.metrics import NOT_RANKED, gains_at_k, hr_at_k, ndcg_at_k
 from longtide_server.training.settings import Settings, bfloat16_is_faster, settings_for
 
 
 class WithoutShortTerm(Encoder):
-    """The last item reaches the output through the recurrence alone."""
+    """The last item reaches the output through the recurrence and the memories, of which one is of the last few."""
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
-        return long_term
+        return super().joined(torch.zeros_like(short_term), long_term, seen)
 
 
 class WithoutLongTerm(Encoder):
     """No decaying memories: what is long ago is left to the LSTM."""
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
-        return short_term
+        return super().joined(short_term, torch.zeros_like(long_term), seen)
 
 
 class WithoutLastFew(Encoder):
@@ -156,8 +156,8 @@ VARIANTS = {
 
 def every(sequences: Sequences, users: int) -> Sequences:
     """At most so many users, evenly from the whole log."""
-    step = max(1, -(-sequences.user_count // users))
-    chosen = np.arange(0, sequences.user_count, step)
+    last = sequences.user_count - 1
+    chosen = np.linspace(0, last, min(users, sequences.user_count)).round().astype(np.int64)
     events = np.concatenate([np.arange(sequences.offsets[user], sequences.offsets[user + 1]) for user in chosen])
     return replace(
         sequences,
@@ -182,7 +182,11 @@ def built_as(variant: Variant) -> Iterator[None]:
         yield
 
 
-def measured(name: str, settings: Settings, holdout: Holdout) -> list[dict[str, str | float]]:
+RowOf = dict[str, Any]
+"""`variant` by name, and `ranks` of the targets, -1 where one is not among the first ten."""
+
+
+def measured(name: str, settings: Settings, holdout: Holdout) -> list[RowOf]:
     """A variant, trained and judged; the whole encoder also when it is told the time of the request."""
     variant = VARIANTS[name]
     settings = variant.change(settings)
@@ -217,8 +221,8 @@ def _waits(holdout: Holdout) -> NDArray[np.float64]:
     return holdout.times - holdout.history.times[holdout.history.offsets[holdout.users + 1] - 1]
 
 
-def _row(name: str, ranks: NDArray[np.int64]) -> dict[str, str | float]:
-    return {"variant": name, "hr@10": round(hr_at_k(ranks, 10), 4), "ndcg@10": round(ndcg_at_k(ranks, 10), 4)}
+def _row(name: str, ranks: NDArray[np.int64]) -> RowOf:
+    return {"variant": name, "ranks": np.where(ranks < SHOWN, ranks, NOT_RANKED).tolist()}
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,8 @@ LOGS = (
     Log("yoochoose-100k", 2500, file="clicks.csv.gz", owner="session_id"),
 )
 ROUNDS = 3
+SHOWN = 10
+"""How long a list is."""
 
 
 def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
@@ -259,30 +265,36 @@ def differing(settings: Settings) -> list[str]:
     ]
 
 
-def studied(data: Path, work: Path, log: Log, seed: int, name: str) -> list[dict[str, str | float]]:
-    """A variant's rows, now or from an earlier run; in a process of its own."""
+class Studies(Pieces):
+    """What each training of a variant gave."""
 
-    def do() -> dict[str, Any]:
-        return {"rows": measured(name, *prepared(data, log, seed)), "device": best_device().type}
+    def __init__(self, data: Path, work: Path) -> None:
+        super().__init__(work, (Path(__file__),))
+        self.data = data
 
-    words = name.replace(",", "").replace(" ", "-")
-    rows: list[dict[str, str | float]] = Pieces(work).piece(f"{log.folder}.ablation.{words}.{seed}", do)["rows"]
-    return rows
+    def studied(self, log: Log, seed: int, name: str) -> list[RowOf]:
+        """A variant's rows."""
 
+        def do() -> dict[str, Any]:
+            return {"rows": measured(name, *prepared(self.data, log, seed)), "device": best_device().type}
 
-def costs(data: Path, work: Path, log: Log) -> dict[str, float]:
-    """What training each variant costs, the whole encoder costing 1: the median of rounds in which all take turns."""
+        words = name.replace(",", "").replace(" ", "-")
+        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do)["rows"]
+        return rows
 
-    def do() -> dict[str, Any]:
-        settings, holdout = prepared(data, log, seed=0)
-        settings = replace(settings, train=replace(settings.train, bfloat16=bfloat16_is_faster()))
-        few = every(holdout.history, log.timed_users)
-        rounds = [{name: training_s(name, settings, few) for name in differing(settings)} for _ in range(ROUNDS)]
-        against = [{name: one[name] / one["the encoder"] for name in one} for one in rounds]
-        return {"costs": {name: round(statistics.median(one[name] for one in against), 2) for name in against[0]}}
+    def costs(self, log: Log) -> dict[str, float]:
+        """What training each variant costs, the encoder's being 1: the median of rounds in which all take turns."""
 
-    found: dict[str, float] = Pieces(work).piece(f"{log.folder}.ablation.costs", do)["costs"]
-    return found
+        def do() -> dict[str, Any]:
+            settings, holdout = prepared(self.data, log, seed=0)
+            settings = replace(settings, train=replace(settings.train, bfloat16=bfloat16_is_faster()))
+            few = every(holdout.history, log.timed_users)
+            rounds = [{name: training_s(name, settings, few) for name in differing(settings)} for _ in range(ROUNDS)]
+            against = [{name: one[name] / one["the encoder"] for name in one} for one in rounds]
+            return {"costs": {name: round(statistics.median(one[name] for one in against), 2) for name in against[0]}}
+
+        found: dict[str, float] = self.piece(f"{log.folder}.ablation.costs", do)["costs"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -291,25 +303,30 @@ class Row:
 
     hit_rates: list[float]
     ndcgs: list[float]
+    more: float
+    """NDCG@10 beyond the encoder's."""
+    error: float
+    """The standard error of that, by the users, who judge both; what chance does in training is not in it."""
     cost: float | None
 
 
-def tables(
-    found: dict[str, list[list[dict[str, Any]]]], costs_of: dict[str, dict[str, float]]
-) -> dict[str, dict[str, Row]]:
-    """Each log's rows by variant, of what every training of a seed gave."""
-    result: dict[str, dict[str, Row]] = {}
-    for folder, trainings in found.items():
-        rows = [row for rows in trainings for row in rows]
-        result[folder] = {
-            name: Row(
-                [row["hr@10"] for row in rows if row["variant"] == name],
-                [row["ndcg@10"] for row in rows if row["variant"] == name],
-                costs_of[folder].get(name),
-            )
-            for name in dict.fromkeys(row["variant"] for row in rows)
-        }
-    return result
+def table(trainings: list[list[RowOf]], costs_of: dict[str, float]) -> dict[str, Row]:
+    """A log's rows by variant, of what every training gave."""
+    ranks: dict[str, list[NDArray[np.int64]]] = {}
+    for row in (row for rows in trainings for row in rows):
+        ranks.setdefault(row["variant"], []).append(np.array(row["ranks"]))
+    gains = {name: np.mean([gains_at_k(one, SHOWN) for one in found], axis=0) for name, found in ranks.items()}  # (V,)
+    rows = {}
+    for name, found in ranks.items():
+        more = gains[name] - gains["the encoder"]
+        rows[name] = Row(
+            [hr_at_k(one, SHOWN) for one in found],
+            [ndcg_at_k(one, SHOWN) for one in found],
+            float(more.mean()),
+            float(more.std() / np.sqrt(len(more))),
+            costs_of.get(name),
+        )
+    return rows
 
 
 def figures(found: dict[str, dict[str, Row]]) -> Iterator[Figure]:
@@ -317,26 +334,29 @@ def figures(found: dict[str, dict[str, Row]]) -> Iterator[Figure]:
     for folder, rows in found.items():
         for name, row in rows.items():
             for metric, values in (("hr@10", row.hit_rates), ("ndcg@10", row.ndcgs)):
-                note = f"validation targets; {len(values)} seeds, {min(values)} to {max(values)}"
+                note = f"validation targets; {len(values)} seeds, {min(values):.4f} to {max(values):.4f}"
                 yield plain(f"{folder} {name} {metric}", round(statistics.mean(values), 4), "share", note)
+            if name != "the encoder":
+                note = f"than the encoder's; standard error {row.error:.4f}, by users"
+                yield plain(f"{folder} {name} ndcg@10, more", round(row.more, 4), "share", note)
             if row.cost is not None:
                 yield plain(f"{folder} {name} training cost", row.cost, "times", "a core's time, the encoder's is 1")
 
 
 def show(found: dict[str, dict[str, Row]]) -> None:
-    """One table: a row for each variant, two columns for each log."""
-    print("\n| HR@10 / NDCG@10 | " + " | ".join(f"{folder} | cost" for folder in found) + " |")
-    print("|---" * (1 + 2 * len(found)) + "|")
+    """One table: a row for each variant, three columns for each log."""
+    print("\n| HR@10 / NDCG@10 | " + " | ".join(f"{folder} | more | cost" for folder in found) + " |")
+    print("|---" * (1 + 3 * len(found)) + "|")
     for name in dict.fromkeys(name for rows in found.values() for name in rows):
         cells = [cell for rows in found.values() for cell in _cells(rows.get(name))]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
-def _cells(row: Row | None) -> tuple[str, str]:
+def _cells(row: Row | None) -> tuple[str, str, str]:
     if row is None:
-        return "", ""
+        return "", "", ""
     means = f"{statistics.mean(row.hit_rates):.4f} / {statistics.mean(row.ndcgs):.4f}"
-    return means, "" if row.cost is None else f"{row.cost:.2f}"
+    return means, f"{row.more:+.4f} ± {row.error:.4f}", "" if row.cost is None else f"{row.cost:.2f}"
 
 
 def main() -> None:
@@ -349,21 +369,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // asked.jobs))
+    studies = Studies(asked.data, asked.work)
+    named = {log: differing(prepared(asked.data, log, seed=0)[0]) for log in LOGS}
+    one_by_one = [(log, seed, name) for seed in range(asked.seeds) for log, names in named.items() for name in names]
     with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
-        named = {log: differing(prepared(asked.data, log, seed=0)[0]) for log in LOGS}
-        work = [
-            (log.folder, pool.submit(studied, asked.data, asked.work, log, seed, name))
-            for seed in range(asked.seeds)
-            for log, names in named.items()
-            for name in names
-        ]
-        trainings: dict[str, list[list[dict[str, Any]]]] = {log.folder: [] for log in LOGS}
-        for folder, training in work:
-            trainings[folder].append(training.result())
-        costs_of = {log.folder: pool.submit(costs, asked.data, asked.work, log).result() for log in LOGS}
-    found = tables(trainings, costs_of)
+        for work in [pool.submit(studies.studied, *one) for one in one_by_one]:
+            work.result()
+        for log in LOGS:  # which is timed, and so has the machine to itself
+            pool.submit(studies.costs, log).result()
+    found = {
+        log.folder: table([studies.studied(*one) for one in one_by_one if one[0] == log], studies.costs(log))
+        for log in LOGS
+    }
     show(found)
-    publish(list(figures(found)), asked.json)
+    publish([*figures(found), studies.of_other_code()], asked.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.bench.accuracy import LONGTIDE, Bench, Log, measured, output, rows_of
+from tests.bench.accuracy import LONGTIDE, Bench, Log, measured, output, rows_of, trained_anew
 from tests.bench.catalogue import catalogue_figures
 from tests.bench.figures import Figure, at_least, plain, publish
 
@@ -167,7 +167,7 @@ class ContentBench(Bench):
 
         def do() -> dict[str, Any]:
             options = self.option_paths(log.folder, log.options)
-            trained = measured(*LONGTIDE, "train", train, "--out", snapshot, *options, *self.settings)
+            trained = trained_anew(train, snapshot, *options, *self.settings)
             items = self.data / log.folder / log.options[log.options.index("--items") + 1]
             found = cold_metrics(snapshot, train, items, cut["cold"], [Case(*case) for case in cut["cases"]])
             return {"train_s": trained.seconds, "share of events": cut["share of events"], **found}
@@ -183,7 +183,7 @@ class ContentBench(Bench):
 
         def do() -> dict[str, Any]:
             paths = self.option_paths(folder, options)
-            measured(*LONGTIDE, "train", train, "--out", snapshot, *paths, *self.settings)
+            trained_anew(train, snapshot, *paths, *self.settings)
             measured(*LONGTIDE, "predict", snapshot, train, "--out", recs, "--k", 20)
             manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
             return {**self.score(recs, log), "validation": manifest["metrics"], "fusion": manifest["fusion"]}
@@ -213,7 +213,7 @@ class ContentBench(Bench):
 
 def train_on(train: Path, items: Path, snapshot: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Train a shop's snapshot; how long it took."""
-    return {"train_s": measured(*LONGTIDE, "train", train, "--out", snapshot, "--items", items, *settings).seconds}
+    return {"train_s": trained_anew(train, snapshot, "--items", items, *settings).seconds}
 
 
 def cut_domains(data: Path, folder: Path) -> list[tuple[str, str, int]]:

@@ -17,18 +17,36 @@ from tests.bench.figures import Figure, at_most, machine
 
 import longtide_server
 
-PARTS = ("training", "sources", "catalog", "ranking.py", "answers.py", "eligible.py", "evidence.py", "recommender.py")
-"""Of the server, what decides which lists come out."""
+ROOT = Path(str(longtide_server.__file__)).parent
+BEGINS = ("training/judging/evaluate.py", "training/items/items.py", "training/settings.py", "training/files/log.py")
+"""Of the server, what training, recommending and judging begin with."""
 
 
-def code() -> str:
-    """A digest of what decides which lists come out; of what it does, not of how it is commented."""
-    root = Path(str(longtide_server.__file__)).parent
+def code(own: Sequence[Path] = ()) -> str:
+    """A digest of what decides which lists come out; of what it does, not of how it is commented.
+
+    Of the server, that is what it takes to train, recommend and judge; `own` is the benchmark's.
+    """
     digest = hashlib.sha256()
-    for part in PARTS:
-        for path in sorted((root / part).rglob("*.py")) or [root / part]:
-            digest.update(f"{path.relative_to(root)} {meaning(path.read_text())}\n".encode())
+    for path in (*needed([ROOT / begin for begin in BEGINS]), *own):
+        digest.update(f"{path.name} {meaning(path.read_text())}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def needed(begins: Sequence[Path]) -> list[Path]:
+    """The modules of the server that some of them import, and these, and so on; sorted."""
+    found, waiting = set[Path](), list(begins)
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ROOT.name):
+                module = ROOT.parent.joinpath(*node.module.split("."))
+                names = [module, *(module / alias.name for alias in node.names)]
+                waiting += [file for name in names for file in (name.with_suffix(".py"), name / "__init__.py")]
+    return sorted(found)
 
 
 def meaning(source: str) -> str:
@@ -48,9 +66,10 @@ def _is_text(node: ast.AST) -> bool:
 class Pieces:
     """What each piece of work gave, a JSON file each."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, own: Sequence[Path] = ()) -> None:
+        """`own`: code of the benchmark that pieces depend on."""
         self.work = work
-        self.code = code()
+        self.code = code(own)
         self._others: set[str] = set()
         self._told: set[str] = set()
         work.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
     python rectools_sasrec.py TRAIN.csv.gz RECS.jsonl [--seconds N] [--seed N]
 
-Writes twenty unseen items for every user, and prints a JSON object with the seconds that training took.
+Writes twenty unseen items for every user, and prints a JSON object with the seconds that training took. Trained for a
+time, it takes the weights with the least validation loss, on the last events of as many users as judge Longtide.
 """
 
 import argparse
@@ -10,12 +11,17 @@ import json
 import time
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
+
+JUDGES = 3000
 
 
 def main() -> None:
@@ -27,7 +33,8 @@ def main() -> None:
     asked = parser.parse_args()
     seed_everything(asked.seed)
 
-    log = pd.read_csv(asked.train, usecols=["user_id", "item_id", "timestamp"])
+    names = {"user_id": str, "item_id": str}
+    log = pd.read_csv(asked.train, usecols=[*names, "timestamp"], dtype=names, keep_default_na=False)
     log = log.rename(columns={"user_id": Columns.User, "item_id": Columns.Item, "timestamp": Columns.Datetime})
     # RecTools wants dates; where times are equal, the order of the file is kept by a growing nanosecond.
     place = log.groupby(Columns.User).cumcount()
@@ -35,11 +42,19 @@ def main() -> None:
     log[Columns.Weight] = 1.0
     dataset = Dataset.construct(log)
 
-    limit = {"get_trainer_func": timed_trainer, "get_trainer_func_kwargs": {"seconds": asked.seconds}}
-    model = SASRecModel(**(limit if asked.seconds else {}))
-    begun = time.monotonic()
-    model.fit(dataset)
-    seconds, trainer = time.monotonic() - begun, model.fit_trainer
+    with TemporaryDirectory() as folder:
+        limit = {
+            "get_trainer_func": timed_trainer,
+            "get_trainer_func_kwargs": {"seconds": asked.seconds, "folder": folder},
+            "get_val_mask_func": last_of_some,
+            "get_val_mask_func_kwargs": {"seed": asked.seed},
+        }
+        model = SASRecModel(**(limit if asked.seconds else {}))
+        begun = time.monotonic()
+        model.fit(dataset)
+        seconds, trainer = time.monotonic() - begun, model.fit_trainer
+        if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):  # of an epoch that was finished
+            model.load_weights_from_checkpoint(best)
     users = log[Columns.User].unique()
     found = model.recommend(users=users, dataset=dataset, k=20, filter_viewed=True)
     lists = found.sort_values([Columns.User, Columns.Rank]).groupby(Columns.User)[Columns.Item].apply(list)
@@ -53,11 +68,20 @@ def main() -> None:
     )
 
 
-def timed_trainer(seconds: int) -> Trainer:
-    """Like RecTools' own, but that it is the time that ends it."""
+def timed_trainer(seconds: int, folder: str) -> Trainer:
+    """Like RecTools' own, but that it is the time that ends it, and that the best epoch is kept."""
     limit = timedelta(seconds=seconds)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    return Trainer(max_epochs=-1, max_time=limit, enable_checkpointing=False, devices=1, **quiet)
+    best = ModelCheckpoint(folder, monitor="val_loss", mode="min")
+    return Trainer(max_epochs=-1, max_time=limit, callbacks=[best], devices=1, **quiet)
+
+
+def last_of_some(log: pd.DataFrame, seed: int) -> np.ndarray:
+    """Whether each event is the last one of a user who judges."""
+    users = log[Columns.User].drop_duplicates()
+    judges = users.sample(min(JUDGES, len(users)), random_state=seed)
+    last = log.groupby(Columns.User)[Columns.Datetime].rank(method="first", ascending=False) == 1
+    return np.asarray(last & log[Columns.User].isin(judges))
 
 
 if __name__ == "__main__":

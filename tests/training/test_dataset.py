@@ -122,6 +122,45 @@ def test_a_dislike_is_no_target():
     assert [whole.item_ids[item - 1] for item in hold_out_after(whole, 1.5).targets] == ["c"]
 
 
+VIEW, CART, BUY = EventType.VIEW, EventType.ADD_TO_CART, EventType.PURCHASE
+
+
+def shop() -> Sequences:
+    """Eva views a, b and c, puts b and c into her cart, buys b, and views it; bob views and buys a, views b twice."""
+    eva = [("a", VIEW), ("b", VIEW), ("c", VIEW), ("b", CART), ("c", CART), ("b", BUY), ("b", VIEW)]
+    bob = [("a", VIEW), ("a", BUY), ("b", VIEW), ("b", VIEW)]
+    rows = [("eva", item, 10.0 * n) for n, (item, _) in enumerate(eva)]
+    rows += [("bob", item, 10.0 * n) for n, (item, _) in enumerate(bob)]
+    return to_sequences(log(*rows, types=[kind for _, kind in (*eva, *bob)]))
+
+
+def test_what_an_event_leads_to_is_what_comes_of_it():
+    whole = shop()
+    assert np.flatnonzero(whole.leads_to(BUY)).tolist() == [1, 3, 5, 7, 8]
+    assert np.flatnonzero(whole.leads_to(CART)).tolist() == [1, 2, 3, 4]
+    assert not whole.leads_to(EventType.LIKE).any()
+
+
+def test_a_target_knows_what_came_of_it_and_what_came_right_after_the_history():
+    whole = shop()
+    last = hold_out_last(whole)  # eva's c, and bob's b
+    assert [np.flatnonzero(row).tolist() for row in last.outcomes] == [[VIEW, CART], [VIEW]]
+    assert (last.next_items == last.targets).all()
+    assert last.next_types.tolist() == [VIEW, VIEW]
+
+    # From 30 s on eva does nothing new. From 20 s on c is new to her, and b to bob; from 10 s on b, which she buys.
+    assert hold_out_after(whole, 30.0).users.tolist() == []
+    assert [np.flatnonzero(row).tolist() for row in hold_out_after(whole, 20.0).outcomes] == [[VIEW, CART], [VIEW]]
+    after = hold_out_after(whole, 10.0)
+    assert [np.flatnonzero(row).tolist() for row in after.outcomes] == [[VIEW, CART, BUY], [VIEW]]
+    assert [whole.item_ids[item - 1] for item in after.next_items] == ["b", "a"]  # bob first buys what he has viewed
+    assert after.next_types.tolist() == [VIEW, BUY]
+    some = after.of_users(np.array([1]))
+    assert (some.next_types.tolist(), np.flatnonzero(some.outcomes).tolist()) == ([BUY], [VIEW])
+    without = without_hindsight(hold_out_after(whole, 5.0))  # an item that the history does not hold is 0
+    assert without.next_items.tolist() == [0, 1]
+
+
 def test_without_anyone_with_enough_events_nothing_is_held_back():
     found = hold_out_last(spelled(eva="ab", bob="ba"), min_events=3)
     assert len(found.users) == len(found.targets) == 0

@@ -11,7 +11,7 @@ from longtide_server.training.pipeline import Plan, Step
 
 PLAN = Plan({"pre-training": 6, "fine-tuning": 0, "refitting": 2})
 HALF = Progress("pre-training", 2, 6, 0.5, 5.25, 30.0)
-JUDGED = Progress("pre-training", 2, 6, 1.0, 5.2, 40.0, True, 0.1234, 0.25)
+JUDGED = Progress("pre-training", 2, 6, 1.0, 5.2, 40.0, True, 0.1234, 0.25, 3_000)
 REFIT = Progress("refitting", 1, 2, 0.5, 4.5, 3.0, behavior_loss=0.75)
 
 
@@ -44,7 +44,10 @@ def test_a_finished_epoch_is_a_line(terminal):
     with TrainingDisplay(shown) as display:
         for told in (PLAN, Step("Training", trains=True), HALF, JUDGED):
             display(told)
-    assert "  epoch  2: loss 5.200, validation NDCG@10 0.1234, HR@10 0.2500, 40 s" in shown.file.getvalue()
+    assert (
+        "  epoch  2: loss 5.200, validation NDCG@10 0.1234, HR@10 0.2500 (3,000 targets), after 40 s"
+        in shown.file.getvalue()
+    )
 
 
 def test_without_a_plan_the_bar_is_the_phases():

@@ -1,8 +1,10 @@
 """A benchmark that was interrupted goes on, and never takes for a figure what was made otherwise."""
 
 import json
+import shutil
 
-from tests.bench.pieces import Pieces, code, meaning
+from tests.bench import pieces
+from tests.bench.pieces import BEGINS, ROOT, Pieces, code, meaning, needed
 
 
 def test_a_piece_is_made_once(tmp_path):
@@ -20,20 +22,20 @@ def test_a_piece_is_made_once(tmp_path):
 
 
 def test_a_piece_that_was_made_otherwise_is_made_anew(tmp_path):
-    pieces, figures = Pieces(tmp_path), iter(range(9))
+    kept, figures = Pieces(tmp_path), iter(range(9))
 
     def figure(**asked):
-        return pieces.piece("a", lambda: {"figure": next(figures)}, **asked)["figure"]
+        return kept.piece("a", lambda: {"figure": next(figures)}, **asked)["figure"]
 
     assert [figure(), figure(given=["--set", "x=1"]), figure(given=["--set", "x=1"]), figure()] == [0, 1, 1, 2]
     assert [figure(fits=lambda kept: kept["figure"] > 2), figure(fits=lambda kept: kept["figure"] > 2)] == [3, 3]
 
 
 def test_pieces_of_another_state_of_the_product_are_counted(tmp_path):
-    pieces = Pieces(tmp_path)
+    earlier = Pieces(tmp_path)
     for name in "abc":
-        pieces.piece(name, dict, ours=name != "c")
-    assert pieces.of_other_code().holds
+        earlier.piece(name, dict, ours=name != "c")
+    assert earlier.of_other_code().holds
     later = Pieces(tmp_path)
     later.code = "another"
     for name in "abcb":
@@ -46,4 +48,21 @@ def test_what_a_program_means_is_what_it_does():
     program = "def f(x):\n    return x + 1\n"
     told = '"""A module."""\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n'
     assert meaning(program) == meaning(told) != meaning(program.replace("1", "2"))
-    assert len(code()) == 12
+
+
+def test_the_code_is_what_decides_which_lists_come_out(monkeypatch, tmp_path):
+    names = {str(path.relative_to(ROOT)) for path in needed([ROOT / begin for begin in BEGINS])}
+    assert {"snapshot.py", "recommender.py", "training/pipeline.py", "sources/candidates.py", "events.py"} <= names
+    assert not any(name.startswith(("rpc", "app", "cli")) for name in names)
+    own = tmp_path / "own.py"
+    own.write_text("x = 1")
+    first = code([own])
+    own.write_text("x = 2")
+    assert code([own]) != first != code()
+    copied = shutil.copytree(ROOT, tmp_path / ROOT.name)
+    monkeypatch.setattr(pieces, "ROOT", copied)
+    assert code() == Pieces(tmp_path).code
+    snapshot = copied / "snapshot.py"
+    before = code()
+    snapshot.write_text(snapshot.read_text().replace("min_similarity: float = ", "min_similarity: float = 0.5 + "))
+    assert code() != before

@@ -40,6 +40,22 @@ def log(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """The same with steps of one or two, of which a third are bought at a price, and a price is seldom told."""
+    draw = np.random.default_rng(0)
+    rows = ["user_id,item_id,timestamp,event_type,value"]
+    for user in range(60):
+        walk = (draw.integers(20) + np.cumsum(draw.integers(1, 3, size=draw.integers(4, 12)))) % 20
+        for step, item in enumerate(walk):
+            kind = "purchase" if draw.random() < 1 / 3 else "view"
+            price = 1.0 + item % 5 if kind == "purchase" and draw.random() < 0.7 else ""
+            rows.append(f"u{user},i{item},{1_700_000_000 + step},{kind},{price}")
+    path = tmp_path_factory.mktemp("log") / "shop.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
 def arguments(log: Path, out: Path, **settings: str) -> list[str]:
     sets = {**QUICK, **{f"train.{name}": value for name, value in settings.items()}, "model.dropout": "0"}
     return [
@@ -56,12 +72,14 @@ def environment() -> dict[str, str]:
 
 
 def train(command: tuple[str, ...], *args: str) -> tuple[list[float], str]:
-    """The loss of every epoch, as the command told it, and all it printed."""
+    """The loss of every epoch, as the command told it, and after it that of the behaviour where there is one; and all
+    that it printed."""
     done = subprocess.run(
         [*command, *args], capture_output=True, text=True, timeout=200, check=False, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    return [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stderr)], done.stdout
+    parts = re.findall(r"loss (\d+\.\d+)(?: \+ (\d+\.\d+))?", done.stderr)
+    return [float(loss) for part in parts for loss in part if loss], done.stdout
 
 
 def test_two_processes_reach_what_one_does(log, tmp_path):
@@ -81,6 +99,15 @@ def test_two_processes_that_learn_from_a_sample_reach_what_one_does(log, tmp_pat
     alone, _ = train(COMMAND, *arguments(log, tmp_path / "alone", **args))
     together, _ = train(TORCHRUN, *arguments(log, tmp_path / "together", **args))
     assert alone[-1] < 0.8 * alone[0]
+    assert together == pytest.approx(alone, abs=2e-3)
+
+
+def test_two_processes_learn_of_behaviour_what_one_does(shop, tmp_path):
+    """Rows of one of them hold more of what is wanted than the other's."""
+    args = {"epochs": "1", "fine_tune_epochs": "3", "refit_epochs": "1", "head_weight": "1"}
+    alone, _ = train(COMMAND, *arguments(shop, tmp_path / "alone", **args))
+    together, _ = train(TORCHRUN, *arguments(shop, tmp_path / "together", **args))
+    assert len(alone) == 1 + 2 * 4
     assert together == pytest.approx(alone, abs=2e-3)
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from longtide_server.events import EventType
 from longtide_server.training.files.log import Log
 
+TYPES = len(EventType) + 1
+"""Event types are numbers from 1."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequences:
@@ -62,7 +65,33 @@ class Sequences:
     def firsts(self) -> NDArray[np.bool_]:
         """(N,) whether the item was new to the user: what they have had is not recommended to them."""
         found = np.zeros(len(self.items), bool)
-        found[np.unique(self.owner * (self.item_count + 1) + self.items, return_index=True)[1]] = True
+        found[np.unique(self._pairs(), return_index=True)[1]] = True
+        return found
+
+    def _pairs(self) -> NDArray[np.int64]:
+        """(N,) one number for the user and the item of each."""
+        return np.asarray(self.owner * (self.item_count + 1) + self.items)
+
+    def leads_to(self, event_type: int) -> NDArray[np.bool_]:
+        """(N,) whether the user does that with the event's item, then or later: who looks at something may buy it."""
+        pairs, pair = np.unique(self._pairs(), return_inverse=True)
+        events = np.flatnonzero(self.types == event_type)
+        last = np.full(len(pairs), -1, np.int64)
+        last[pair[events]] = events  # of those of one user with one item, the last one stays
+        return np.asarray(np.arange(len(pair)) <= last[pair])
+
+    def outcomes(self, events: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(V, TYPES) whether users do with the items of events (V,), at most one each, what has that number; then or
+        later."""
+        event = np.full(self.user_count, len(self.items))
+        event[self.owner[events]] = events
+        row = np.zeros(self.user_count, np.int64)
+        row[self.owner[events]] = np.arange(len(events))
+        begun = event[self.owner]  # (N,) the user's event among them
+        later = np.flatnonzero(np.arange(len(self.items)) >= begun)
+        same = later[self.items[later] == self.items[begun[later]]]
+        found = np.zeros((len(events), TYPES), bool)
+        found[row[self.owner[same]], self.types[same]] = True
         return found
 
     def of(self, user: int) -> slice:
@@ -120,17 +149,28 @@ class Holdout:
     """(V,) the users who have a target."""
     targets: NDArray[np.int64]
     """(V,) the item that each of them chose next; 0 when the history's catalogue does not hold it."""
-    types: NDArray[np.int64]
-    """(V,) the type of that event."""
-    values: NDArray[np.float32]
-    """(V,) the value of that event; NaN where it had none."""
+    outcomes: NDArray[np.bool_]
+    """(V, TYPES) whether they did with that item what has that number, then or later: who looked may have bought."""
     times: NDArray[np.float64]
-    """(V,) the time of that event, seconds since 1970."""
+    """(V,) when they chose it, seconds since 1970."""
+    next_items: NDArray[np.int64]
+    """(V,) the item of the event that comes right after the history, new or not; 0 as among the targets."""
+    next_types: NDArray[np.int64]
+    """(V,) the type of that event."""
+    next_values: NDArray[np.float32]
+    """(V,) the value of that event; NaN where it had none."""
 
     def of_users(self, rows: NDArray[np.int64]) -> Holdout:
         """Some of the users, by their rows."""
         return Holdout(
-            self.history, self.users[rows], self.targets[rows], self.types[rows], self.values[rows], self.times[rows]
+            history=self.history,
+            users=self.users[rows],
+            targets=self.targets[rows],
+            outcomes=self.outcomes[rows],
+            times=self.times[rows],
+            next_items=self.next_items[rows],
+            next_types=self.next_types[rows],
+            next_values=self.next_values[rows],
         )
 
 
@@ -142,14 +182,18 @@ def nothing_held_out(sequences: Sequences) -> Holdout:
 def _held_out(
     sequences: Sequences, keep: NDArray[np.bool_], users: NDArray[np.int64], events: NDArray[np.int64]
 ) -> Holdout:
-    """What is kept as history, and one event each of the users as target."""
+    """What is kept as history, the first events of everyone, and one of the others of each of the users as target."""
+    history = select(sequences, keep)
+    nexts = sequences.offsets[users] + history.lengths[users]
     return Holdout(
-        history=select(sequences, keep),
+        history=history,
         users=users,
         targets=sequences.items[events],
-        types=sequences.types[events],
-        values=sequences.values[events],
+        outcomes=sequences.outcomes(events),
         times=sequences.times[events],
+        next_items=sequences.items[nexts],
+        next_types=sequences.types[nexts],
+        next_values=sequences.values[nexts],
     )
 
 
@@ -210,7 +254,8 @@ def without_hindsight(holdout: Holdout) -> Holdout:
     number[np.array(known, np.int64) + 1] = np.arange(1, len(known) + 1)
     item_ids = tuple(history.item_ids[place] for place in known)
     renumbered = replace(history, item_ids=item_ids, items=number[history.items])
-    return replace(holdout, history=renumbered, targets=number[holdout.targets])
+    targets, next_items = number[holdout.targets], number[holdout.next_items]
+    return replace(holdout, history=renumbered, targets=targets, next_items=next_items)
 
 
 def select(sequences: Sequences, keep: NDArray[np.bool_]) -> Sequences:

@@ -80,9 +80,10 @@ class TrainingDisplay:
         if progress.finished:
             judged = ""
             if progress.ndcg is not None and progress.hit_rate is not None:
-                judged = f"validation NDCG@10 {progress.ndcg:.4f}, HR@10 {progress.hit_rate:.4f}, "
+                judged = f"validation NDCG@10 {progress.ndcg:.4f}, HR@10 {progress.hit_rate:.4f}"
+                judged += f" ({progress.targets:,} targets), "
                 self._judged = f"  NDCG@10 {progress.ndcg:.4f}"
-            self._console.print(f"  epoch {progress.epoch:>2}: {loss}, {judged}{progress.seconds:.0f} s")
+            self._console.print(f"  epoch {progress.epoch:>2}: {loss}, {judged}after {progress.seconds:.0f} s")
         if self._bar is not None:
             text = f"{progress.phase} {progress.epoch}/{progress.epochs}  {loss}{self._judged}"
             self._bars.update(self._bar, total=1.0, completed=self._done(progress), description=text)

@@ -160,15 +160,17 @@ def train(
     report(Plan(planned(settings.train)))
     report(Step("Training the encoder", trains=True))
     model = train_encoder(settings.model, settings.train, holdout, report, run, content)
-    head = None
+    tuned = None
     if settings.train.fine_tune_epochs:
         report(Step("Fine-tuning on the behaviour that is wanted", trains=True))
-        head = fine_tune(model, settings.model, settings.train, holdout, report, run)
+        tuned = fine_tune(model, settings.model, settings.train, holdout, report, run)
+        if tuned.put_back:
+            report(Step("That ranked the targets worse: the encoder is put back, what is learned of behaviour stays"))
     judged = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
     if settings.train.refit_epochs:
         report(Step("Refitting on everything", trains=True))
-        refit(model, head, settings.train, sequences, report, run)
-    return Trained(judged, model, head, holdout)
+        refit(model, tuned, settings.train, sequences, report, run)
+    return Trained(judged, model, None if tuned is None else tuned.head, holdout)
 
 
 def publish_trained(

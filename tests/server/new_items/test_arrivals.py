@@ -24,11 +24,13 @@ from longtide_server.new_items.arrivals import Arrivals
 from longtide_server.new_items.new_items import NewItems
 from longtide_server.new_items.newcomers import PRIOR_EVENTS, Newcomers
 from longtide_server.new_items.pulls import Pulls
+from longtide_server.ranking import Fusion
 from longtide_server.recommender import WELL_KNOWN_EVENTS, Recommender
 from longtide_server.serving.item_finder import ItemFinder, ItemQuery
 from longtide_server.sources.candidates import Source
 from longtide_server.sources.similar_items import Basis, SimilarItems, spaces_of
 from longtide_server.sources.trending import Trending
+from longtide_server.training.sources.fusion import FAINT
 
 SOON_S = 5.0
 
@@ -78,9 +80,9 @@ def tower():
 
 
 @pytest.fixture
-async def shop(make_world):
-    """The world of five letters, and whatever is written of others."""
-    world = make_world()
+async def shop(make_world, make_snapshot, request):
+    """The world of five letters, and whatever is written of others; a parameter is the fusion."""
+    world = make_world(snapshot=make_snapshot(fusion=request.param)) if hasattr(request, "param") else make_world()
     stored, damaged, texts = {}, set(), Texts()
     newcomers = Newcomers(len(world.snapshot.catalog) + 1, 2)
     new = NewItems(newcomers, world.live, world.snapshot.manifest.encoder.temperature, lambda: world.clock.now_s)
@@ -145,6 +147,15 @@ async def test_a_new_item_is_recommended_to_whom_it_suits(shop):
     assert found["x"].title == "east of everything"
     assert found["x"].sources[0][0] is Source.ENCODER
     assert found["x"].score > found["y"].score
+
+
+@pytest.mark.parametrize("shop", [Fusion(FAINT[0], 0.0, 1.0), Fusion(FAINT[0], 1.0, 0.0)], indirect=True)
+async def test_a_new_item_suits_whom_it_suits_where_another_source_is_better_than_the_encoder(shop):
+    await shop.world.did("ann", "a")
+    shop.upsert(Item("x", title="east of everything"), Item("y", title="north"))
+    await shop.placed("x", "y")
+    found = {item.item_id: item for item in await shop.ask()}
+    assert found["x"].score > 2 * found["y"].score
 
 
 async def test_labels_alone_place_an_item_and_nothing_known_places_none(shop):

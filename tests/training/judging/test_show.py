@@ -32,22 +32,25 @@ def evaluation(*types: int) -> Evaluation:
         gaps=np.zeros(2, np.float32),
         values=np.full(2, np.nan, np.float32),
     )
+    outcomes = np.zeros((2, 13), bool)
+    outcomes[[0, 1], types] = True
+    targets = np.array([2, 2])
     nothing = np.full(2, np.nan, np.float32)
-    holdout = Holdout(history, np.array([0, 1]), np.array([2, 2]), np.array(types), nothing, np.zeros(2))
+    holdout = Holdout(history, np.array([0, 1]), targets, outcomes, np.zeros(2), targets, np.array(types), nothing)
     lists = np.zeros((2, 20), np.int64)
     lists[0, 0] = 2
     return compare({"longtide": lists}, holdout)
 
 
-def test_slices_by_type_are_shown_where_there_are_several():
+def test_slices_by_what_was_done_are_shown_where_there_are_several():
     lines = shown(slices_table(evaluation(1, 4))).splitlines()
-    at = next(number for number, line in enumerate(lines) if "type of the target" in line)
+    at = next(number for number, line in enumerate(lines) if "what they did with it" in line)
     rows = [line.strip("│").split("│") for line in lines[at + 1 : at + 3]]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["view", "", "1", "1.0000"],
         ["purchase", "", "1", "0.0000"],
     ]
-    assert "type of the target" not in shown(slices_table(evaluation(1, 1)))
+    assert "what they did with it" not in shown(slices_table(evaluation(1, 1)))
 
 
 @pytest.mark.parametrize(

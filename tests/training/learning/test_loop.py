@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longtide_server.errors import Unavailable
+from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.training.dataset import Sequences, batches, chunks, hold_out_last, nothing_held_out
 from longtide_server.training.learning import train
 from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
@@ -18,9 +18,11 @@ from longtide_server.training.learning.had import had_in
 from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Learner, Outcome, Phase, Progress, Run
 from longtide_server.training.learning.model import Encoder, ModelConfig
-from longtide_server.training.learning.objective import Batch, Objective, Wanted
+from longtide_server.training.learning.objective import Batch, Objective
 from longtide_server.training.learning.optimizers import Optimizers, Rates
 from longtide_server.training.learning.train import TrainConfig, fine_tune, refit, train_encoder
+from longtide_server.training.learning.wanted import EVERYTHING, Wanted
+from longtide_server.training.learning.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,9 +70,9 @@ def everything(report, checkpoints: Checkpoints | None = None) -> dict[str, torc
     """The weights after all three phases."""
     holdout, run = hold_out_last(WALKS), Run(checkpoints=checkpoints)
     model = train_encoder(MODEL, SETTINGS, holdout, report, run)
-    head = fine_tune(model, MODEL, SETTINGS, holdout, report, run)
-    refit(model, head, SETTINGS, WALKS, report, run)
-    return {**model.state_dict(), **head.state_dict()}
+    tuned = fine_tune(model, MODEL, SETTINGS, holdout, report, run)
+    refit(model, tuned, SETTINGS, WALKS, report, run)
+    return {**model.state_dict(), **tuned.head.state_dict()}
 
 
 @pytest.mark.parametrize("done", [0.1, 1.0], ids=["early in the epoch", "before the epoch is kept"])
@@ -143,9 +145,9 @@ def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):
     lengths = [4] * 16 + [400]
     log = Sequences(
         owners=tuple(f"user:u{n}" for n in range(17)),
-        item_ids=tuple("abcdefgh"),
+        item_ids=tuple(f"i{n}" for n in range(500)),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        items=np.arange(sum(lengths)) % 8 + 1,
+        items=np.arange(sum(lengths)) + 1,
         types=np.ones(sum(lengths), np.int64),
         times=np.zeros(sum(lengths)),
         gaps=np.zeros(sum(lengths), np.float32),
@@ -154,72 +156,126 @@ def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):
     counts, step = [], Optimizers.step
     monkeypatch.setattr(Optimizers, "step", lambda self, count: (counts.append(count), step(self, count))[1])
     settings = TrainConfig(epochs=1, batch_events=40, chunk=10)
-    train_encoder(ModelConfig(8, dim=8, hidden=8, blocks=1), settings, nothing_held_out(log), silent)
+    train_encoder(ModelConfig(500, dim=8, hidden=8, blocks=1), settings, nothing_held_out(log), silent)
     assert sum(counts) == 16 * 3 + 399  # every event that another one follows, once
     assert len(counts) == 2 + 20  # two batches of the short ones; of the long one, two pieces a step
     assert min(counts) >= 18
 
 
 def learner_of(head: BehaviorHead | None) -> Learner:
-    objective = Objective(Encoder(MODEL), torch.ones(9), 0, bfloat16=False, head=head, wanted=Wanted(4, 0.2, 1.0))
+    objective = Objective(Encoder(MODEL), torch.ones(9), 0, bfloat16=False, head=head, head_weight=1.0)
     return Learner(objective, Optimizers(objective, Rates(0.01, 1.0, 1.0, 0.0), 10), {})
 
 
+def found(first: int, count: int) -> Outcome:
+    """Of a hundred users, `count` from the one numbered `first` have their target on top, the others nowhere."""
+    ranks = np.full(100, 50)
+    ranks[first : first + count] = 0
+    return Outcome(ranks)
+
+
 @pytest.mark.parametrize(
-    ("head", "ndcgs", "kept", "waited"),
+    ("head", "outcomes", "kept", "waited"),
     [
-        (None, [0.30, 0.31, 0.31], 2, 1),
-        (None, [0.30, 0.29, 0.31], 3, 0),
-        (BehaviorHead(MODEL), [0.30, 0.29, 0.29], 3, 0),  # no worse than chance explains, and the head knows more
-        (BehaviorHead(MODEL), [0.30, 0.27, 0.29], 3, 0),
-        (BehaviorHead(MODEL), [0.30, 0.31, 0.28, 0.20], 2, 2),
+        (None, [(0, 30), (0, 31), (5, 31)], 2, 1),
+        (None, [(0, 30), (0, 29), (0, 31)], 3, 0),
+        (BehaviorHead(MODEL), [(0, 30), (5, 29), (10, 29)], 3, 0),  # others are found, and the head knows more
+        (BehaviorHead(MODEL), [(0, 30), (0, 29), (5, 29)], 3, 0),  # of the same, one is lost: worse
+        (BehaviorHead(MODEL), [(0, 30), (0, 31), (0, 28), (0, 20)], 2, 2),
     ],
 )
-def test_the_best_epoch_is_kept(head, ndcgs, kept, waited):
+def test_which_epoch_is_kept(head, outcomes, kept, waited):
     learner = learner_of(head)
     bias = learner.objective.encoder.gate.bias
-    for number, ndcg in enumerate(ndcgs, 1):
+    for number, outcome in enumerate(outcomes, 1):
         torch.nn.init.constant_(bias, number)
-        learner.finish_epoch(Outcome(ndcg, 0.5, standard_error=0.015))
-    assert learner.best["encoder.gate.bias"][0] == kept
+        learner.finish_epoch(found(*outcome))
+    assert learner.kept["encoder.gate.bias"][0] == kept
     assert learner.waited == waited
+
+
+def test_what_chance_explains_is_not_worse():
+    assert found(0, 29).is_worse_than(found(0, 30))  # everyone as well as before, or less so
+    assert not found(5, 29).is_worse_than(found(0, 30))
+    assert not found(0, 30).is_worse_than(found(0, 30))
+    assert not found(0, 31).is_worse_than(found(0, 30))
+
+
+def test_a_loss_that_is_no_number_is_told():
+    settings = replace(SETTINGS, learning_rate=1e30, batch_events=1_000)
+    with pytest.raises(InvalidInput, match="the loss of pre-training, epoch 2, is not a number any more: a lower"):
+        train_encoder(MODEL, settings, nothing_held_out(WALKS), silent)
+
+
+def test_processes_that_have_reached_different_epochs_do_not_begin(tmp_path):
+    class Another(Workers):
+        """The process of rank 0 has found three."""
+
+        def led(self, numbers):
+            return torch.full_like(numbers, 3)
+
+    run = Run(Another(), Checkpoints(tmp_path))
+    with pytest.raises(Unavailable, match="has found 0 finished epochs, the one of rank 0 3: all have to read"):
+        train_encoder(MODEL, SETTINGS, nothing_held_out(WALKS), silent, run)
 
 
 # The behaviour that is wanted
 
 
-def test_targets_of_the_wanted_type_judge_fine_tuning(monkeypatch):
+def test_targets_that_lead_to_what_is_wanted_judge_fine_tuning(monkeypatch):
     monkeypatch.setattr(train, "ENOUGH_TARGETS", 2)
     judged: list[Phase] = []
     monkeypatch.setattr(train, "learn", lambda phase, *_: judged.append(phase))
     holdout = hold_out_last(WALKS)
-    types = np.where(np.arange(len(holdout.users)) < 3, 4, 1)
+    outcomes = np.zeros((len(holdout.users), 13), bool)
+    outcomes[:, 1] = outcomes[:3, 4] = True  # everyone viewed, and three bought
     for target_type in (4, 5, 0):
         settings = replace(SETTINGS, target_type=target_type)
-        fine_tune(Encoder(MODEL), MODEL, settings, replace(holdout, types=types), silent)
-    assert [len(phase.judged.users) for phase in judged] == [3, 8, 8]  # of type 5 there are too few
+        fine_tune(Encoder(MODEL), MODEL, settings, replace(holdout, outcomes=outcomes), silent)
+    targets = np.where(np.arange(len(holdout.users)) < 2, 0, holdout.targets)  # of what was bought, one is known
+    settings = replace(SETTINGS, target_type=4)
+    fine_tune(Encoder(MODEL), MODEL, settings, replace(holdout, outcomes=outcomes, targets=targets), silent)
+    assert [len(phase.judged.users) for phase in judged] == [3, 8, 8, 8]  # of the others there are too few
     assert {phase.patience for phase in judged} == {SETTINGS.patience}
 
 
-@pytest.mark.parametrize("other_weight", [0.0, 0.2, 1.0])
-def test_what_the_head_counts_does_not_depend_on_what_other_types_do(other_weight):
-    """Its part is a mean event's, divided as the items' is by what the events count."""
+@pytest.mark.parametrize(("afterwards", "put_back"), [(found(0, 20), True), (found(5, 29), False)])
+def test_fine_tuning_that_ranks_the_targets_worse_leaves_the_encoder_as_it_was(afterwards, put_back, monkeypatch):
+    judged = iter([found(0, 30), afterwards])
+    monkeypatch.setattr(train, "judge", lambda *_: next(judged))
+    torch.manual_seed(0)
+    model = Encoder(MODEL)
+    before = copy.deepcopy(model.state_dict())
+    tuned = fine_tune(model, MODEL, SETTINGS, hold_out_last(WALKS), silent)
+    assert torch.equal(model.state_dict()["gate.bias"], before["gate.bias"]) == put_back
+    assert tuned.put_back == put_back
+    refitted: list[Phase] = []
+    monkeypatch.setattr(train, "learn", lambda phase, *_: refitted.append(phase))
+    refit(model, tuned, SETTINGS, WALKS, silent)
+    assert refitted[0].wanted == (EVERYTHING if put_back else Wanted(4, SETTINGS.other_weight))
+
+
+@pytest.mark.parametrize("counted", [0.0, 0.25, 1.0])
+def test_what_the_head_learns_does_not_depend_on_what_items_count(counted):
     torch.manual_seed(0)
     objective = Objective(
-        Encoder(MODEL).eval(), torch.ones(9), 0, bfloat16=False,
-        head=BehaviorHead(MODEL).eval(), wanted=Wanted(4, other_weight, 0.5),
-    )  # fmt: skip
+        Encoder(MODEL).eval(), torch.ones(9), 0, bfloat16=False, head=BehaviorHead(MODEL).eval(), head_weight=0.5
+    )
     (group,) = batches(WALKS, np.arange(8), 1_000, 64, None)
     (piece,) = chunks(WALKS, group, 64)
-    past = had_in(WALKS).at(torch.from_numpy(piece.events[piece.targets > 0]))
-    told = map(torch.from_numpy, (piece.targets, piece.next_types, piece.next_gaps, piece.next_values))
-    batch = Batch(past, *inputs(piece, torch.device("cpu")), *told)
-    state = objective.encoder.initial_state(len(piece.users))
-    loss, _ = objective(batch, state)
-    objective.wanted = replace(objective.wanted, other_weight=1.0)
-    all_count, _ = objective(batch, state)
-    assert_close(loss.behavior / loss.counted, all_count.behavior / all_count.counted)
-    assert all_count.counted == 40
+    nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
+
+    def loss_of(next_counts):
+        past = had_in(WALKS).at(torch.from_numpy(piece.events[next_counts > 0]))
+        told = map(torch.from_numpy, (*nexts, next_counts))
+        batch = Batch(past, *inputs(piece, torch.device("cpu")), *told)
+        return objective(batch, objective.encoder.initial_state(len(piece.users)))[0]
+
+    there = (piece.targets > 0).astype(np.float32)
+    loss, all_count = loss_of(there * np.float32(counted)), loss_of(there)
+    assert_close(loss.behavior, all_count.behavior)
+    assert_close(loss.items, counted * all_count.items)
+    assert (loss.events, loss.counted) == (40, 40 * counted)
 
 
 def test_the_loss_of_the_items_is_told_apart_from_that_of_the_behaviour():
@@ -240,7 +296,7 @@ def test_the_head_learns_the_next_behaviours_type_and_value():
     model_config = replace(MODEL, dropout=0.0)
     holdout = hold_out_last(WALKS)
     model = train_encoder(model_config, settings, holdout, silent)
-    head = fine_tune(model, model_config, replace(settings, head_weight=1.0), holdout, silent).eval()
+    head = fine_tune(model, model_config, replace(settings, head_weight=1.0), holdout, silent).head.eval()
     (after_a, values_a), (after_b, values_b) = read(head, model, [1]), read(head, model, [1, 2])
     assert (after_a, after_b) == (4, 1)  # everyone views and buys in turn
     assert (values_a[1], values_b[2]) == pytest.approx((2, 3), abs=0.7)  # the value of what comes next is its number
@@ -254,7 +310,7 @@ def test_the_head_learns_faster_than_the_encoder_by_its_rate():
     torch.manual_seed(0)
     model = Encoder(MODEL)
     encoder_before = copy.deepcopy(model.state_dict())
-    after = fine_tune(model, MODEL, settings, nothing_held_out(WALKS), silent).state_dict()
+    after = fine_tune(model, MODEL, settings, nothing_held_out(WALKS), silent).head.state_dict()
     head_moved = (after["types.bias"] - before["types.bias"]).abs().max()
     encoder_moved = (model.state_dict()["gate.bias"] - encoder_before["gate.bias"]).abs().max()
     assert head_moved / encoder_moved == pytest.approx(7.0, rel=1e-3)

@@ -45,7 +45,8 @@ def one_batch() -> Batch:
     log = sequences()
     (group,) = batches(log, np.arange(6), 1_000, 64, None)
     (piece,) = chunks(log, group, 64)
-    told = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
+    every = (piece.targets > 0).astype(np.float32)
+    told = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values, every)
     past = had_in(log).at(torch.from_numpy(piece.events[piece.targets > 0]))
     return Batch(past, *inputs(piece, CPU), *map(torch.from_numpy, told))
 
@@ -76,7 +77,7 @@ def step(optimizers: Optimizers, loss: torch.Tensor) -> None:
 def test_the_vectors_of_some_items_are_those_of_the_table(known):
     table = objective(4, known=known).encoder.items
     rows = torch.tensor([7, 0, 12, 39])
-    assert_close(table.some(rows, sparse=False), table()[rows])
+    assert_close(table.some(rows), table()[rows])
 
 
 @pytest.mark.parametrize("known", [None, content()], ids=["ids", "ids and content"])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from longtide_server.training.learning.workers import ALONE
+from longtide_server.errors import InvalidInput
+from longtide_server.training.learning.workers import ALONE, workers
 
 BEGIN = """
     import datetime, os, time
@@ -111,3 +112,11 @@ def test_one_by_itself_adds_nothing_up():
     ALONE.add_gradients([weight], [])
     assert weight.grad is None
     assert ALONE.total(torch.tensor([1.5, 2.0])) == [1.5, 2.0]
+
+
+def test_more_processes_than_gpus_are_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InvalidInput, match="there are 2 GPUs for process 2 of this machine"), workers():
+        pass

@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 
 from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
-from longtide_server.snapshot import load_snapshot
+from longtide_server.events import EVENT_TYPE_NAMES
+from longtide_server.snapshot import Snapshot, load_snapshot
 from longtide_server.sources.behavior import BehaviorWeights, predicted_value, type_probability
-from longtide_server.sources.candidates import TransitionSettings
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_after, hold_out_last, without_hindsight
 from longtide_server.training.items.known_items import KnownItems
 from longtide_server.training.judging.baselines import had_lists, popularity_lists, transition_lists
 from longtide_server.training.judging.bias import PopularityBias, popularity_bias
 from longtide_server.training.judging.slices import (
     HISTORY_LENGTHS,
-    TARGET_TYPES,
     Range,
     Slice,
     doubling_lengths,
@@ -52,30 +51,32 @@ ITEM_SHRINKAGE, USER_SHRINKAGE = 25.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The same users, divided in four ways. A slice that nobody is in is left out."""
+    """The same users, in four ways. A slice that nobody is in is left out."""
 
     history_length: tuple[Slice, ...]
     """cold, short, medium, long; `low` and `high` are events in the history."""
     target_popularity: tuple[Slice, ...]
     """head, mid, tail, new; `low` and `high` are ranks by popularity in the history, 0 for new items."""
     target_type: tuple[Slice, ...]
-    """view, purchase and so on; `low` and `high` are the type's number."""
+    """By what they did with the target, then or later: who viewed and bought it is in both. `low` and `high` are the
+    type's number."""
     history_length_doubling: tuple[Slice, ...]
     """Finer, for a curve; `low` and `high` are events in the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class BehaviorMetrics:
-    """How well the next event's type and value are foreseen, on the targets that the history's catalogue holds."""
+    """How well type and value of the event right after the history are foreseen, of the users who have a target and
+    whose next item the history's catalogue holds."""
 
     type_accuracy: float
-    """Share of the targets whose type is the most probable one."""
+    """Share of the events whose type is the most probable one."""
     type_accuracy_most_frequent: float
     """What naming the history's most frequent type reaches."""
-    valued_targets: int
-    """How many targets have a value."""
+    valued_events: int
+    """How many of them have a value."""
     value_mae: float | None
-    """Mean absolute error of the predicted value; None where no target has a value."""
+    """Mean absolute error of the predicted value; None where none has a value."""
     value_mae_user_median: float | None
     """What the median of the user's earlier values reaches, or of all values where the user has none; None where
     nobody had a value before."""
@@ -153,12 +154,12 @@ def evaluate(
     """
     with tempfile.TemporaryDirectory(prefix="longtide-evaluate-") as scratch:
         train_and_publish(holdout.history, infos, settings, Path(scratch), report, KnownItems(content))
-        longtide, behavior = asyncio.run(_recommend(Path(scratch), holdout, include_seen))
+        snapshot = load_snapshot(Path(scratch))
+        longtide, behavior = asyncio.run(_recommend(snapshot, holdout, include_seen))
+    ways = snapshot.manifest.transitions  # whichever way to count them was better on validation data
     lists = {
         **longtide,
-        "transitions": transition_lists(
-            holdout.history, holdout.users, TransitionSettings(), max(CUTS), include_seen=include_seen
-        ),
+        "transitions": transition_lists(holdout.history, holdout.users, ways, max(CUTS), include_seen=include_seen),
         "popularity": popularity_lists(holdout.history, holdout.users, max(CUTS), include_seen=include_seen),
     }
     if include_seen:
@@ -180,6 +181,11 @@ def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluat
             for part, rows in members(numbers, ranges)
         )
 
+    of_outcomes = tuple(
+        Slice(name, number, number, int(rows.sum()), metrics(rows))
+        for name, number in EVENT_TYPE_NAMES.items()
+        if (rows := holdout.outcomes[:, number]).any()
+    )
     return Evaluation(
         users=len(users),
         overall=metrics(np.ones(len(users), bool)),
@@ -187,7 +193,7 @@ def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluat
         slices=Slices(
             history_length=slices(lengths, HISTORY_LENGTHS),
             target_popularity=slices(holdout.targets, target_popularities(history.item_count)),
-            target_type=slices(holdout.types, TARGET_TYPES),
+            target_type=of_outcomes,
             history_length_doubling=slices(lengths, doubling_lengths(int(lengths.max()))),
         ),
     )
@@ -208,10 +214,9 @@ def measure(items: NDArray[np.int64], targets: NDArray[np.int64], item_count: in
 
 
 async def _recommend(
-    directory: Path, holdout: Holdout, include_seen: bool
+    snapshot: Snapshot, holdout: Holdout, include_seen: bool
 ) -> tuple[dict[str, NDArray[np.int64]], BehaviorMetrics | None]:
     """The lists (V, 20) by way, and how well the behaviour was foreseen."""
-    snapshot = load_snapshot(directory)
     offline = OfflineRecommender(snapshot, holdout.history)
     try:
         owners = [holdout.history.owners[user] for user in holdout.users]
@@ -235,25 +240,25 @@ def behavior_metrics(
     weights: BehaviorWeights, queries: NDArray[np.float32], embeddings: NDArray[np.float32], holdout: Holdout
 ) -> BehaviorMetrics | None:
     """What the head says of users with query vectors (V, D), next to what they did; embeddings (I + 1, D)."""
-    known = np.flatnonzero(holdout.targets > 0)
+    known = np.flatnonzero(holdout.next_items > 0)
     if not len(known):
         return None
     types = type_probability(weights, queries[known]).argmax(axis=1)
     frequent = np.bincount(holdout.history.types).argmax()
-    valued = known[~np.isnan(holdout.values[known])]
+    valued = known[~np.isnan(holdout.next_values[known])]
     error = median = biases = None
     if len(valued):
-        predicted = predicted_value(weights, queries[valued], embeddings[holdout.targets[valued]])
-        error = round(float(np.abs(predicted - holdout.values[valued]).mean()), 4)
+        predicted = predicted_value(weights, queries[valued], embeddings[holdout.next_items[valued]])
+        error = round(float(np.abs(predicted - holdout.next_values[valued]).mean()), 4)
     if len(valued) and not np.isnan(holdout.history.values).all():
         median, biases = (
-            round(float(np.abs(known_before(holdout, valued) - holdout.values[valued]).mean()), 4)
+            round(float(np.abs(known_before(holdout, valued) - holdout.next_values[valued]).mean()), 4)
             for known_before in (_user_medians, _biases)
         )
     return BehaviorMetrics(
-        type_accuracy=round(float((types == holdout.types[known]).mean()), 4),
-        type_accuracy_most_frequent=round(float((frequent == holdout.types[known]).mean()), 4),
-        valued_targets=len(valued),
+        type_accuracy=round(float((types == holdout.next_types[known]).mean()), 4),
+        type_accuracy_most_frequent=round(float((frequent == holdout.next_types[known]).mean()), 4),
+        valued_events=len(valued),
         value_mae=error,
         value_mae_user_median=median,
         value_mae_biases=biases,
@@ -273,7 +278,7 @@ def _user_medians(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float
 
 
 def _biases(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(R,) the mean of all values, with how far the target item's and then the user's are from it, shrunken towards
+    """(R,) the mean of all values, with how far the next item's and then the user's are from it, shrunken towards
     none: the baseline of Koren, "Factor in the Neighbors" (TKDD 2010), with its constants."""
     history = holdout.history
     there = ~np.isnan(history.values)
@@ -282,7 +287,7 @@ def _biases(holdout: Holdout, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     mean = float(values.mean())
     of_item = _shrunken(values - mean, items, history.item_count + 1, ITEM_SHRINKAGE)
     of_user = _shrunken(values - mean - of_item[items], users, history.user_count, USER_SHRINKAGE)
-    return mean + of_item[holdout.targets[rows]] + of_user[holdout.users[rows]]
+    return mean + of_item[holdout.next_items[rows]] + of_user[holdout.users[rows]]
 
 
 def _shrunken(

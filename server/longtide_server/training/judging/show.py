@@ -29,7 +29,7 @@ def behavior_table(behavior: BehaviorMetrics) -> Table:
     table.add_row("type: accuracy; the most frequent", *(f"{one:.4f}" for one in accuracies))
     if behavior.value_mae is None:
         return table
-    name = f"value: mean error of {behavior.valued_targets:,}"
+    name = f"value: mean error of {behavior.valued_events:,}"
     for told, baseline in (
         (f"{name}; the user's median", behavior.value_mae_user_median),
         (f"{name}; biases", behavior.value_mae_biases),
@@ -49,7 +49,7 @@ def slices_table(evaluation: Evaluation) -> Table:
         ("rank of the target", [(one, one.span) for one in evaluation.slices.target_popularity]),
     ]
     if len(evaluation.slices.target_type) > 1:
-        kinds.append(("type of the target", [(one, "") for one in evaluation.slices.target_type]))
+        kinds.append(("what they did with it", [(one, "") for one in evaluation.slices.target_type]))
     for unit, slices in kinds:
         table.add_section()
         table.add_row("", Text(unit, style="italic"))

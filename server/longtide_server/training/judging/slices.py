@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longtide_server.events import EVENT_TYPE_NAMES
-
 HEAD_SHARE = 0.2
 """Share of the items that are the head: the most popular ones."""
 TAIL_SHARE = 0.5
@@ -62,10 +60,6 @@ def target_popularities(item_count: int) -> tuple[Range, ...]:
     head = ceil(item_count * HEAD_SHARE)
     mid = max(head, item_count - int(item_count * TAIL_SHARE))
     return Range("head", 1, head), Range("mid", head + 1, mid), Range("tail", mid + 1, item_count), Range("new", 0, 0)
-
-
-TARGET_TYPES = tuple(Range(name, number, number) for name, number in EVENT_TYPE_NAMES.items())
-"""By the number of the target's event type."""
 
 
 def doubling_lengths(longest: int) -> tuple[Range, ...]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks, ends_of_steps
 from longtide_server.training.learning.checkpoint import Checkpoints, State
 from longtide_server.training.learning.encoding import inputs, ranks_of_targets
 from longtide_server.training.learning.had import Had, had_in
 from longtide_server.training.learning.memory import give_back
+from longtide_server.training.learning.model import Encoder
 from longtide_server.training.learning.objective import Batch, Objective
 from longtide_server.training.learning.optimizers import Optimizers, Rates
+from longtide_server.training.learning.wanted import EVERYTHING, Wanted, counts
 from longtide_server.training.learning.workers import ALONE, Workers
 from longtide_server.training.metrics import gains_at_k, hr_at_k, ndcg_at_k
 
@@ -27,6 +30,9 @@ EVALUATED_AT = 10
 LEAST_STEP = 0.5
 """Of the events of a full step. The ends of long histories have fewer: a step for each of them would let a few long
 histories teach more than all others."""
+
+SAMPLE = 1 << 31
+"""Beside the ranks of processes, what seeds the draw of samples: the same in all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +55,34 @@ class Progress:
     """Validation NDCG@10 of a finished epoch, where targets judge it."""
     hit_rate: float | None = None
     """Validation HR@10 of a finished epoch, where targets judge it."""
+    targets: int = 0
+    """How many targets judge."""
     behavior_loss: float | None = None
     """Mean loss of the next behaviour's type and value, times its weight, where a head learns them."""
 
 
-class Outcome(NamedTuple):
-    """Validation metrics at 10."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """How an encoder ranks the targets that judge it."""
 
-    ndcg: float
-    hit_rate: float
-    standard_error: float
-    """Of the NDCG, by the users who judge."""
+    ranks: NDArray[np.int64]
+    """(V,)"""
+
+    @property
+    def ndcg(self) -> float:
+        """NDCG@10."""
+        return ndcg_at_k(self.ranks, EVALUATED_AT)
+
+    @property
+    def hit_rate(self) -> float:
+        """HR@10."""
+        return hr_at_k(self.ranks, EVALUATED_AT)
+
+    def is_worse_than(self, other: Outcome) -> bool:
+        """Whether the NDCG@10 of the same users is lower by more than chance explains: the standard error of the
+        difference (the rule of one standard error, Breiman et al. 1984, by pairs)."""
+        gained = gains_at_k(self.ranks, EVALUATED_AT) - gains_at_k(other.ranks, EVALUATED_AT)
+        return float(gained.mean()) < -float(gained.std()) / math.sqrt(len(gained))
 
 
 Report = Callable[[Progress], None]
@@ -89,10 +112,22 @@ class Phase:
     chunk: int
     """Events through which gradients flow back, per row."""
     seed: int
+    wanted: Wanted = EVERYTHING
+    """What of the events counts, and how much."""
     judged: Holdout | None = None
-    """Targets that judge every epoch; without any, the last epoch is the best."""
+    """Targets that judge every epoch; without any, the last epoch is kept."""
     patience: int = 1
-    """Epochs without a better validation NDCG@10 before the phase stops early."""
+    """So many epochs on end that are no better, and with a head are worse, stop the phase early."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What a phase knows of each of the N events of its log."""
+
+    had: Had
+    """What its user had had by then."""
+    counts: NDArray[np.float32]
+    """(N,) what it counts as one to foresee."""
 
 
 @dataclass(slots=True)
@@ -101,38 +136,37 @@ class Learner:
 
     objective: Objective
     optimizers: Optimizers
-    best: State
-    """The weights of the best epoch so far."""
-    best_ndcg: float = -1.0
+    kept: State
+    """The weights of the epoch that is kept so far."""
+    best: Outcome | None = None
+    """The best that any epoch reached."""
     epoch: int = 0
     """Epochs that are finished."""
     waited: int = 0
-    """Of them, those since the best one."""
+    """Of them, those since the one that is kept."""
 
     def finish_epoch(self, outcome: Outcome | None) -> None:
-        """Count an epoch in. Without targets to judge by, each is better than the one before."""
+        """Count an epoch in. Without targets to judge by, each is kept in the place of the one before."""
         self.epoch += 1
-        if outcome is None or self._is_best(outcome):
-            self.best, self.waited = copy.deepcopy(self.objective.state_dict()), 0
+        if outcome is None or self.best is None or self._to_be_kept(outcome, self.best):
+            self.kept, self.waited = copy.deepcopy(self.objective.state_dict()), 0
         else:
             self.waited += 1
-        if outcome is not None:
-            self.best_ndcg = max(self.best_ndcg, outcome.ndcg)
+        if outcome is not None and (self.best is None or outcome.ndcg > self.best.ndcg):
+            self.best = outcome
 
-    def _is_best(self, outcome: Outcome) -> bool:
-        """A head has learned more in a later epoch, which items alone do not show: that is better while the items are
-        not ranked worse than chance explains (the rule of one standard error, Breiman et al. 1984)."""
-        if self.objective.head is not None:
-            return outcome.ndcg >= self.best_ndcg - outcome.standard_error
-        return outcome.ndcg > self.best_ndcg
+    def _to_be_kept(self, outcome: Outcome, best: Outcome) -> bool:
+        """A head has learned more in a later epoch, which items alone do not show: that one is kept while they are not
+        ranked worse."""
+        return not outcome.is_worse_than(best) if self.objective.head is not None else outcome.ndcg > best.ndcg
 
     def state(self) -> State:
         """What `restore` needs to go on as if nothing had happened: tensors and plain numbers."""
         return {
             "objective": self.objective.state_dict(),
             "optimizers": self.optimizers.state(),
-            "best": self.best,
-            "best_ndcg": self.best_ndcg,
+            "kept": self.kept,
+            "best": None if self.best is None else torch.from_numpy(self.best.ranks),
             "epoch": self.epoch,
             "waited": self.waited,
         }
@@ -141,12 +175,12 @@ class Learner:
         """Take up what `state` said."""
         self.objective.load_state_dict(state["objective"])
         self.optimizers.restore(state["optimizers"])
-        self.best, self.best_ndcg = state["best"], state["best_ndcg"]
+        self.kept, self.best = state["kept"], None if state["best"] is None else Outcome(state["best"].numpy())
         self.epoch, self.waited = state["epoch"], state["waited"]
 
 
 def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
-    """Train the objective's modules, and leave them with the weights of the best epoch.
+    """Train the objective's modules, and leave them with the weights of the epoch that is kept.
 
     A phase that was killed goes on after its last finished epoch, as if nothing had happened.
     """
@@ -155,22 +189,27 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     learner = Learner(objective, optimizers, copy.deepcopy(objective.state_dict()))
     if run.checkpoints is not None and (reached := run.checkpoints.load(phase.name)) is not None:
         learner.restore(reached)
-    had = had_in(phase.sequences, run.workers.device)
+    if (leaders := int(run.workers.led(torch.tensor([learner.epoch])))) != learner.epoch:
+        raise Unavailable(
+            f"of {phase.name}, this process has found {learner.epoch} finished epochs, the one of rank 0 {leaders}: "
+            "all have to read the same folder"
+        )
+    told = Told(had_in(phase.sequences, run.workers.device), counts(phase.sequences, phase.wanted))
     begun = time.monotonic()
     while learner.epoch < phase.epochs and learner.waited < phase.patience:
         epoch, sums = learner.epoch + 1, np.zeros(3)
-        for done, step_sums in _epoch(phase, learner, epoch, had, users, run.workers):
+        for done, step_sums in _epoch(phase, learner, epoch, told, users, run.workers):
             sums += step_sums
             report(_progress(phase, objective, epoch, done, sums, begun))
-        outcome = _judge(phase, objective, run.workers)
+        outcome = judge(phase, objective.encoder, run.workers)
         learner.finish_epoch(outcome)
         _keep(run, phase, learner)
         give_back()
         finished = replace(_progress(phase, objective, epoch, 1.0, sums, begun), finished=True)
         if outcome is not None:
-            finished = replace(finished, ndcg=outcome.ndcg, hit_rate=outcome.hit_rate)
+            finished = replace(finished, ndcg=outcome.ndcg, hit_rate=outcome.hit_rate, targets=len(outcome.ranks))
         report(finished)
-    objective.load_state_dict(learner.best)
+    objective.load_state_dict(learner.kept)
     objective.eval()
 
 
@@ -191,7 +230,7 @@ def _progress(
 
 
 def _epoch(
-    phase: Phase, learner: Learner, epoch: int, had: Had, users: NDArray[np.int64], workers: Workers
+    phase: Phase, learner: Learner, epoch: int, told: Told, users: NDArray[np.int64], workers: Workers
 ) -> Iterator[tuple[float, NDArray[np.float64]]]:
     """One pass; yields after every piece: share done, and (3,) its sums of items' loss, behaviour's loss and counts."""
     objective = learner.objective
@@ -199,7 +238,7 @@ def _epoch(
     # Chance begins anew with every epoch, so that one after a kill is what it would have been, in every process.
     seeds = (phase.seed, zlib.crc32(phase.name.encode()), epoch)
     torch.manual_seed(_seed(*seeds, workers.rank))  # what is dropped
-    objective.draw_by(_seed(*seeds))
+    objective.draw_by(_seed(*seeds, SAMPLE))
     groups = list(batches(phase.sequences, users, phase.batch_events, phase.chunk, np.random.default_rng(seeds)))
     waiting = 0.0  # what the events count whose gradients wait for the next step
     for number, (group, ends) in enumerate(zip(groups, _ends(phase, groups), strict=True), 1):
@@ -209,12 +248,18 @@ def _epoch(
                 state = torch.zeros(len(piece.users), objective.encoder.state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
-            loss, state = objective(_batch(piece, had, workers.device), state)
-            sums = np.array(workers.total(torch.stack([loss.items, loss.behavior, loss.counted]).detach()))
-            if sums[2]:
-                learner.optimizers.add(loss.items + loss.behavior)
-                waiting += sums[2]
-                yield number / len(groups), sums
+            loss, state = objective(_batch(piece, told, workers.device), state)
+            items, counted, behavior, events = workers.total(loss.sums())
+            if not math.isfinite(items + behavior):
+                raise InvalidInput(
+                    f"the loss of {phase.name}, epoch {epoch}, is not a number any more: a lower learning rate may help"
+                )
+            if counted:
+                # Of a mean event of all processes: divided by what items count, it must not grow where that is less.
+                share = counted / events
+                learner.optimizers.add(loss.items + share * loss.behavior)
+                waiting += counted
+                yield number / len(groups), np.array([items, share * behavior, counted])
             if step_ends and waiting:
                 learner.optimizers.step(waiting)
                 waiting = 0.0
@@ -235,22 +280,22 @@ def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterato
         yield EMPTY
 
 
-def _batch(piece: Chunk, had: Had, device: torch.device) -> Batch:
-    nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
-    past = had.at(torch.from_numpy(piece.events[piece.targets > 0]).to(device))
+def _batch(piece: Chunk, told: Told, device: torch.device) -> Batch:
+    following = np.where(piece.targets > 0, piece.events + 1, 0)
+    next_counts = np.where(piece.targets > 0, told.counts[following], np.float32(0))  # (B, T)
+    nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values, next_counts)
+    past = told.had.at(torch.from_numpy(piece.events[next_counts > 0]).to(device))
     return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
-def _judge(phase: Phase, objective: Objective, workers: Workers) -> Outcome | None:
-    """By the encoder alone; the same in every process. None where there are no targets."""
+def judge(phase: Phase, encoder: Encoder, workers: Workers) -> Outcome | None:
+    """What the encoder alone makes of the phase's targets; the same in every process. None where there are none."""
     if phase.judged is None or not len(phase.judged.users):
         return None
-    outcome = torch.zeros(3, dtype=torch.float64)
+    ranks = np.zeros(len(phase.judged.users), np.int64)
     if workers.leads:
-        ranks = ranks_of_targets(objective.encoder, phase.judged, phase.batch_events)
-        error = float(gains_at_k(ranks, EVALUATED_AT).std() / np.sqrt(len(ranks)))
-        outcome = torch.tensor([ndcg_at_k(ranks, EVALUATED_AT), hr_at_k(ranks, EVALUATED_AT), error]).double()
-    return Outcome(*workers.led(outcome).tolist())
+        ranks = ranks_of_targets(encoder, phase.judged, phase.batch_events)
+    return Outcome(workers.led(torch.from_numpy(ranks)).numpy())
 
 
 def _keep(run: Run, phase: Phase, learner: Learner) -> None:

@@ -211,9 +211,9 @@ class ItemTable(nn.Module):
         table: Tensor = self.ids.weight + self.content()
         return table
 
-    def some(self, rows: Tensor, *, sparse: bool) -> Tensor:
-        """(R, D) the vectors of items (R,), none of them twice; whether their embeddings' gradient shall be sparse."""
-        table = embedding(rows, self.ids.weight, sparse=sparse)
+    def some(self, rows: Tensor) -> Tensor:
+        """(R, D) the vectors of items (R,), none of them twice; the gradient of their embeddings is sparse."""
+        table = embedding(rows, self.ids.weight, sparse=True)
         if self.content is None:
             return table
         return table + self.content.some(rows)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, normalize
 
-from longtide_server.events import EventType
 from longtide_server.training.learning.had import Past
 from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss
@@ -17,24 +16,12 @@ from longtide_server.training.learning.model import Encoder
 POPULARITY_POWER = 0.75
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What fine-tuning asks for."""
-
-    event_type: int
-    """The type that counts in full; 0 for every type."""
-    other_weight: float
-    """What the other types count, 0 to 1."""
-    head_weight: float
-    """What the next type and the next value count, the item counting 1."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """One piece of B histories, T events each, and what came next; item 0 where there is nothing."""
 
     past: Past
-    """What had been had by each of the events that have a successor, in the order of the rows."""
+    """What had been had by each of the events whose successor counts, in the order of the rows."""
     items: Tensor
     types: Tensor
     gaps: Tensor
@@ -43,18 +30,26 @@ class Batch:
     next_types: Tensor
     next_gaps: Tensor
     next_values: Tensor
+    next_counts: Tensor
+    """What each next event counts as one to foresee; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loss:
-    """Sums over events; divided by what the events count, means."""
+    """Sums over the events that have a successor."""
 
     items: Tensor
     """Cross-entropy of the next items, each times what it counts."""
-    behavior: Tensor
-    """The head's part, times its weight: of a mean event, as often as the events count."""
     counted: Tensor
-    """What the events count."""
+    """What the next items count."""
+    behavior: Tensor
+    """The head's part, times its weight: every event's, whatever its item counts."""
+    events: Tensor
+    """How many there are."""
+
+    def sums(self) -> Tensor:
+        """(4,) the four of them."""
+        return torch.stack([self.items, self.counted, self.behavior, self.events]).detach()
 
 
 class Objective(nn.Module):
@@ -62,14 +57,14 @@ class Objective(nn.Module):
 
     def __init__(
         self, encoder: Encoder, popularity: Tensor, negatives: int, bfloat16: bool,
-        head: BehaviorHead | None = None, wanted: Wanted | None = None,
+        head: BehaviorHead | None = None, head_weight: float = 0.0,
     ) -> None:  # fmt: skip
         """popularity (I + 1,): the items' event counts; negatives: how many to sample, 0 for the full softmax.
 
-        With a head, `wanted` says what the parts of the loss count.
+        head_weight: what the next type and the next value count, the next item counting 1.
         """
         super().__init__()
-        self.encoder, self.head, self.wanted = encoder, head, wanted
+        self.encoder, self.head, self.head_weight = encoder, head, head_weight
         self.negatives, self.dtype = negatives, torch.bfloat16 if bfloat16 else torch.float32
         chance = popularity[1:].double() ** POPULARITY_POWER
         self.chance: Tensor
@@ -92,24 +87,23 @@ class Objective(nn.Module):
         low = self.dtype == torch.bfloat16
         with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
             query, state = self.encoder.encode(embedding(read, table), batch.types, batch.gaps, batch.values, state)
-        there = batch.next_items > 0
-        query, item, place = query.float()[there], batch.next_items[there], nexts[there]  # (N, D), (N,), (N,)
-        count = self._counts(batch.next_types[there])
-        embeddings = normalize(table, dim=1)
-        asked = query
+        query, embeddings = query.float(), normalize(table, dim=1)
+        counts, there = batch.next_counts > 0, batch.next_items > 0  # (B, T)
+        count, item = batch.next_counts[counts], batch.next_items[counts]  # (N,) each
+        asked = query[counts]  # (N, D)
         if self.encoder.request_time is not None:
-            asked = self.encoder.request_time.of_known(query, batch.next_gaps[there])
+            asked = self.encoder.request_time.of_known(asked, batch.next_gaps[counts])
         if drawn is None:
             loss = self.item_loss(asked, item, count, embeddings, batch.past)
         else:
-            loss = self._sampled(asked, embeddings[place], item, embeddings[negatives], drawn, count, batch.past)
-        counted, behavior = count.sum(), loss.new_zeros(())
-        if self.head is not None and self.wanted is not None:
+            own, others = embeddings[nexts[counts]], embeddings[negatives]
+            loss = self._sampled(asked, own, item, others, drawn, count, batch.past)
+        behavior = loss.new_zeros(())
+        if self.head is not None:
             told = batch.next_types[there], batch.next_values[there]
-            every = self._behavior_loss(self.head, query, embeddings[place], *told)
-            # Of the mean event, whatever its type: divided by what items count, it must not grow where that is less.
-            behavior = self.wanted.head_weight * every * counted / max(1, len(item))
-        return Loss(loss, behavior, counted), state.detach().float()
+            error = self._behavior_loss(self.head, query[there], embeddings[nexts[there]], *told)
+            behavior = self.head_weight * error
+        return Loss(loss, count.sum(), behavior, there.sum().float()), state.detach().float()
 
     def _drawn(self) -> Tensor:
         """(M,) the items, from 0, that a step's softmax is estimated from."""
@@ -125,15 +119,8 @@ class Objective(nn.Module):
         asked = (batch.items, batch.next_items, drawn + 1)
         rows, places = torch.unique(torch.cat([part.flatten() for part in asked]), return_inverse=True)
         read, nexts, negatives = places.split([part.numel() for part in asked])
-        table = self.encoder.items.some(rows, sparse=self.sparse)
+        table = self.encoder.items.some(rows)
         return table, read.view_as(batch.items), nexts.view_as(batch.next_items), negatives
-
-    def _counts(self, types: Tensor) -> Tensor:
-        """(N,) what each event counts; a dislike leads nobody to its item."""
-        chosen = (types != EventType.DISLIKE).float()
-        if self.wanted is None or self.wanted.event_type == 0:
-            return chosen
-        return torch.where(types == self.wanted.event_type, chosen, self.wanted.other_weight * chosen)
 
     def item_loss(self, query: Tensor, item: Tensor, count: Tensor, embeddings: Tensor, past: Past) -> Tensor:
         """How far query vectors (N, D) are from the items (N,) that came next, each times what it counts (N,), summed.

@@ -8,6 +8,7 @@ that is served is the state that was trained.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 from longtide_server.training.dataset import Holdout, Sequences, drawn
 from longtide_server.training.learning.content import Content
 from longtide_server.training.learning.heads import BehaviorHead
-from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run, learn
+from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run, judge, learn
 from longtide_server.training.learning.model import Encoder, ModelConfig
-from longtide_server.training.learning.objective import Objective, Wanted
+from longtide_server.training.learning.objective import Objective
 from longtide_server.training.learning.optimizers import Rates
+from longtide_server.training.learning.wanted import EVERYTHING, Wanted
 
 ENOUGH_TARGETS = 50
 """With fewer, chance would judge."""
@@ -32,7 +34,7 @@ class TrainConfig:
     epochs: int = 16
     """Passes over the log at most; the best one is kept."""
     patience: int = 3
-    """Epochs without a better validation NDCG@10 before training stops early."""
+    """So many epochs on end stop a phase early whose validation NDCG@10 is no better; in fine-tuning, is worse."""
     learning_rate: float = 2e-3
     """Peak of the schedule: a short warm-up, then a cosine down to a twentieth."""
     item_rate: float = 1.0
@@ -44,7 +46,7 @@ class TrainConfig:
     target_type: int = 0
     """The event type that is wanted, 1 to 12; 0 when every type is."""
     other_weight: float = 0.2
-    """What the other types count in fine-tuning, 0 to 1, the one that is wanted counting 1."""
+    """What items count in fine-tuning that do not lead to it, 0 to 1, those that do counting 1."""
     head_weight: float = 0.1
     """What the next type and value count in fine-tuning, the next item counting 1."""
     head_rate: float = 5.0
@@ -86,7 +88,7 @@ def train_encoder(
     run: Run = BY_ITSELF,
     content: Content | None = None,
 ) -> Encoder:
-    """Train on the histories, judge every epoch on the targets, and return the encoder of the best epoch."""
+    """Train on the histories, judge every epoch on the targets, and return the encoder of the best one."""
     torch.manual_seed(settings.seed)
     model = Encoder(config, content).to(run.workers.device)
     phase = _phase(PRE_TRAINING, holdout.history, settings, settings.epochs, settings.learning_rate)
@@ -95,26 +97,41 @@ def train_encoder(
     return model
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FineTuned:
+    """What fine-tuning led to."""
+
+    head: BehaviorHead
+    put_back: bool
+    """Whether the encoder is what it was before: to turn to what is wanted had ranked the targets worse."""
+
+
 def fine_tune(
     model: Encoder, config: ModelConfig, settings: TrainConfig, holdout: Holdout, report: Report, run: Run = BY_ITSELF
-) -> BehaviorHead:
-    """Train the encoder on for the behaviour that is wanted, and the head that tells its type and value.
+) -> FineTuned:
+    """Train the encoder on for the behaviour that is wanted, and the head that tells type and value of the next one.
 
-    Targets of that behaviour judge every epoch, and the best one is kept.
+    Targets that lead to that behaviour judge every epoch. Where they are ranked worse than before in the end, the
+    encoder is put back, and the head alone stays.
     """
     torch.manual_seed(settings.seed)
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
     phase = _phase(FINE_TUNING, holdout.history, settings, epochs, rate)
     judged = _judged(_wanted_of(holdout, settings.target_type), settings)
-    phase = replace(phase, judged=judged, patience=settings.patience)
+    phase = replace(phase, wanted=_wanted(settings), judged=judged, patience=settings.patience)
+    weights, before = copy.deepcopy(model.state_dict()), judge(phase, model, run.workers)
     learn(phase, objective_of(model, holdout.history, settings, head), run, report)
-    return head
+    after = judge(phase, model, run.workers)
+    worse = before is not None and after is not None and after.is_worse_than(before)
+    if worse:
+        model.load_state_dict(weights)
+    return FineTuned(head, put_back=worse)
 
 
 def refit(
     model: Encoder,
-    head: BehaviorHead | None,
+    tuned: FineTuned | None,
     settings: TrainConfig,
     sequences: Sequences,
     report: Report,
@@ -122,7 +139,14 @@ def refit(
 ) -> None:
     """Go on training on everything, so that what is served has also learned from what it was judged by."""
     phase = _phase(REFITTING, sequences, settings, settings.refit_epochs, settings.refit_learning_rate)
+    head = None
+    if tuned is not None:
+        phase, head = replace(phase, wanted=EVERYTHING if tuned.put_back else _wanted(settings)), tuned.head
     learn(phase, objective_of(model, sequences, settings, head), run, report)
+
+
+def _wanted(settings: TrainConfig) -> Wanted:
+    return Wanted(settings.target_type, settings.other_weight)
 
 
 def _phase(name: str, sequences: Sequences, settings: TrainConfig, epochs: int, learning_rate: float) -> Phase:
@@ -135,15 +159,15 @@ def objective_of(
 ) -> Objective:
     """With a head, the objective of fine-tuning; without, that of pre-training."""
     popularity = torch.from_numpy(np.bincount(sequences.items, minlength=sequences.item_count + 1))
-    wanted = Wanted(settings.target_type, settings.other_weight, settings.head_weight) if head else None
-    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, wanted)
+    objective = Objective(model, popularity, settings.negatives, settings.bfloat16, head, settings.head_weight)
     return objective.to(model.device)
 
 
 def _wanted_of(holdout: Holdout, event_type: int) -> Holdout:
-    """The targets of a type, 0 for every one; all of them where those are too few to judge by."""
-    rows = np.flatnonzero(holdout.types == event_type)
-    return holdout if len(rows) < ENOUGH_TARGETS else holdout.of_users(rows)
+    """The targets that lead to a type, 0 for every one; all of them where too few can be ranked to judge by."""
+    rows = np.flatnonzero(holdout.outcomes[:, event_type])
+    ranked = np.isin(holdout.targets[rows], holdout.history.items).sum()
+    return holdout if ranked < ENOUGH_TARGETS else holdout.of_users(rows)
 
 
 def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:

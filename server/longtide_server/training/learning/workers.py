@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from longtide_server.errors import InvalidInput
+
 WAIT = timedelta(minutes=30)
 """How long a process waits for the others before it takes them for dead."""
 LEADERS_WAIT = timedelta(days=30)
@@ -127,10 +129,18 @@ def best_device() -> torch.device:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """This process's place among those that `torchrun` started, or alone; on a GPU where there is one."""
+    """This process's place among those that `torchrun` started, or alone; on a GPU where there is one.
+
+    InvalidInput where there are GPUs, but fewer than processes.
+    """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = best_device()
     if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise InvalidInput(
+                f"there are {torch.cuda.device_count()} GPUs for process {device.index} of this machine, counted from "
+                "0: start no more processes than GPUs, or hide these with CUDA_VISIBLE_DEVICES="
+            )
         torch.cuda.set_device(device)
     if count == 1:
         yield Workers(device=device)

@@ -23,6 +23,8 @@ EVERY_WEIGHTS = {
     "popularity": (0.0, 0.05, 0.1, 0.2),
 }
 """What is tried of one source after the other, given the others; some say little beside them."""
+FAINT = (0.001, 0.03, 0.1, 0.3)
+"""Of the encoder, where another source is better by itself; the first one decides between equals."""
 ROUNDS = 4
 FLOORS = (0.03, 0.1, 0.3)
 K = 10
@@ -80,11 +82,12 @@ def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def fit_fusion(judged: Judged) -> Fusion:
-    """The weights with the best NDCG@10, the encoder's being 1, or 0 where another source is better without it.
+    """The weights with the best NDCG@10, the encoder's being 1, or less where another source is better by itself.
 
     A grid of those that are there in every log, small enough to look at whole; then one source after the other, given
     all others, until nothing is gained. No source alone is better than what that leads to: one that would be is where
-    it is begun once more. Without targets there is nothing to fit on, and the defaults stand.
+    it is begun once more, with an encoder that says little (not nothing: it speaks for items that have no events).
+    Without targets there is nothing to fit on, and the defaults stand.
     """
     if not len(judged.target):
         return Fusion()
@@ -110,10 +113,10 @@ def fit_fusion(judged: Judged) -> Fusion:
     best, best_score = _refined(judged, best, best_score)
     for source in judged.said:
         if (name := source.name.lower()) in EVERY_WEIGHTS:
-            alone = replace(Fusion(0.0, 0.0, 0.0, 0.0, best.floor), **{name: 1.0})
-            score = ndcg_at_k(ranks(judged, fused_scores(judged, alone)), K)
-            if score > best_score:
-                best, best_score = _refined(judged, alone, score)
+            begun = [replace(Fusion(faint, 0.0, 0.0, 0.0, best.floor), **{name: 1.0}) for faint in FAINT]
+            scores = [ndcg_at_k(ranks(judged, fused_scores(judged, fusion)), K) for fusion in begun]
+            if max(scores) > best_score:
+                best, best_score = _refined(judged, begun[int(np.argmax(scores))], max(scores))
     return best
 
 
