@@ -21,7 +21,8 @@ from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeC
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last
 from longtide_server.training.learning.checkpoint import Checkpoints
 from longtide_server.training.learning.loop import Run
-from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.serving import ServingEncoder
 from longtide_server.training.learning.train import TrainConfig, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
 

@@ -37,7 +37,8 @@ from longtide_server.encoder.coalescing import CoalescingEncoder
 from longtide_server.encoder.hosted import MODEL_NAME, TorchServeEncoder
 from longtide_server.snapshot import ENCODER, load_snapshot, resolve
 from longtide_server.torchserve import TorchServe, TorchServeClient, TorchServeConfig, build_archive
-from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.serving import ServingEncoder
 
 LOG = LOGS[0]
 PARTS = ("training", "lists", "speed", "catalogue")

@@ -22,7 +22,8 @@ from longtide_server.encoder import AnswerSizes, Encoded, Steps
 from longtide_server.encoder.arrays import pack, unpack
 from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.torchserve.archive import build_archive
-from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig
+from longtide_server.training.learning.serving import ServingEncoder
 
 BARE_LOAD = Path(__file__).parents[1] / "torchserve" / "bare_load.py"
 CONFIG = ModelConfig(30, dim=8, hidden=8, blocks=1, use_types=True, use_gaps=True, use_values=True)

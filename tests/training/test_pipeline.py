@@ -153,12 +153,12 @@ def test_where_memory_has_no_room_for_all_candidates_some_users_judge_every_way(
     log = sequences(*(ring[start : start + 9] for start in range(20)))
     judging = []
 
-    def judge(told, targets, places):
+    def line_up(told, targets, places):
         judging.append(targets.tolist())
-        return judge_all(told, targets, places)
+        return line_up_all(told, targets, places)
 
-    judge_all = pipeline.judge
-    monkeypatch.setattr(pipeline, "judge", judge)
+    line_up_all = pipeline.line_up
+    monkeypatch.setattr(pipeline, "line_up", line_up)
     published(log, tmp_path / "all")
     monkeypatch.setattr(pipeline, "FUSION_CANDIDATES", 60)
     assert published(log, tmp_path / "some").manifest.metrics["fusion"]

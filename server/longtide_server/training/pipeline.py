@@ -6,43 +6,17 @@ import asyncio
 import copy
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from longtide_server.catalog.catalog import Catalog, ItemInfo, write_catalog
-from longtide_server.catalog.content import ContentTower, ContentWeights
+from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion
-from longtide_server.snapshot import (
-    BEHAVIOR,
-    CATALOG,
-    CONTENT,
-    CONTENT_VECTORS,
-    EMBEDDINGS,
-    ENCODER,
-    POPULARITY,
-    RELATIONS,
-    REPEATS,
-    REQUEST_TIME,
-    TRANSITIONS,
-    USERS,
-    EncoderFacts,
-    Manifest,
-    load_snapshot,
-    prepare,
-    publish,
-    sweep,
-    write_owners,
-)
+from longtide_server.snapshot import load_snapshot, prepare, sweep
 from longtide_server.sources.candidates import TransitionSettings
-from longtide_server.sources.repeats import RepeatWeights
 from longtide_server.training.dataset import (
     Holdout,
     Sequences,
@@ -52,23 +26,22 @@ from longtide_server.training.dataset import (
     places_by_frequency,
 )
 from longtide_server.training.items.known_items import NO_NEW_ITEMS, NOTHING_KNOWN, KnownItems, NewItems
-from longtide_server.training.items.tower import fit_tower
+from longtide_server.training.items.newcomers import newcomers_of
 from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.learning.content import Content
 from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Progress, Run
 from longtide_server.training.learning.memory import give_back
-from longtide_server.training.learning.model import Encoder, ServingEncoder
+from longtide_server.training.learning.model import Encoder
 from longtide_server.training.learning.train import fine_tune, planned, refit, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
 from longtide_server.training.offline import OfflineRecommender
 from longtide_server.training.settings import Settings
-from longtide_server.training.sources.counts import count_popularity, count_transitions
-from longtide_server.training.sources.fusion import fit_fusion, judge, source_metrics
+from longtide_server.training.sources.counts import count_transitions
+from longtide_server.training.sources.fusion import fit_fusion, line_up, source_metrics
 from longtide_server.training.sources.gathering import gathered
-from longtide_server.training.sources.indexing import write_index
-from longtide_server.training.sources.linking import link
 from longtide_server.training.sources.repeating import count_repeats
+from longtide_server.training.writing import Made, write_snapshot
 
 FUSION_USERS = 3_000
 FUSION_CANDIDATES = 12_000_000
@@ -76,6 +49,8 @@ FUSION_CANDIDATES = 12_000_000
 MIN_EVENTS = 3
 MIN_TARGETS = 50
 """With fewer, chance would choose what they were asked to choose."""
+EVERY_SOURCE = Fusion(relations=1.0, content=1.0)
+"""While weights are sought, whoever has something to say is asked."""
 TRANSITIONS_TRIED = (TransitionSettings(5, 0.7), TransitionSettings(20, 0.9))
 """Next steps alone, or what belongs to the same stretch of a history: which one helps more depends on the log."""
 
@@ -103,7 +78,7 @@ Report = Callable[[Progress | Step | Plan], None]
 class Trained:
     """What training made of a log."""
 
-    judged: Encoder
+    validated: Encoder
     """Has not seen the targets of the holdout: the fusion is fitted with it."""
     served: Encoder
     """The same, refitted on everything."""
@@ -153,8 +128,8 @@ def train(
     sequences: Sequences, settings: Settings, report: Report, run: Run, content: Content | None = None
 ) -> Trained:
     """All phases of training; in every process that takes part, with the same outcome."""
-    judges = max(FUSION_USERS, settings.train.validation_users)
-    holdout = hold_out_last(sequences, MIN_EVENTS, most_users=judges, seed=settings.train.seed)
+    users = max(FUSION_USERS, settings.train.validation_users)
+    holdout = hold_out_last(sequences, MIN_EVENTS, most_users=users, seed=settings.train.seed)
     if np.isin(holdout.targets, holdout.history.items).sum() < MIN_TARGETS:  # learn from all of it, judge by nothing
         holdout = nothing_held_out(sequences)
     report(Plan(planned(settings.train)))
@@ -166,11 +141,11 @@ def train(
         tuned = fine_tune(model, settings.model, settings.train, holdout, report, run)
         if tuned.put_back:
             report(Step("That ranked the targets worse: the encoder is put back, what is learned of behaviour stays"))
-    judged = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
+    validated = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
     if settings.train.refit_epochs:
         report(Step("Refitting on everything", trains=True))
         refit(model, tuned, settings.train, sequences, report, run)
-    return Trained(judged, model, None if tuned is None else tuned.head, holdout)
+    return Trained(validated, model, None if tuned is None else tuned.head, holdout)
 
 
 def publish_trained(
@@ -191,29 +166,20 @@ def publish_trained(
     room = directory if run.checkpoints is None else run.checkpoints.room()
     with tempfile.TemporaryDirectory(prefix="validation-", dir=room) as scratch:
         first = replace(settings, transitions=tried[0])
-        described = _described(trained.judged, holdout.history, settings, NO_NEW_ITEMS, infos)
-        _publish(trained.judged, None, None, described, holdout.history, infos, first, EVERY_SOURCE, {}, Path(scratch))
+        newcomers = newcomers_of(trained.validated, holdout.history, settings.train, infos, NO_NEW_ITEMS)
+        made = Made(trained.validated, holdout.history, infos, first, EVERY_SOURCE, newcomers)
+        write_snapshot(made, Path(scratch))
         fits = asyncio.run(_fits(Path(scratch), holdout, tried, settings))
     best = max(fits, key=lambda fit: fit.metrics.get("fusion", {}).get("ndcg@10", 0.0))
     settings = replace(settings, transitions=best.transitions)
     give_back()
     if trained.served.items.content is not None:
         report(Step("Learning what content says of new items"))
-    newcomers = _described(trained.served, sequences, settings, new, infos)
+    newcomers = newcomers_of(trained.served, sequences, settings.train, infos, new)
     report(Step("Building and publishing the snapshot"))
     repeats = count_repeats(sequences)
-    folder = _publish(
-        trained.served,
-        trained.head,
-        repeats,
-        newcomers,
-        sequences,
-        infos,
-        settings,
-        best.fusion,
-        best.metrics,
-        directory,
-    )
+    made = Made(trained.served, sequences, infos, settings, best.fusion, newcomers, best.metrics, trained.head, repeats)
+    folder = write_snapshot(made, directory)
     if run.checkpoints is not None:
         run.checkpoints.clear()
     return folder
@@ -256,110 +222,11 @@ async def _fits(
             owners = [holdout.history.owners[user] for user in holdout.users[users]]
             rows, told = await gathered(offline.candidates(owners, limit=10), draw.tolist(), FUSION_CANDIDATES)
             users, draw = users[rows], draw[rows]
-            judged = judge(told, holdout.targets[users], places)
+            lined_up = line_up(told, holdout.targets[users], places)
             del told  # hundreds of megabytes, as is what they were lined up to
-            fusion = fit_fusion(judged)
-            fits[transitions] = _Fit(transitions, fusion, source_metrics(judged, fusion))
-            del judged
+            fusion = fit_fusion(lined_up)
+            fits[transitions] = _Fit(transitions, fusion, source_metrics(lined_up, fusion))
+            del lined_up
     finally:
         await offline.close()
     return [fits[transitions] for transitions in tried]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Newcomers:
-    """C items without events, as they are published, and what gives items their vectors by content."""
-
-    content: ContentWeights | None
-    known: NDArray[np.float32]
-    """(I + 1, D) what it makes of the items with events."""
-    item_ids: tuple[str, ...]
-    vectors: NDArray[np.float32]
-    """(C, D), of length 1."""
-
-
-EVERY_SOURCE = Fusion(relations=1.0, content=1.0)
-"""While weights are sought, whoever has something to say is asked."""
-NOBODY_NEW = Newcomers(None, np.zeros((0, 0), np.float32), (), np.zeros((0, 0), np.float32))
-
-
-def _described(
-    model: Encoder, sequences: Sequences, settings: Settings, new: NewItems, infos: Mapping[str, ItemInfo]
-) -> Newcomers:
-    """What content says of items, and the new items of which it says something."""
-    if model.items.content is None:
-        return NOBODY_NEW
-    weights, known = fit_tower(model, sequences, settings.train)
-    tower = ContentTower(weights)
-    found: dict[str, NDArray[np.float32]] = {}
-    for row, item_id in enumerate(new.item_ids):
-        text = None if new.text is None else new.text[row]
-        image = None if new.image is None else new.image[row]
-        if (vector := tower.vector(infos.get(item_id, ItemInfo()), text, image)) is not None:
-            found[item_id] = vector
-    vectors = np.array(list(found.values()), np.float32).reshape(len(found), weights.text.shape[1])
-    return Newcomers(weights, known, tuple(found), vectors)
-
-
-def _publish(
-    model: Encoder,
-    head: BehaviorHead | None,
-    repeats: RepeatWeights | None,
-    newcomers: Newcomers,
-    sequences: Sequences,
-    infos: Mapping[str, ItemInfo],
-    settings: Settings,
-    fusion: Fusion,
-    metrics: dict[str, dict[str, float]],
-    directory: Path,
-) -> Path:
-    now = datetime.now(UTC)
-    new_count = len(newcomers.item_ids)
-    new_vectors = newcomers.vectors.reshape(new_count, model.dim)  # also where there are none
-
-    def build(folder: Path) -> Manifest:
-        item_ids = (*sequences.item_ids, *newcomers.item_ids)
-        catalog = Catalog(item_ids, tuple(infos.get(item, ItemInfo()) for item in item_ids))
-        write_catalog(catalog, folder / CATALOG)
-        write_owners(sequences.owners, folder / USERS)
-        np.save(folder / EMBEDDINGS, np.concatenate([model.item_embeddings().detach().cpu().numpy(), new_vectors]))
-        np.save(folder / POPULARITY, np.pad(count_popularity(sequences), (0, new_count)))
-        transitions = count_transitions(sequences, settings.transitions)
-        np.savez(
-            folder / TRANSITIONS,
-            offsets=np.pad(transitions.offsets, (0, new_count), mode="edge"),
-            items=transitions.items,
-            probability=transitions.probability,
-        )
-        hosted = ServingEncoder(model.folded(settings.model, torch.from_numpy(new_vectors)))
-        torch.jit.script(hosted).save(str(folder / ENCODER))  # type: ignore[no-untyped-call]
-        relations = link(catalog.infos, sequences)
-        if relations is not None:
-            np.savez(folder / RELATIONS, **asdict(relations))
-        if newcomers.content is not None:
-            np.savez(folder / CONTENT, **asdict(newcomers.content))
-            np.save(folder / CONTENT_VECTORS, np.concatenate([newcomers.known, new_vectors]))
-        if head is not None:
-            np.savez(folder / BEHAVIOR, **asdict(head.weights()))
-        if model.request_time is not None:
-            np.savez(folder / REQUEST_TIME, **asdict(model.request_time.weights()))
-        if repeats is not None:
-            np.savez(folder / REPEATS, **asdict(repeats))
-        neighbors = write_index(model, sequences, settings, folder)
-        return Manifest(
-            snapshot_id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
-            created_time=now.isoformat(timespec="seconds"),
-            encoder=EncoderFacts(settings.model.dim, settings.model.state_size, settings.model.temperature),
-            neighbors=neighbors,
-            transitions=settings.transitions,
-            fusion=fusion,
-            user_count=sequences.user_count,
-            item_count=sequences.item_count,
-            new_item_count=new_count,
-            event_count=len(sequences.items),
-            model={**asdict(settings.model), "half_lives": list(settings.model.half_lives)},
-            training=asdict(settings.train),
-            metrics=metrics,
-        )
-
-    return publish(directory, build)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from longtide_server.training.dataset import Sequences
-from longtide_server.training.learning.had import had_in
+from longtide_server.training.learning.had import had_by_event
 
 
 def histories(*items: list[int], item_count: int = 5) -> Sequences:
@@ -20,7 +20,7 @@ def histories(*items: list[int], item_count: int = 5) -> Sequences:
 
 
 def test_every_item_of_a_history_is_there_once_in_the_order_in_which_they_came():
-    had = had_in(histories([1, 2, 1], [], [3, 3, 5, 1]))
+    had = had_by_event(histories([1, 2, 1], [], [3, 3, 5, 1]))
     assert had.items.tolist() == [1, 2, 3, 5, 1]
     assert had.begin.tolist() == [0, 0, 0, 2, 2, 2, 2]
     assert had.count.tolist() == [1, 2, 2, 1, 1, 2, 3]
@@ -30,7 +30,7 @@ def test_an_event_knows_what_its_user_has_had_by_then():
     rng = np.random.default_rng(0)
     sequences = histories(*(rng.integers(1, 9, size).tolist() for size in (7, 0, 5, 9)), item_count=8)
     events = rng.permutation(21)[:12]
-    moment, item = had_in(sequences).at(torch.from_numpy(events)).pairs()
+    moment, item = had_by_event(sequences).at(torch.from_numpy(events)).pairs()
     assert moment.tolist() == sorted(moment.tolist())
     for number, event in enumerate(events.tolist()):
         begin = max(start for start in (0, 7, 12) if start <= event)
@@ -38,16 +38,16 @@ def test_an_event_knows_what_its_user_has_had_by_then():
 
 
 def test_some_of_the_moments_know_the_same():
-    past = had_in(histories([1, 2, 1], [4])).at(torch.tensor([3, 2, 1, 0]))
+    past = had_by_event(histories([1, 2, 1], [4])).at(torch.tensor([3, 2, 1, 0]))
     moment, item = past.of(slice(1, 3)).pairs()
     assert (moment.tolist(), item.tolist()) == ([0, 0, 1, 1], [1, 2, 1, 2])
 
 
 def test_a_process_without_a_share_of_a_batch_has_no_moments():
-    moment, item = had_in(histories([], [1])).at(torch.zeros(0, dtype=torch.int64)).pairs()
+    moment, item = had_by_event(histories([], [1])).at(torch.zeros(0, dtype=torch.int64)).pairs()
     assert (len(moment), len(item)) == (0, 0)
 
 
 def test_in_a_log_without_events_nothing_has_been_had():
-    had = had_in(histories([], []))
+    had = had_by_event(histories([], []))
     assert (len(had.items), len(had.begin), len(had.count)) == (0, 0, 0)

@@ -14,7 +14,7 @@ from longtide_server.training.dataset import Sequences, batches, chunks, hold_ou
 from longtide_server.training.learning import train
 from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.learning.encoding import inputs
-from longtide_server.training.learning.had import had_in
+from longtide_server.training.learning.had import had_by_event
 from longtide_server.training.learning.heads import BehaviorHead
 from longtide_server.training.learning.loop import Learner, Outcome, Phase, Progress, Run
 from longtide_server.training.learning.model import Encoder, ModelConfig
@@ -235,14 +235,14 @@ def test_targets_that_lead_to_what_is_wanted_judge_fine_tuning(monkeypatch):
     targets = np.where(np.arange(len(holdout.users)) < 2, 0, holdout.targets)  # of what was bought, one is known
     settings = replace(SETTINGS, target_type=4)
     fine_tune(Encoder(MODEL), MODEL, settings, replace(holdout, outcomes=outcomes, targets=targets), silent)
-    assert [len(phase.judged.users) for phase in judged] == [3, 8, 8, 8]  # of the others there are too few
+    assert [len(phase.validation.users) for phase in judged] == [3, 8, 8, 8]  # of the others there are too few
     assert {phase.patience for phase in judged} == {SETTINGS.patience}
 
 
 @pytest.mark.parametrize(("afterwards", "put_back"), [(found(0, 20), True), (found(5, 29), False)])
 def test_fine_tuning_that_ranks_the_targets_worse_leaves_the_encoder_as_it_was(afterwards, put_back, monkeypatch):
     judged = iter([found(0, 30), afterwards])
-    monkeypatch.setattr(train, "judge", lambda *_: next(judged))
+    monkeypatch.setattr(train, "validate", lambda *_: next(judged))
     torch.manual_seed(0)
     model = Encoder(MODEL)
     before = copy.deepcopy(model.state_dict())
@@ -266,7 +266,7 @@ def test_what_the_head_learns_does_not_depend_on_what_items_count(counted):
     nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values)
 
     def loss_of(next_counts):
-        past = had_in(WALKS).at(torch.from_numpy(piece.events[next_counts > 0]))
+        past = had_by_event(WALKS).at(torch.from_numpy(piece.events[next_counts > 0]))
         told = map(torch.from_numpy, (*nexts, next_counts))
         batch = Batch(past, *inputs(piece, torch.device("cpu")), *told)
         return objective(batch, objective.encoder.initial_state(len(piece.users)))[0]

@@ -13,9 +13,9 @@ from longtide_server.training.learning.model import (
     ItemTable,
     Memories,
     ModelConfig,
-    ServingEncoder,
     deviations,
 )
+from longtide_server.training.learning.serving import ServingEncoder
 
 ITEMS = 20
 PLAIN = ModelConfig(ITEMS, dim=8, hidden=12, blocks=2)

@@ -12,7 +12,7 @@ from longtide_server.catalog.catalog import ItemInfo
 from longtide_server.training.dataset import Sequences, batches, chunks
 from longtide_server.training.learning.content import content_of
 from longtide_server.training.learning.encoding import inputs
-from longtide_server.training.learning.had import had_in
+from longtide_server.training.learning.had import had_by_event
 from longtide_server.training.learning.model import Encoder, ModelConfig
 from longtide_server.training.learning.objective import Batch, Objective
 from longtide_server.training.learning.optimizers import LAZY_RATE, MAX_GRADIENT_NORM, Optimizers, Rates
@@ -47,7 +47,7 @@ def one_batch() -> Batch:
     (piece,) = chunks(log, group, 64)
     every = (piece.targets > 0).astype(np.float32)
     told = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values, every)
-    past = had_in(log).at(torch.from_numpy(piece.events[piece.targets > 0]))
+    past = had_by_event(log).at(torch.from_numpy(piece.events[piece.targets > 0]))
     return Batch(past, *inputs(piece, CPU), *map(torch.from_numpy, told))
 
 

@@ -14,8 +14,9 @@ from longtide_server.training.dataset import Sequences, hold_out_last, nothing_h
 from longtide_server.training.files.log import read_log
 from longtide_server.training.judging.evaluate import evaluate
 from longtide_server.training.learning.encoding import last_queries
-from longtide_server.training.learning.model import Encoder, ModelConfig, ServingEncoder
+from longtide_server.training.learning.model import Encoder, ModelConfig
 from longtide_server.training.learning.request_time import WAITS, RequestTime
+from longtide_server.training.learning.serving import ServingEncoder
 from longtide_server.training.learning.train import TrainConfig, train_encoder
 from longtide_server.training.settings import settings_for, with_overrides
 

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from longtide_server.catalog.content import ContentWeights
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.learning.content import ContentPart
-from longtide_server.training.learning.had import had_in
+from longtide_server.training.learning.had import had_by_event
 from longtide_server.training.learning.model import Encoder
 from longtide_server.training.learning.train import TrainConfig, objective_of
 from longtide_server.training.sources.moments import encode_moments, newest_moments
@@ -66,7 +66,7 @@ def _fitted(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     objective = objective_of(model, sequences, settings)
-    had = had_in(sequences, model.device)
+    had = had_by_event(sequences, model.device)
     embeddings = model.item_embeddings().detach()  # (I + 1, D)
     known = model.items.content().detach().any(dim=1)  # (I + 1,)
     counts = torch.from_numpy(np.bincount(sequences.items, minlength=len(embeddings))).to(model.device)

@@ -60,7 +60,7 @@ class Past:
         return moment, self.items[torch.arange(len(moment), device=moment.device) + skipped[moment]]
 
 
-def had_in(sequences: Sequences, device: torch.device | None = None) -> Had:
+def had_by_event(sequences: Sequences, device: torch.device | None = None) -> Had:
     """What the users of a log have had by each of its events."""
     owner, new = sequences.owner, sequences.firsts().astype(np.int64)  # (N,) each
     known = np.cumsum(new)

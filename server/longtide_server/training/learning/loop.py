@@ -17,7 +17,7 @@ from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.training.dataset import EMPTY, Chunk, Holdout, Sequences, batches, chunks, ends_of_steps
 from longtide_server.training.learning.checkpoint import Checkpoints, State
 from longtide_server.training.learning.encoding import inputs, ranks_of_targets
-from longtide_server.training.learning.had import Had, had_in
+from longtide_server.training.learning.had import Had, had_by_event
 from longtide_server.training.learning.memory import give_back
 from longtide_server.training.learning.model import Encoder
 from longtide_server.training.learning.objective import Batch, Objective
@@ -114,7 +114,7 @@ class Phase:
     seed: int
     wanted: Wanted = EVERYTHING
     """What of the events counts, and how much."""
-    judged: Holdout | None = None
+    validation: Holdout | None = None
     """Targets that judge every epoch; without any, the last epoch is kept."""
     patience: int = 1
     """So many epochs on end that are no better, and with a head are worse, stop the phase early."""
@@ -194,14 +194,14 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
             f"of {phase.name}, this process has found {learner.epoch} finished epochs, the one of rank 0 {leaders}: "
             "all have to read the same folder"
         )
-    told = Told(had_in(phase.sequences, run.workers.device), counts(phase.sequences, phase.wanted))
+    told = Told(had_by_event(phase.sequences, run.workers.device), counts(phase.sequences, phase.wanted))
     begun = time.monotonic()
     while learner.epoch < phase.epochs and learner.waited < phase.patience:
         epoch, sums = learner.epoch + 1, np.zeros(3)
         for done, step_sums in _epoch(phase, learner, epoch, told, users, run.workers):
             sums += step_sums
             report(_progress(phase, objective, epoch, done, sums, begun))
-        outcome = judge(phase, objective.encoder, run.workers)
+        outcome = validate(phase, objective.encoder, run.workers)
         learner.finish_epoch(outcome)
         _keep(run, phase, learner)
         give_back()
@@ -288,13 +288,13 @@ def _batch(piece: Chunk, told: Told, device: torch.device) -> Batch:
     return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 
-def judge(phase: Phase, encoder: Encoder, workers: Workers) -> Outcome | None:
+def validate(phase: Phase, encoder: Encoder, workers: Workers) -> Outcome | None:
     """What the encoder alone makes of the phase's targets; the same in every process. None where there are none."""
-    if phase.judged is None or not len(phase.judged.users):
+    if phase.validation is None or not len(phase.validation.users):
         return None
-    ranks = np.zeros(len(phase.judged.users), np.int64)
+    ranks = np.zeros(len(phase.validation.users), np.int64)
     if workers.leads:
-        ranks = ranks_of_targets(encoder, phase.judged, phase.batch_events)
+        ranks = ranks_of_targets(encoder, phase.validation, phase.batch_events)
     return Outcome(workers.led(torch.from_numpy(ranks)).numpy())
 
 

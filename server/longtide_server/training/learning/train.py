@@ -17,7 +17,7 @@ import torch
 from longtide_server.training.dataset import Holdout, Sequences, drawn
 from longtide_server.training.learning.content import Content
 from longtide_server.training.learning.heads import BehaviorHead
-from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run, judge, learn
+from longtide_server.training.learning.loop import BY_ITSELF, Phase, Report, Run, learn, validate
 from longtide_server.training.learning.model import Encoder, ModelConfig
 from longtide_server.training.learning.objective import Objective
 from longtide_server.training.learning.optimizers import Rates
@@ -92,7 +92,7 @@ def train_encoder(
     torch.manual_seed(settings.seed)
     model = Encoder(config, content).to(run.workers.device)
     phase = _phase(PRE_TRAINING, holdout.history, settings, settings.epochs, settings.learning_rate)
-    phase = replace(phase, judged=_judged(holdout, settings), patience=settings.patience)
+    phase = replace(phase, validation=_validation(holdout, settings), patience=settings.patience)
     learn(phase, objective_of(model, holdout.history, settings), run, report)
     return model
 
@@ -118,11 +118,11 @@ def fine_tune(
     head = BehaviorHead(config).to(run.workers.device)
     rate, epochs = settings.fine_tune_learning_rate, settings.fine_tune_epochs
     phase = _phase(FINE_TUNING, holdout.history, settings, epochs, rate)
-    judged = _judged(_wanted_of(holdout, settings.target_type), settings)
-    phase = replace(phase, wanted=_wanted(settings), judged=judged, patience=settings.patience)
-    weights, before = copy.deepcopy(model.state_dict()), judge(phase, model, run.workers)
+    validation = _validation(_wanted_of(holdout, settings.target_type), settings)
+    phase = replace(phase, wanted=_wanted(settings), validation=validation, patience=settings.patience)
+    weights, before = copy.deepcopy(model.state_dict()), validate(phase, model, run.workers)
     learn(phase, objective_of(model, holdout.history, settings, head), run, report)
-    after = judge(phase, model, run.workers)
+    after = validate(phase, model, run.workers)
     worse = before is not None and after is not None and after.is_worse_than(before)
     if worse:
         model.load_state_dict(weights)
@@ -170,6 +170,6 @@ def _wanted_of(holdout: Holdout, event_type: int) -> Holdout:
     return holdout if ranked < ENOUGH_TARGETS else holdout.of_users(rows)
 
 
-def _judged(holdout: Holdout, settings: TrainConfig) -> Holdout:
+def _validation(holdout: Holdout, settings: TrainConfig) -> Holdout:
     """At most so many of the users as shall judge an epoch, drawn with the seed."""
     return holdout.of_users(drawn(len(holdout.users), settings.validation_users, settings.seed))

@@ -31,7 +31,7 @@ K = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class LineUp:
     """Candidates of V users side by side, with the place of each user's target."""
 
     said: Mapping[Source, NDArray[np.float64]]
@@ -45,14 +45,14 @@ class Judged:
     item_count: int
 
 
-def judge(told: Sequence[Told], targets: NDArray[np.int64], places: NDArray[np.int64]) -> Judged:
+def line_up(told: Sequence[Told], targets: NDArray[np.int64], places: NDArray[np.int64]) -> LineUp:
     """Line up the candidates of users with their targets (V,).
 
     places (I + 1,): of items with equal scores, the one with the smaller place is first.
     """
     if not told:
         nothing = np.zeros(0, np.int64)
-        return Judged({}, nothing, nothing, nothing, len(places) - 1)
+        return LineUp({}, nothing, nothing, nothing, len(places) - 1)
     sizes = np.array([len(found.items) for found in told], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     target = np.full(len(targets), NOT_RANKED, np.int64)
@@ -66,22 +66,22 @@ def judge(told: Sequence[Told], targets: NDArray[np.int64], places: NDArray[np.i
         if any(source in found.said for found in told)
     }
     items = np.concatenate([found.items for found in told])
-    return Judged(said, places[items], starts, target, len(places) - 1)
+    return LineUp(said, places[items], starts, target, len(places) - 1)
 
 
-def ranks(judged: Judged, fused: NDArray[np.float64]) -> NDArray[np.int64]:
+def ranks(lined_up: LineUp, fused: NDArray[np.float64]) -> NDArray[np.int64]:
     """(V,) rank of every target by the fused scores (N,)."""
     if not len(fused):
-        return np.full(len(judged.target), NOT_RANKED, np.int64)
-    found = judged.target != NOT_RANKED
-    owner, row = _owner(judged), np.where(found, judged.target, 0)
+        return np.full(len(lined_up.target), NOT_RANKED, np.int64)
+    found = lined_up.target != NOT_RANKED
+    owner, row = _owner(lined_up), np.where(found, lined_up.target, 0)
     bar = np.where(found, fused[row], np.inf)[owner]
-    ahead = (fused > bar) | ((fused == bar) & (judged.places < judged.places[row][owner]))
-    counted = np.bincount(owner[ahead], minlength=len(judged.starts))
+    ahead = (fused > bar) | ((fused == bar) & (lined_up.places < lined_up.places[row][owner]))
+    counted = np.bincount(owner[ahead], minlength=len(lined_up.starts))
     return np.where(found, counted, NOT_RANKED)
 
 
-def fit_fusion(judged: Judged) -> Fusion:
+def fit_fusion(lined_up: LineUp) -> Fusion:
     """The weights with the best NDCG@10, the encoder's being 1, or less where another source is better by itself.
 
     A grid of those that are there in every log, small enough to look at whole; then one source after the other, given
@@ -89,13 +89,13 @@ def fit_fusion(judged: Judged) -> Fusion:
     it is begun once more, with an encoder that says little (not nothing: it speaks for items that have no events).
     Without targets there is nothing to fit on, and the defaults stand.
     """
-    if not len(judged.target):
+    if not len(lined_up.target):
         return Fusion()
     best, best_score, best_sureness = Fusion(), -1.0, -np.inf
-    silent = np.zeros(len(judged.places))
+    silent = np.zeros(len(lined_up.places))
     for floor in FLOORS:
         columns = {
-            source: log_features(judged.said.get(source, silent), floor, judged.item_count)
+            source: log_features(lined_up.said.get(source, silent), floor, lined_up.item_count)
             for source in (Source.ENCODER, Source.NEIGHBORS, Source.TRANSITIONS)
         }
         for neighbors, transitions in itertools.product(WEIGHTS, WEIGHTS):
@@ -104,50 +104,50 @@ def fit_fusion(judged: Judged) -> Fusion:
                 + neighbors * columns[Source.NEIGHBORS]
                 + transitions * columns[Source.TRANSITIONS]
             )
-            score = ndcg_at_k(ranks(judged, fused), K)
+            score = ndcg_at_k(ranks(lined_up, fused), K)
             if score < best_score:
                 continue
-            sureness = _sureness(judged, fused)  # decides between equals, of which a small log has many
+            sureness = _sureness(lined_up, fused)  # decides between equals, of which a small log has many
             if (score, sureness) > (best_score, best_sureness):
                 best, best_score, best_sureness = Fusion(1.0, neighbors, transitions, 0.0, floor), score, sureness
-    best, best_score = _refined(judged, best, best_score)
-    for source in judged.said:
+    best, best_score = _refined(lined_up, best, best_score)
+    for source in lined_up.said:
         if (name := source.name.lower()) in EVERY_WEIGHTS:
             begun = [replace(Fusion(faint, 0.0, 0.0, 0.0, best.floor), **{name: 1.0}) for faint in FAINT]
-            scores = [ndcg_at_k(ranks(judged, fused_scores(judged, fusion)), K) for fusion in begun]
+            scores = [ndcg_at_k(ranks(lined_up, fused_scores(lined_up, fusion)), K) for fusion in begun]
             if max(scores) > best_score:
-                best, best_score = _refined(judged, begun[int(np.argmax(scores))], max(scores))
+                best, best_score = _refined(lined_up, begun[int(np.argmax(scores))], max(scores))
     return best
 
 
-def _sureness(judged: Judged, fused: NDArray[np.float64]) -> float:
+def _sureness(lined_up: LineUp, fused: NDArray[np.float64]) -> float:
     """The mean log-probability of the targets that are candidates, by fused log scores (N,); 0 where none is."""
-    there = np.flatnonzero(judged.target != NOT_RANKED)
+    there = np.flatnonzero(lined_up.target != NOT_RANKED)
     if not len(there):
         return 0.0
     above = fused - fused.max()
-    total = np.bincount(_owner(judged), np.exp(above), len(judged.starts))  # (V,)
-    return float(np.mean(above[judged.target[there]] - np.log(total[there])))
+    total = np.bincount(_owner(lined_up), np.exp(above), len(lined_up.starts))  # (V,)
+    return float(np.mean(above[lined_up.target[there]] - np.log(total[there])))
 
 
-def _owner(judged: Judged) -> NDArray[np.int64]:
+def _owner(lined_up: LineUp) -> NDArray[np.int64]:
     """(N,) whose candidate each row is."""
-    return np.repeat(np.arange(len(judged.starts)), np.diff(judged.starts, append=len(judged.places)))
+    return np.repeat(np.arange(len(lined_up.starts)), np.diff(lined_up.starts, append=len(lined_up.places)))
 
 
-def _refined(judged: Judged, fusion: Fusion, score: float) -> tuple[Fusion, float]:
+def _refined(lined_up: LineUp, fusion: Fusion, score: float) -> tuple[Fusion, float]:
     """Other weights for one source after the other, while the score rises; and what it is then."""
     features = {
-        name: log_features(judged.said[source], fusion.floor, judged.item_count)
+        name: log_features(lined_up.said[source], fusion.floor, lined_up.item_count)
         for name in EVERY_WEIGHTS
-        if (source := Source[name.upper()]) in judged.said
+        if (source := Source[name.upper()]) in lined_up.said
     }
-    fused = fused_scores(judged, fusion)
+    fused = fused_scores(lined_up, fusion)
     for _ in range(ROUNDS):
         before = score
         for name, feature in features.items():
             rest = fused - getattr(fusion, name) * feature
-            scores = {weight: ndcg_at_k(ranks(judged, rest + weight * feature), K) for weight in EVERY_WEIGHTS[name]}
+            scores = {weight: ndcg_at_k(ranks(lined_up, rest + weight * feature), K) for weight in EVERY_WEIGHTS[name]}
             weight = max(scores, key=lambda one: scores[one])
             if scores[weight] > score:
                 score, fusion, fused = scores[weight], replace(fusion, **{name: weight}), rest + weight * feature
@@ -156,22 +156,22 @@ def _refined(judged: Judged, fusion: Fusion, score: float) -> tuple[Fusion, floa
     return fusion, score
 
 
-def fused_scores(judged: Judged, fusion: Fusion) -> NDArray[np.float64]:
+def fused_scores(lined_up: LineUp, fusion: Fusion) -> NDArray[np.float64]:
     """(N,) the fused log scores of all candidates."""
-    fused = np.zeros(len(judged.places))
-    for source, column in judged.said.items():
+    fused = np.zeros(len(lined_up.places))
+    for source, column in lined_up.said.items():
         if weight := fusion.weights[source - 1]:
-            fused += weight * log_features(column, fusion.floor, judged.item_count)
+            fused += weight * log_features(column, fusion.floor, lined_up.item_count)
     return fused
 
 
-def source_metrics(judged: Judged, fusion: Fusion) -> dict[str, dict[str, float]]:
+def source_metrics(lined_up: LineUp, fusion: Fusion) -> dict[str, dict[str, float]]:
     """HR@10 and NDCG@10 on the validation targets: the fusion, and every source that says something alone."""
-    if not len(judged.target):
+    if not len(lined_up.target):
         return {}
-    orders = {"fusion": fused_scores(judged, fusion)}
-    orders |= {source.name.lower(): column for source, column in judged.said.items()}
-    found = {name: ranks(judged, fused) for name, fused in orders.items()}
+    orders = {"fusion": fused_scores(lined_up, fusion)}
+    orders |= {source.name.lower(): column for source, column in lined_up.said.items()}
+    found = {name: ranks(lined_up, fused) for name, fused in orders.items()}
     return {
         name: {"hr@10": round(hr_at_k(rank, K), 4), "ndcg@10": round(ndcg_at_k(rank, K), 4)}
         for name, rank in found.items()
