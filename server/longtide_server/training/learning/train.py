@@ -45,7 +45,7 @@ class TrainConfig:
     """Where the schedule of these passes starts; it falls to a twentieth."""
     target_type: int = 0
     """The event type that is wanted, 1 to 12; 0 when every type is."""
-    other_weight: float = 0.2
+    other_weight: float = 0.5
     """What items count in fine-tuning that do not lead to it, 0 to 1, those that do counting 1."""
     head_weight: float = 0.1
     """What the next type and value count in fine-tuning, the next item counting 1."""
