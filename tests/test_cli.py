@@ -324,7 +324,7 @@ def test_evaluate_includes_what_was_seen_where_that_is_asked_for(repeating):
 
 def test_evaluate_measures_slices(log):
     slices = json.loads(run("evaluate", log, "--json", *QUICK).stdout)["slices"]
-    assert set(slices) == {"history_length", "target_popularity", "target_type", "history_length_doubling"}
+    assert set(slices) == {"history_length", "target_popularity", "outcome", "history_length_doubling"}
     (short,) = slices["history_length"]  # everyone has four events left
     assert {name: short[name] for name in ("name", "low", "high", "users")} == {
         "name": "short", "low": 1, "high": 9, "users": 8,

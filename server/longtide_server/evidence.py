@@ -43,6 +43,7 @@ from longtide_server.users.user_states import UserStates
 SEARCHERS = os.cpu_count() or 1
 CONTENT_ITEMS = KEPT_LAST  # of the last items, what they are says what the user is after
 CONTENT_DECAY = 0.7
+COLD_CONTENT = 1.0  # the weight of content, at least, where nothing is known that the encoder could read
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +101,7 @@ class Sources:
         """The weights of a request. Of whom the encoder knows nothing, content has its say, if it knows something."""
         fusion = self._snapshot.manifest.fusion
         if cold:
-            fusion = replace(fusion, content=max(fusion.content, Fusion().encoder))
+            fusion = replace(fusion, content=max(fusion.content, COLD_CONTENT))
         return fusion.weighted(query.source_weights)
 
     async def evidence(self, asker: Asker, query: Query, session: list[int], timeout_s: float) -> Evidence:

@@ -279,7 +279,7 @@ class Studies(Pieces):
             return {"rows": measured(name, *prepared(self.data, log, seed)), "device": best_device().type}
 
         words = name.replace(",", "").replace(" ", "-")
-        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do)["rows"]
+        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do, ["ranks"])["rows"]
         return rows
 
     def costs(self, log: Log) -> dict[str, float]:

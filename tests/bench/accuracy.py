@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from tests.bench.figures import Figure, at_least, at_most, plain, publish
-from tests.bench.pieces import Pieces
+from tests.bench.pieces import Pieces, digest_of
 
 from longtide_server.events import user_of
 from longtide_server.sources.candidates import TransitionSettings
@@ -178,7 +178,7 @@ class Bench(Pieces):
         def long_enough(kept: dict[str, Any]) -> bool:
             return seconds is None or 1.0 <= kept["train_s"] / seconds <= 1.0 + MORE_FOR_PEERS
 
-        return self.piece(name, do, fits=long_enough, ours=False)
+        return self.piece(name, do, [digest_of([HERE / "rectools_sasrec.py"])], long_enough, ours=False)
 
     def served(self, log: Log, seed: int) -> dict[str, Any]:
         """How many of the lists of a running server, TorchServe and SDK included, are those of `predict`."""

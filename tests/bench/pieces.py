@@ -27,8 +27,13 @@ def code(own: Sequence[Path] = ()) -> str:
 
     Of the server, that is what it takes to train, recommend and judge; `own` is the benchmark's.
     """
+    return digest_of([*needed([ROOT / begin for begin in BEGINS]), *own])
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """Of programs, a digest of what they do."""
     digest = hashlib.sha256()
-    for path in (*needed([ROOT / begin for begin in BEGINS]), *own):
+    for path in paths:
         digest.update(f"{path.name} {meaning(path.read_text())}\n".encode())
     return digest.hexdigest()[:12]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from longtide_server.events import EventType
 from longtide_server.training.files.log import Log
 
-TYPES = len(EventType) + 1
-"""Event types are numbers from 1."""
+TYPE_COUNT = len(EventType) + 1
+"""Of event types, with 0 for none: they are numbers from 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +81,8 @@ class Sequences:
         return np.asarray(np.arange(len(pair)) <= last[pair])
 
     def outcomes(self, events: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(V, TYPES) whether users do with the items of events (V,), at most one each, what has that number; then or
-        later."""
+        """(V, TYPE_COUNT) whether users do what is of that type with the items of events (V,), one each at most; then
+        or later."""
         event = np.full(self.user_count, len(self.items))
         event[self.owner[events]] = events
         row = np.zeros(self.user_count, np.int64)
@@ -90,7 +90,7 @@ class Sequences:
         begun = event[self.owner]  # (N,) the user's event among them
         later = np.flatnonzero(np.arange(len(self.items)) >= begun)
         same = later[self.items[later] == self.items[begun[later]]]
-        found = np.zeros((len(events), TYPES), bool)
+        found = np.zeros((len(events), TYPE_COUNT), bool)
         found[row[self.owner[same]], self.types[same]] = True
         return found
 
@@ -150,7 +150,7 @@ class Holdout:
     targets: NDArray[np.int64]
     """(V,) the item that each of them chose next; 0 when the history's catalogue does not hold it."""
     outcomes: NDArray[np.bool_]
-    """(V, TYPES) whether they did with that item what has that number, then or later: who looked may have bought."""
+    """(V, TYPE_COUNT) whether they did with it what is of that type, then or later: who looked may have bought."""
     times: NDArray[np.float64]
     """(V,) when they chose it, seconds since 1970."""
     next_items: NDArray[np.int64]

@@ -140,7 +140,7 @@ def train(
         report(Step("Fine-tuning on the behaviour that is wanted", trains=True))
         tuned = fine_tune(model, settings.model, settings.train, holdout, report, run)
         if tuned.put_back:
-            report(Step("That ranked the targets worse: the encoder is put back, what is learned of behaviour stays"))
+            report(Step("That ranked the targets worse, so the encoder was put back", trains=True))
     validated = copy.deepcopy(model).to(model.device)  # which lays out copied weights as cuDNN wants them
     if settings.train.refit_epochs:
         report(Step("Refitting on everything", trains=True))

@@ -168,7 +168,7 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
         "mid": (1, second, 0.0),
         "new": (1, 0.0, 0.0),
     }
-    assert ndcg(found.slices.target_type) == {
+    assert ndcg(found.slices.outcome) == {
         "view": (2, 0.3155, 0.0),
         "purchase": (2, second, 0.5),
     }

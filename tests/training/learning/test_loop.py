@@ -201,10 +201,16 @@ def test_what_chance_explains_is_not_worse():
     assert not found(0, 31).is_worse_than(found(0, 30))
 
 
-def test_a_loss_that_is_no_number_is_told():
-    settings = replace(SETTINGS, learning_rate=1e30, batch_events=1_000)
-    with pytest.raises(InvalidInput, match="the loss of pre-training, epoch 2, is not a number any more: a lower"):
-        train_encoder(MODEL, settings, nothing_held_out(WALKS), silent)
+@pytest.mark.parametrize("holdout", [hold_out_last(WALKS), nothing_held_out(WALKS)], ids=["judged", "by nothing"])
+def test_weights_that_become_infinite_are_told(holdout):
+    model = Encoder(MODEL)
+
+    def diverge(told: Progress) -> None:
+        with torch.no_grad():
+            model.gate.bias.fill_(float("nan") if told.epoch == 2 else 0.0)
+
+    with pytest.raises(InvalidInput, match="in fine-tuning, epoch 2, weights have become infinite: a lower learning"):
+        fine_tune(model, MODEL, SETTINGS, holdout, diverge)
 
 
 def test_processes_that_have_reached_different_epochs_do_not_begin(tmp_path):
@@ -245,10 +251,13 @@ def test_fine_tuning_that_ranks_the_targets_worse_leaves_the_encoder_as_it_was(a
     monkeypatch.setattr(train, "validate", lambda *_: next(judged))
     torch.manual_seed(0)
     model = Encoder(MODEL)
-    before = copy.deepcopy(model.state_dict())
-    tuned = fine_tune(model, MODEL, SETTINGS, hold_out_last(WALKS), silent)
+    before, learning = copy.deepcopy(model.state_dict()), [weight.requires_grad for weight in model.parameters()]
+    told: list[str] = []
+    tuned = fine_tune(model, MODEL, SETTINGS, hold_out_last(WALKS), lambda progress: told.append(progress.phase))
     assert torch.equal(model.state_dict()["gate.bias"], before["gate.bias"]) == put_back
     assert tuned.put_back == put_back
+    assert [weight.requires_grad for weight in model.parameters()] == learning
+    assert ("reading" in told) == put_back  # a head that is put before another encoder learns to read it
     refitted: list[Phase] = []
     monkeypatch.setattr(train, "learn", lambda phase, *_: refitted.append(phase))
     refit(model, tuned, SETTINGS, WALKS, silent)
@@ -256,7 +265,7 @@ def test_fine_tuning_that_ranks_the_targets_worse_leaves_the_encoder_as_it_was(a
 
 
 @pytest.mark.parametrize("counted", [0.0, 0.25, 1.0])
-def test_what_the_head_learns_does_not_depend_on_what_items_count(counted):
+def test_the_heads_sum_does_not_depend_on_what_items_count(counted):
     torch.manual_seed(0)
     objective = Objective(
         Encoder(MODEL).eval(), torch.ones(9), 0, bfloat16=False, head=BehaviorHead(MODEL).eval(), head_weight=0.5
@@ -276,6 +285,21 @@ def test_what_the_head_learns_does_not_depend_on_what_items_count(counted):
     assert_close(loss.behavior, all_count.behavior)
     assert_close(loss.items, counted * all_count.items)
     assert (loss.events, loss.counted) == (40, 40 * counted)
+
+
+def test_the_heads_part_of_a_step_is_a_mean_events_whatever_the_items_count():
+    told: dict[float, Progress] = {}
+    for other_weight in (1.0, 0.25):
+        settings = replace(
+            SETTINGS, fine_tune_epochs=1, fine_tune_learning_rate=1e-9, other_weight=other_weight, batch_events=1_000
+        )
+        torch.manual_seed(0)
+        model = Encoder(replace(MODEL, dropout=0.0))
+        told_now: list[Progress] = []
+        fine_tune(model, replace(MODEL, dropout=0.0), settings, nothing_held_out(WALKS), told_now.append)
+        told[other_weight] = told_now[-1]
+    assert told[0.25].behavior_loss == pytest.approx(told[1.0].behavior_loss, rel=1e-4)
+    assert told[0.25].loss != pytest.approx(told[1.0].loss, rel=1e-4)  # of other events, mostly
 
 
 def test_the_loss_of_the_items_is_told_apart_from_that_of_the_behaviour():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from longtide_server.errors import InvalidInput
-from longtide_server.training.learning.workers import ALONE, workers
+from longtide_server.training.learning.workers import ALONE, best_device
 
 BEGIN = """
     import datetime, os, time
@@ -118,5 +118,5 @@ def test_more_processes_than_gpus_are_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InvalidInput, match="there are 2 GPUs for process 2 of this machine"), workers():
-        pass
+    with pytest.raises(InvalidInput, match="this machine has 2 GPUs, and none is left for process 2, counted from 0"):
+        best_device()

@@ -57,7 +57,7 @@ class Slices:
     """cold, short, medium, long; `low` and `high` are events in the history."""
     target_popularity: tuple[Slice, ...]
     """head, mid, tail, new; `low` and `high` are ranks by popularity in the history, 0 for new items."""
-    target_type: tuple[Slice, ...]
+    outcome: tuple[Slice, ...]
     """By what they did with the target, then or later: who viewed and bought it is in both. `low` and `high` are the
     type's number."""
     history_length_doubling: tuple[Slice, ...]
@@ -193,7 +193,7 @@ def compare(lists: Mapping[str, NDArray[np.int64]], holdout: Holdout) -> Evaluat
         slices=Slices(
             history_length=slices(lengths, HISTORY_LENGTHS),
             target_popularity=slices(holdout.targets, target_popularities(history.item_count)),
-            target_type=of_outcomes,
+            outcome=of_outcomes,
             history_length_doubling=slices(lengths, doubling_lengths(int(lengths.max()))),
         ),
     )

@@ -40,7 +40,7 @@ def behavior_table(behavior: BehaviorMetrics) -> Table:
 
 
 def slices_table(evaluation: Evaluation) -> Table:
-    """NDCG@10 by length of history, and by popularity and type of the target."""
+    """NDCG@10 by length of history, and by popularity of the target, and by what was done with it."""
     left_out = {"longtide_timed", "unseen"} | ({"popularity"} if "had" in evaluation.overall else set())
     ways = [way for way in evaluation.overall if way not in left_out]  # any terminal has room for the others
     table = _table("NDCG@10 by slice", "", "from", "users", *ways)
@@ -48,8 +48,8 @@ def slices_table(evaluation: Evaluation) -> Table:
         ("events in history", [(one, one.span) for one in evaluation.slices.history_length]),
         ("rank of the target", [(one, one.span) for one in evaluation.slices.target_popularity]),
     ]
-    if len(evaluation.slices.target_type) > 1:
-        kinds.append(("what they did with it", [(one, "") for one in evaluation.slices.target_type]))
+    if len(evaluation.slices.outcome) > 1:
+        kinds.append(("what they did with it", [(one, "") for one in evaluation.slices.outcome]))
     for unit, slices in kinds:
         table.add_section()
         table.add_row("", Text(unit, style="italic"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longtide_server.sources.behavior import BehaviorWeights
-from longtide_server.training.dataset import TYPES
+from longtide_server.training.dataset import TYPE_COUNT
 from longtide_server.training.learning.model import Dropout, ModelConfig
 
 
@@ -24,13 +24,13 @@ class BehaviorHead(nn.Module):
         super().__init__()
         self.value_mean, self.value_std = config.value_mean, config.value_std
         self.scale = math.sqrt(config.dim)
-        self.types = nn.Linear(config.dim, TYPES)
+        self.types = nn.Linear(config.dim, TYPE_COUNT)
         self.inner = nn.Linear(3 * config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
         self.outer = nn.Linear(config.dim, 1)
 
     def type_logits(self, query: Tensor) -> Tensor:
-        """query (N, D), of length 1 -> (N, TYPES) unnormalised log-probabilities of the next event's type."""
+        """query (N, D), of length 1 -> (N, TYPE_COUNT) unnormalised log-probabilities of the next event's type."""
         logits: Tensor = self.types(query * self.scale)
         return logits
 

@@ -121,7 +121,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Told:
+class Known:
     """What a phase knows of each of the N events of its log."""
 
     had: Had
@@ -182,6 +182,8 @@ class Learner:
 def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
     """Train the objective's modules, and leave them with the weights of the epoch that is kept.
 
+    InvalidInput where the learning rate is so high that they become infinite.
+
     A phase that was killed goes on after its last finished epoch, as if nothing had happened.
     """
     users = np.flatnonzero(phase.sequences.lengths >= 2)
@@ -194,13 +196,17 @@ def learn(phase: Phase, objective: Objective, run: Run, report: Report) -> None:
             f"of {phase.name}, this process has found {learner.epoch} finished epochs, the one of rank 0 {leaders}: "
             "all have to read the same folder"
         )
-    told = Told(had_by_event(phase.sequences, run.workers.device), counts(phase.sequences, phase.wanted))
+    known = Known(had_by_event(phase.sequences, run.workers.device), counts(phase.sequences, phase.wanted))
     begun = time.monotonic()
     while learner.epoch < phase.epochs and learner.waited < phase.patience:
         epoch, sums = learner.epoch + 1, np.zeros(3)
-        for done, step_sums in _epoch(phase, learner, epoch, told, users, run.workers):
+        for done, step_sums in _epoch(phase, learner, epoch, known, users, run.workers):
             sums += step_sums
             report(_progress(phase, objective, epoch, done, sums, begun))
+        if not all(bool(torch.isfinite(weight).all()) for weight in objective.parameters()):
+            raise InvalidInput(
+                f"in {phase.name}, epoch {epoch}, weights have become infinite: a lower learning rate may help"
+            )
         outcome = validate(phase, objective.encoder, run.workers)
         learner.finish_epoch(outcome)
         _keep(run, phase, learner)
@@ -230,7 +236,7 @@ def _progress(
 
 
 def _epoch(
-    phase: Phase, learner: Learner, epoch: int, told: Told, users: NDArray[np.int64], workers: Workers
+    phase: Phase, learner: Learner, epoch: int, known: Known, users: NDArray[np.int64], workers: Workers
 ) -> Iterator[tuple[float, NDArray[np.float64]]]:
     """One pass; yields after every piece: share done, and (3,) its sums of items' loss, behaviour's loss and counts."""
     objective = learner.objective
@@ -248,12 +254,8 @@ def _epoch(
                 state = torch.zeros(len(piece.users), objective.encoder.state_size, device=workers.device)
             else:
                 state = state[torch.from_numpy(piece.keep).to(workers.device)]
-            loss, state = objective(_batch(piece, told, workers.device), state)
+            loss, state = objective(_batch(piece, known, workers.device), state)
             items, counted, behavior, events = workers.total(loss.sums())
-            if not math.isfinite(items + behavior):
-                raise InvalidInput(
-                    f"the loss of {phase.name}, epoch {epoch}, is not a number any more: a lower learning rate may help"
-                )
             if counted:
                 # Of a mean event of all processes: divided by what items count, it must not grow where that is less.
                 share = counted / events
@@ -280,11 +282,11 @@ def _pieces(phase: Phase, users: NDArray[np.int64], workers: Workers) -> Iterato
         yield EMPTY
 
 
-def _batch(piece: Chunk, told: Told, device: torch.device) -> Batch:
+def _batch(piece: Chunk, known: Known, device: torch.device) -> Batch:
     following = np.where(piece.targets > 0, piece.events + 1, 0)
-    next_counts = np.where(piece.targets > 0, told.counts[following], np.float32(0))  # (B, T)
+    next_counts = np.where(piece.targets > 0, known.counts[following], np.float32(0))  # (B, T)
     nexts = (piece.targets, piece.next_types, piece.next_gaps, piece.next_values, next_counts)
-    past = told.had.at(torch.from_numpy(piece.events[next_counts > 0]).to(device))
+    past = known.had.at(torch.from_numpy(piece.events[next_counts > 0]).to(device))
     return Batch(past, *inputs(piece, device), *(torch.from_numpy(part).to(device) for part in nexts))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.functional import embedding, normalize
 
-from longtide_server.training.dataset import TYPES
+from longtide_server.training.dataset import TYPE_COUNT
 from longtide_server.training.learning.content import Content, ContentPart
 from longtide_server.training.learning.request_time import RequestTime
 
@@ -225,7 +225,7 @@ class Encoder(nn.Module):
         self.value_mean, self.value_std = config.value_mean, config.value_std
         self.temperature = config.temperature
         self.items = ItemTable(config, content)
-        self.type_embedding = nn.Embedding(TYPES if config.use_types else 1, dim)
+        self.type_embedding = nn.Embedding(TYPE_COUNT if config.use_types else 1, dim)
         self.gap_embedding = nn.Embedding(GAP_BUCKETS if config.use_gaps else 1, dim)
         self.value_weight = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])

@@ -36,7 +36,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loss:
-    """Sums over the events that have a successor."""
+    """Sums over the events that have a successor, and parts of a step's loss: the head's has yet to be scaled to what
+    the items count."""
 
     items: Tensor
     """Cross-entropy of the next items, each times what it counts."""
@@ -88,15 +89,15 @@ class Objective(nn.Module):
         with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
             query, state = self.encoder.encode(embedding(read, table), batch.types, batch.gaps, batch.values, state)
         query, embeddings = query.float(), normalize(table, dim=1)
-        counts, there = batch.next_counts > 0, batch.next_items > 0  # (B, T)
-        count, item = batch.next_counts[counts], batch.next_items[counts]  # (N,) each
-        asked = query[counts]  # (N, D)
+        asks, there = batch.next_counts > 0, batch.next_items > 0  # (B, T)
+        count, item = batch.next_counts[asks], batch.next_items[asks]  # (N,) each
+        asked = query[asks]  # (N, D)
         if self.encoder.request_time is not None:
-            asked = self.encoder.request_time.of_known(asked, batch.next_gaps[counts])
+            asked = self.encoder.request_time.of_known(asked, batch.next_gaps[asks])
         if drawn is None:
             loss = self.item_loss(asked, item, count, embeddings, batch.past)
         else:
-            own, others = embeddings[nexts[counts]], embeddings[negatives]
+            own, others = embeddings[nexts[asks]], embeddings[negatives]
             loss = self._sampled(asked, own, item, others, drawn, count, batch.past)
         behavior = loss.new_zeros(())
         if self.head is not None:

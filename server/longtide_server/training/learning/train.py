@@ -9,6 +9,8 @@ that is served is the state that was trained.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,13 +36,14 @@ class TrainConfig:
     epochs: int = 16
     """Passes over the log at most; the best one is kept."""
     patience: int = 3
-    """So many epochs on end stop a phase early whose validation NDCG@10 is no better; in fine-tuning, is worse."""
+    """A phase stops after so many epochs on end without a better validation NDCG@10; fine-tuning, after so many that
+    were worse."""
     learning_rate: float = 2e-3
     """Peak of the schedule: a short warm-up, then a cosine down to a twentieth."""
     item_rate: float = 1.0
     """How many times as fast as the rest of the encoder the embeddings of the items' numbers learn."""
     fine_tune_epochs: int = 0
-    """Passes that train the behaviour that is wanted, and the head for its type and value; 0 leaves them out."""
+    """Passes that train what is wanted, and the head for type and value of what comes next; 0 leaves them out."""
     fine_tune_learning_rate: float = 5e-4
     """Where the schedule of these passes starts; it falls to a twentieth."""
     target_type: int = 0
@@ -72,6 +75,8 @@ class TrainConfig:
 
 
 PRE_TRAINING, FINE_TUNING, REFITTING = "pre-training", "fine-tuning", "refitting"
+READING = "reading"
+"""What a head does that learns from an encoder which stays as it is."""
 
 
 def planned(settings: TrainConfig) -> dict[str, int]:
@@ -112,7 +117,7 @@ def fine_tune(
     """Train the encoder on for the behaviour that is wanted, and the head that tells type and value of the next one.
 
     Targets that lead to that behaviour judge every epoch. Where they are ranked worse than before in the end, the
-    encoder is put back, and the head alone stays.
+    encoder is put back, and the head learns to read it as it is.
     """
     torch.manual_seed(settings.seed)
     head = BehaviorHead(config).to(run.workers.device)
@@ -126,6 +131,9 @@ def fine_tune(
     worse = before is not None and after is not None and after.is_worse_than(before)
     if worse:
         model.load_state_dict(weights)
+        with _frozen(model):
+            phase = _phase(READING, holdout.history, settings, epochs, rate)
+            learn(phase, objective_of(model, holdout.history, settings, head), run, report)
     return FineTuned(head, put_back=worse)
 
 
@@ -143,6 +151,17 @@ def refit(
     if tuned is not None:
         phase, head = replace(phase, wanted=EVERYTHING if tuned.put_back else _wanted(settings)), tuned.head
     learn(phase, objective_of(model, sequences, settings, head), run, report)
+
+
+@contextmanager
+def _frozen(model: Encoder) -> Iterator[None]:
+    """No weight of it learns."""
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    yield
+    for weight in learning:
+        weight.requires_grad_(True)
 
 
 def _wanted(settings: TrainConfig) -> Wanted:
@@ -165,6 +184,8 @@ def objective_of(
 
 def _wanted_of(holdout: Holdout, event_type: int) -> Holdout:
     """The targets that lead to a type, 0 for every one; all of them where too few can be ranked to judge by."""
+    if event_type == 0:
+        return holdout
     rows = np.flatnonzero(holdout.outcomes[:, event_type])
     ranked = np.isin(holdout.targets[rows], holdout.history.items).sum()
     return holdout if ranked < ENOUGH_TARGETS else holdout.of_users(rows)

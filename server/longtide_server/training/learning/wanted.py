@@ -29,5 +29,7 @@ def counts(sequences: Sequences, wanted: Wanted = EVERYTHING) -> NDArray[np.floa
     Mostly it is not new any more what people come to buy, and what is not new is hardly ever recommended: a purchase is
     to be foreseen where they first met the item. A dislike leads nobody to its item.
     """
-    full = sequences.leads_to(wanted.event_type) | (wanted.event_type == 0)
-    return np.where(sequences.chosen, np.where(full, 1.0, wanted.other_weight), 0.0).astype(np.float32)
+    chosen = sequences.chosen.astype(np.float32)
+    if wanted.event_type == 0:
+        return chosen
+    return np.where(sequences.leads_to(wanted.event_type), chosen, np.float32(wanted.other_weight) * chosen)

@@ -121,10 +121,16 @@ ALONE = Workers()
 
 
 def best_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
+    """This process's GPU where there is one, else the CPU. InvalidInput where there are GPUs, but none for it."""
     if not torch.cuda.is_available():
         return CPU
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= count:
+        raise InvalidInput(
+            f"this machine has {count} GPUs, and none is left for process {place}, counted from 0: start no more "
+            "processes than there are, or hide them all with CUDA_VISIBLE_DEVICES="
+        )
+    return torch.device("cuda", place)
 
 
 @contextmanager
@@ -136,11 +142,6 @@ def workers() -> Iterator[Workers]:
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = best_device()
     if device.type == "cuda":
-        if device.index >= torch.cuda.device_count():
-            raise InvalidInput(
-                f"there are {torch.cuda.device_count()} GPUs for process {device.index} of this machine, counted from "
-                "0: start no more processes than GPUs, or hide these with CUDA_VISIBLE_DEVICES="
-            )
         torch.cuda.set_device(device)
     if count == 1:
         yield Workers(device=device)

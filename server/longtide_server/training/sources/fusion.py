@@ -24,7 +24,8 @@ EVERY_WEIGHTS = {
 }
 """What is tried of one source after the other, given the others; some say little beside them."""
 FAINT = (0.001, 0.03, 0.1, 0.3)
-"""Of the encoder, where another source is better by itself; the first one decides between equals."""
+"""Weights of the encoder that are tried where another source is better by itself: with the least of them, it decides
+between items that are equal to that source, and no more."""
 ROUNDS = 4
 FLOORS = (0.03, 0.1, 0.3)
 K = 10
