@@ -15,7 +15,7 @@ SNAPSHOT = .longtide/snapshot
 STORE = .longtide/server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-content bench-events bench-gpu bench-serving clean
+.PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-content bench-events bench-gpu bench-serving bench-wanted clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -96,6 +96,9 @@ bench-content: setup  ## Measure what the content of items is worth (hours; goes
 
 bench-gpu: setup  ## Measure what a GPU is worth, where there is one (a quarter of an hour; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.gpu --data $(LOGS) --scorer $(SCORER) --work $(BENCH) $(if $(JSON),--json "$(JSON)")
+
+bench-wanted: setup  ## Measure what fine-tuning on purchases is worth, on clicks with made-up ones (an hour; JSON=FILE for machines)
+	$(BIN)/python -m tests.bench.wanted --data $(LOGS) --work $(BENCH) $(if $(JSON),--json "$(JSON)")
 
 bench-ablation: setup  ## Measure what each part of the encoder earns, on validation targets (hours; goes on where it was; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.ablation --data $(LOGS) --work $(BENCH) $(if $(JSON),--json "$(JSON)")

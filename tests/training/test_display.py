@@ -15,8 +15,8 @@ JUDGED = Progress("pre-training", 2, 6, 1.0, 5.2, 40.0, True, 0.1234, 0.25, 3_00
 REFIT = Progress("refitting", 1, 2, 0.5, 4.5, 3.0, behavior_loss=0.75)
 
 
-def console(*, terminal: bool) -> Console:
-    return Console(file=StringIO(), force_terminal=terminal, width=200, color_system=None)
+def console(*, terminal: bool, width: int = 200) -> Console:
+    return Console(file=StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
 def test_one_bar_goes_over_all_phases_with_loss_metric_and_time_left():
@@ -38,9 +38,9 @@ def test_one_bar_goes_over_all_phases_with_loss_metric_and_time_left():
     assert "left" in display._console.file.getvalue()
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_finished_epoch_is_a_line(terminal):
-    shown = console(terminal=terminal)
+@pytest.mark.parametrize(("terminal", "width"), [(False, 80), (True, 200)])
+def test_a_finished_epoch_is_a_line(terminal, width):
+    shown = console(terminal=terminal, width=width)
     with TrainingDisplay(shown) as display:
         for told in (PLAN, Step("Training", trains=True), HALF, JUDGED):
             display(told)

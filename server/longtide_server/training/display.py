@@ -83,7 +83,8 @@ class TrainingDisplay:
                 judged = f"validation NDCG@10 {progress.ndcg:.4f}, HR@10 {progress.hit_rate:.4f}"
                 judged += f" ({progress.targets:,} targets), "
                 self._judged = f"  NDCG@10 {progress.ndcg:.4f}"
-            self._console.print(f"  epoch {progress.epoch:>2}: {loss}, {judged}after {progress.seconds:.0f} s")
+            line = f"  epoch {progress.epoch:>2}: {loss}, {judged}after {progress.seconds:.0f} s"
+            self._console.print(line, soft_wrap=True)  # in a file, a line is a line
         if self._bar is not None:
             text = f"{progress.phase} {progress.epoch}/{progress.epochs}  {loss}{self._judged}"
             self._bars.update(self._bar, total=1.0, completed=self._done(progress), description=text)
