@@ -11,7 +11,6 @@ whole encoder's.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import statistics
@@ -27,7 +26,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tests.bench.figures import Figure, plain, publish
+from tests.bench.figures import Figure, options, plain, publish
 from tests.bench.pieces import Pieces
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -361,13 +360,7 @@ def _cells(row: Row | None) -> tuple[str, str, str]:
 
 def main() -> None:
     """Print a table with a row for each variant and columns for each log where it differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
-    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asked = options(__doc__).parse_args()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // asked.jobs))
     studies = Studies(asked.data, asked.work)
     named = {log: differing(prepared(asked.data, log, seed=0)[0]) for log in LOGS}

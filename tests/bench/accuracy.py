@@ -10,7 +10,6 @@ unless `--jobs` says otherwise: that is faster than one training on all.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import gzip
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.bench.figures import Figure, at_least, at_most, plain, publish
+from tests.bench.figures import Figure, at_least, at_most, options, plain, publish
 from tests.bench.pieces import Pieces, digest_of
 
 from longtide_server.events import user_of
@@ -449,14 +448,9 @@ def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]
 
 def main() -> None:
     """Print a table, and write the figures for machines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
+    parser = options(__doc__)
     parser.add_argument("--scorer", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
-    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
     parser.add_argument("--rectools", type=Path, help="the Python of an environment with rectools[torch]")
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     bench = Bench(asked.data, asked.scorer, asked.work)
     train_everything(bench, asked.seeds, asked.rectools, asked.jobs)

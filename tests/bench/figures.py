@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -21,6 +22,17 @@ class Figure:
     holds: bool | None
     unit: str
     note: str
+
+
+def options(told: str | None) -> argparse.ArgumentParser:
+    """Those of a benchmark that trains with several seeds, side by side; `told` is what it says of itself."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
+    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
+    parser.add_argument("--json", type=Path)
+    return parser
 
 
 def at_least(name: str, value: float, bar: float, unit: str, note: str) -> Figure:

@@ -9,7 +9,6 @@ turned to next, and of that what they went on to buy; a piece that is done is ke
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.accuracy import LONGTIDE, mean, output, rows_of, spread
-from tests.bench.figures import Figure, plain, publish
+from tests.bench.figures import Figure, options, plain, publish
 from tests.bench.pieces import Pieces
 
 CLICKS = Path("yoochoose-100k", "clicks.csv.gz")
@@ -86,13 +85,7 @@ def figures(pieces: Pieces, shop: Path, seeds: int) -> Iterator[Figure]:
 
 def main() -> None:
     """Print a table, and write the figures for machines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
-    parser.add_argument("--work", type=Path, default=Path(".longtide/bench"), help="where what is done is kept")
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asked = options(__doc__).parse_args()
     pieces = Pieces(asked.work, (Path(__file__),))
     shop = asked.work / "wanted.csv.gz"
     pieces.piece("wanted.shop", lambda: make_up(asked.data / CLICKS, shop))

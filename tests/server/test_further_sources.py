@@ -34,10 +34,14 @@ async def recommended(world, user_id="ann", **query):
 
 
 @pytest.fixture
-def described(make_world, make_snapshot):
-    """A world in which it is known what items are: a and e are the same thing, b is its opposite, of c nothing is."""
+def described(make_world, make_snapshot, request):
+    """A world in which it is known what items are: a and e are the same thing, b is its opposite, of c nothing is.
+
+    A parameter is the fusion.
+    """
     vectors = np.array([[0, 0], [1, 0], [-1, 0], [0, 0], [0.6, 0.8], [1, 0]], np.float32)
-    return make_world(snapshot=replace(make_snapshot(), content_vectors=vectors))
+    fusion = {"fusion": request.param} if hasattr(request, "param") else {}
+    return make_world(snapshot=replace(make_snapshot(**fusion), content_vectors=vectors))
 
 
 async def test_a_source_alone_decides(world):
@@ -119,6 +123,12 @@ async def test_a_new_item_says_what_its_first_users_like(described, fresh):
     await described.did("bea", "y")
     assert await fresh("bea") == [("d", Source.CONTENT)]
     assert await fresh(session_item_ids=["y"]) == [("d", Source.CONTENT)]
+
+
+@pytest.mark.parametrize("described", [Fusion(0.001, 0.0, 0.3, popularity=0.2)], indirect=True)
+async def test_a_new_item_says_that_where_the_encoder_has_next_to_no_say(described, fresh):
+    await described.did("bea", "y")
+    assert await fresh("bea") == [("d", Source.CONTENT)]
 
 
 async def test_content_stays_off_where_the_request_wants_it(described, fresh):

@@ -95,6 +95,17 @@ def test_what_is_published_can_be_loaded_and_is_the_whole_logs(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
+def test_a_fine_tuning_that_is_undone_is_told_and_the_refit_turns_to_everything(tmp_path, monkeypatch):
+    told, tuned, refitted = [], pipeline.fine_tune, []
+    monkeypatch.setattr(pipeline, "fine_tune", lambda *args: replace(tuned(*args), put_back=True))
+    monkeypatch.setattr(pipeline, "refit", lambda _, tuned, *rest: refitted.append(tuned.put_back))
+    settings = with_overrides(quick(WALKS), {"train.fine_tune_epochs": "1"})
+    train_and_publish(WALKS, {}, settings, tmp_path, told.append)
+    assert refitted == [True]
+    (undone,) = (step for step in told if isinstance(step, Step) and "put back" in step.text)
+    assert undone.trains  # the bar goes on
+
+
 def test_only_those_who_judge_are_held_back(monkeypatch):
     monkeypatch.setattr(pipeline, "FUSION_USERS", 2)
     settings = with_overrides(quick(WALKS), {"train.validation_users": "2", "train.epochs": "1"})

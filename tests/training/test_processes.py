@@ -27,17 +27,25 @@ TORCHRUN = (
 QUICK = {"model.dim": "16", "model.hidden": "16", "train.bfloat16": "false", "train.batch_events": "64"}
 
 
+def walk(draw: np.random.Generator, longest_step: int) -> np.ndarray:
+    """Four to eleven steps on a ring of twenty items."""
+    return (draw.integers(20) + np.cumsum(draw.integers(1, longest_step + 1, size=draw.integers(4, 12)))) % 20
+
+
+def written(rows: list[str], folder: Path) -> Path:
+    path = folder / "log.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory) -> Path:
     """Sixty people walk a ring of twenty items from another start each, with steps of one to three."""
     draw = np.random.default_rng(0)
     rows = ["user_id,item_id,timestamp"]
     for user in range(60):
-        walk = (draw.integers(20) + np.cumsum(draw.integers(1, 4, size=draw.integers(4, 12)))) % 20
-        rows += [f"u{user},i{item},{1_700_000_000 + step}" for step, item in enumerate(walk)]
-    path = tmp_path_factory.mktemp("log") / "walks.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
+        rows += [f"u{user},i{item},{1_700_000_000 + step}" for step, item in enumerate(walk(draw, longest_step=3))]
+    return written(rows, tmp_path_factory.mktemp("log"))
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +54,11 @@ def shop(tmp_path_factory) -> Path:
     draw = np.random.default_rng(0)
     rows = ["user_id,item_id,timestamp,event_type,value"]
     for user in range(60):
-        walk = (draw.integers(20) + np.cumsum(draw.integers(1, 3, size=draw.integers(4, 12)))) % 20
-        for step, item in enumerate(walk):
+        for step, item in enumerate(walk(draw, longest_step=2)):
             kind = "purchase" if draw.random() < 1 / 3 else "view"
             price = 1.0 + item % 5 if kind == "purchase" and draw.random() < 0.7 else ""
             rows.append(f"u{user},i{item},{1_700_000_000 + step},{kind},{price}")
-    path = tmp_path_factory.mktemp("log") / "shop.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
+    return written(rows, tmp_path_factory.mktemp("log"))
 
 
 def arguments(log: Path, out: Path, **settings: str) -> list[str]:

@@ -8,9 +8,10 @@ import torch
 from longtide_server.errors import InvalidInput
 from longtide_server.ranking import Fusion, rank
 from longtide_server.sources.behavior import BehaviorWeights, predicted_value, type_probability
-from longtide_server.sources.candidates import Candidates, Source
+from longtide_server.sources.candidates import Candidates, Source, TransitionSettings
 from longtide_server.training.dataset import Holdout, Sequences
-from longtide_server.training.judging.baselines import best_unseen
+from longtide_server.training.judging import evaluate as module
+from longtide_server.training.judging.baselines import best_unseen, transition_lists
 from longtide_server.training.judging.evaluate import (
     BehaviorMetrics,
     _biases,
@@ -180,6 +181,15 @@ def test_slices_divide_the_users_and_each_is_measured_alone():
 
 
 # Whole evaluations
+
+
+def test_transitions_are_counted_as_longtide_counts_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "transition_lists", lambda *args, **_: asked.append(args[2]) or transition_lists(*args))
+    holdout = hold_out(sequences("abcd", "bcda", "cdab", "dabc"), "leave-one-out")
+    settings = with_overrides(quick(holdout.history), {"transitions.lags": "3", "transitions.decay": "0.4"})
+    evaluate(holdout, {}, settings, lambda _: None)
+    assert asked == [TransitionSettings(3, 0.4)]
 
 
 def test_baselines_are_what_a_hand_computes():

@@ -1,0 +1,64 @@
+"""Benchmarks measure what they say: nothing of an earlier run shortens one, and made-up logs are what they claim."""
+
+import csv
+import gzip
+from collections import Counter
+
+import numpy as np
+from tests.bench import accuracy
+from tests.bench.accuracy import Bench, Log, Measured
+from tests.bench.wanted import make_up
+
+
+def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
+    """What a killed run left would be taken up, and the rest be told as the whole."""
+    snapshot = tmp_path / "snapshot"
+    (snapshot / ".training-1").mkdir(parents=True)
+    found = []
+    monkeypatch.setattr(accuracy, "measured", lambda *_: found.append(snapshot.exists()) or Measured(1.0, 1.0, 1.0))
+    assert accuracy.trained_anew(tmp_path / "log.csv", snapshot, "--seed", 1).seconds == 1.0
+    assert found == [False]
+
+
+def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, monkeypatch):
+    bench, log, asked = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0), []
+    monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
+    monkeypatch.setattr(bench, "longtide", lambda *_: {})
+
+    async def compare(*arguments):
+        asked.append(arguments)
+        return {"identical_at_10": 1.0}
+
+    monkeypatch.setattr(accuracy, "compare_with_server", compare)
+    lists = tmp_path / "a-log.longtide.0.jsonl"
+    for text in ("first", "first", "second"):
+        lists.write_text(text)
+        bench.served(log, 0)
+    assert len(asked) == 2
+
+
+def test_made_up_purchases_follow_the_clicks_and_come_of_some_items_more_than_of_others(tmp_path):
+    draw = np.random.default_rng(0)
+    clicks = [
+        (f"s{n}", f"i{item}", 10.0 * n + step) for n in range(2_000) for step, item in enumerate(draw.integers(0, 5, 3))
+    ]
+    with gzip.open(tmp_path / "clicks.csv.gz", "wt") as file:
+        csv.writer(file).writerows([("session_id", "item_id", "timestamp"), *clicks])
+    counted = make_up(tmp_path / "clicks.csv.gz", tmp_path / "shop.csv.gz")
+    with gzip.open(tmp_path / "shop.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["event_type"] for row in rows) == counted
+    assert counted["view"] == len(clicks)
+
+    viewed, bought = Counter(), Counter()
+    seen: dict[tuple[str, str], float] = {}
+    for row in rows:
+        pair = (row["user_id"], row["item_id"])
+        if row["event_type"] == "view":
+            viewed[row["item_id"]] += pair not in seen
+            seen[pair] = float(row["timestamp"])
+        else:
+            bought[row["item_id"]] += 1
+            assert float(row["timestamp"]) > seen[pair]
+    shares = [bought[item] / viewed[item] for item in viewed]
+    assert max(shares) > 2 * min(shares)
