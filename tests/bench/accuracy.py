@@ -61,6 +61,8 @@ class Log:
     """Whether the times are times, so that the time of a request can be told."""
 
 
+PEER = (digest_of([HERE / "rectools_sasrec.py"]),)
+"""What a peer's figures depend on."""
 LOGS = (
     Log("movielens-1m", 0.340, 0.200, 60, ("--items", "items.csv"), has_times=False),
     Log("amazon-beauty", 0.104, 0.064, 20, ("--items", "items.csv.gz")),
@@ -70,6 +72,8 @@ PEAK_GIB = 5.59
 """6 GB."""
 MORE_FOR_PEERS = 0.2
 """The share by which what is compared at equal time may have been trained longer than Longtide."""
+MOST_FOR_PEERS = 2.0
+"""A peer's own training is stopped when it has taken so many times as long as Longtide's."""
 EVENTS_A_CALL = 1000
 
 
@@ -136,6 +140,7 @@ class Bench(Pieces):
             manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
             return {
                 **self.score(recs, log),
+                "lists": hashlib.sha256(recs.read_bytes()).hexdigest(),
                 "timed": timed,
                 "alone": alone,
                 "train_s": trained.seconds,
@@ -163,33 +168,50 @@ class Bench(Pieces):
 
         return self.piece(name, do)
 
-    def rectools(self, log: Log, python: Path, seconds: float | None) -> dict[str, Any]:
-        """RecTools' SASRec, trained on the same cut: as it is, or for so many seconds, or a little more."""
-        train, _ = self.cut(log)
-        name = f"{log.folder}.rectools-sasrec.{'default' if seconds is None else 'as-long'}"
-        longer = () if seconds is None else ("--seconds", math.ceil(seconds))
+    def rectools(self, log: Log, python: Path) -> dict[str, Any]:
+        """RecTools' SASRec as it is, on the same cut; only `stopped_s` where that takes far longer than Longtide."""
+        limit_s = round(MOST_FOR_PEERS * float(self.longtide(log, 0)["train_s"]), 1)
 
         def do() -> dict[str, Any]:
-            recs = self.work / f"{name}.jsonl"
-            told = output(python, HERE / "rectools_sasrec.py", train, recs, *longer)
-            return {**self.score(recs, log), **json.loads(told.splitlines()[-1])}
+            try:
+                return self._rectools(log, python, "default", limit_s=limit_s)
+            except subprocess.TimeoutExpired:
+                return {"stopped_s": limit_s}
 
-        def long_enough(kept: dict[str, Any]) -> bool:
-            return seconds is None or 1.0 <= kept["train_s"] / seconds <= 1.0 + MORE_FOR_PEERS
+        def fits(kept: dict[str, Any]) -> bool:
+            return "stopped_s" not in kept or bool(kept["stopped_s"] >= limit_s)
 
-        return self.piece(name, do, [digest_of([HERE / "rectools_sasrec.py"])], long_enough, ours=False)
+        return self.piece(f"{log.folder}.rectools-sasrec.default", do, PEER, fits, ours=False)
+
+    def rectools_as_long(self, log: Log, python: Path) -> dict[str, Any]:
+        """The same, trained for at least as many seconds as Longtide, and at its best epoch."""
+        seconds = math.ceil(self.longtide(log, 0)["train_s"])
+
+        def do() -> dict[str, Any]:
+            return self._rectools(log, python, "as-long", "--seconds", seconds)
+
+        def fits(kept: dict[str, Any]) -> bool:
+            return bool(1.0 <= kept["train_s"] / seconds <= 1.0 + MORE_FOR_PEERS)
+
+        return self.piece(f"{log.folder}.rectools-sasrec.as-long", do, PEER, fits, ours=False)
+
+    def _rectools(
+        self, log: Log, python: Path, label: str, *options: object, limit_s: float | None = None
+    ) -> dict[str, Any]:
+        train, _ = self.cut(log)
+        recs = self.work / f"{log.folder}.rectools-sasrec.{label}.jsonl"
+        told = output(python, HERE / "rectools_sasrec.py", train, recs, *options, limit_s=limit_s)
+        return {**self.score(recs, log), **json.loads(told.splitlines()[-1])}
 
     def served(self, log: Log, seed: int) -> dict[str, Any]:
         """How many of the lists of a running server, TorchServe and SDK included, are those of `predict`."""
         train, _ = self.cut(log)
-        self.longtide(log, seed)
+        lists = self.longtide(log, seed)["lists"]  # those of a later training are others
         name = f"{log.folder}.longtide.{seed}"
-        predicted = self.work / f"{name}.jsonl"
 
         def do() -> dict[str, Any]:
-            return asyncio.run(compare_with_server(self.work / name, train, predicted))
+            return asyncio.run(compare_with_server(self.work / name, train, self.work / f"{name}.jsonl"))
 
-        lists = hashlib.sha256(predicted.read_bytes()).hexdigest()  # those of a later training are others
         return self.piece(f"{log.folder}.served.{seed}", do, [lists])
 
 
@@ -234,9 +256,10 @@ def high_water(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
-def output(*command: object) -> str:
-    """What a command prints."""
-    return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+def output(*command: object, limit_s: float | None = None) -> str:
+    """What a command prints. Raises subprocess.TimeoutExpired where it takes longer than it may."""
+    words = [str(part) for part in command]
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, timeout=limit_s).stdout
 
 
 def write_transitions(train: Path, recs: Path, way: TransitionSettings) -> None:
@@ -368,19 +391,23 @@ def texts(bench: Bench, log: Log) -> Iterator[Figure]:
         yield plain(f"{log.folder} with item texts {name}", read[name], "share", note)
 
 
-def peers(bench: Bench, log: Log, python: Path) -> Iterator[Figure]:
-    """RecTools' SASRec on the same cut and machine: its own default training, and as long as Longtide's takes."""
+def of_peer(bench: Bench, log: Log, python: Path) -> Iterator[Figure]:
+    """RecTools' SASRec on the same cut and machine, its own default training."""
+    theirs = bench.rectools(log, python)
+    if "stopped_s" in theirs:
+        note = f"not done; Longtide took {bench.longtide(log, 0)['train_s']} s from log to snapshot"
+        yield plain(f"{log.folder} RecTools SASRec, stopped after", theirs["stopped_s"], "s", note)
+    else:
+        yield from beside(bench, log, "RecTools SASRec", theirs)
+
+
+def beside(bench: Bench, log: Log, name: str, theirs: dict[str, Any]) -> Iterator[Figure]:
+    """A peer's figures, with Longtide's."""
     ours = bench.longtide(log, 0)
-    for peer, theirs in (("", bench.rectools(log, python, None)), (", as long", as_long(bench, log, python))):
-        took = f"{theirs['epochs']} epochs in {theirs['train_s']:.0f} s"
-        for name in ("hr@10", "ndcg@10"):
-            note = f"{took} of fitting; Longtide {ours[name]} in {ours['train_s']:.0f} s from log to snapshot"
-            yield plain(f"{log.folder} RecTools SASRec{peer} {name}", theirs[name], "share", note)
-
-
-def as_long(bench: Bench, log: Log, python: Path) -> dict[str, Any]:
-    """RecTools' SASRec, trained for at least as many seconds as Longtide."""
-    return bench.rectools(log, python, bench.longtide(log, 0)["train_s"])
+    took = f"{theirs['epochs']} epochs in {theirs['train_s']:.0f} s"
+    for metric in ("hr@10", "ndcg@10"):
+        note = f"{took} of fitting; Longtide {ours[metric]} in {ours['train_s']:.0f} s from log to snapshot"
+        yield plain(f"{log.folder} {name} {metric}", theirs[metric], "share", note)
 
 
 def served(bench: Bench, log: Log) -> Iterator[Figure]:
@@ -426,8 +453,8 @@ def train_alone(bench: Bench, log: Log, rectools: Path | None) -> None:
     """Longtide and its peers, one after the other, each with the whole machine."""
     bench.longtide(log, 0, alone=True)
     if rectools is not None:
-        bench.rectools(log, rectools, None)
-        as_long(bench, log, rectools)
+        bench.rectools(log, rectools)
+        bench.rectools_as_long(log, rectools)
 
 
 def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]:
@@ -442,7 +469,8 @@ def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]
         if log.items:
             yield from texts(bench, log)
         if rectools is not None and log.train_minutes is not None:
-            yield from peers(bench, log, rectools)
+            yield from of_peer(bench, log, rectools)
+            yield from beside(bench, log, "RecTools SASRec, as long", bench.rectools_as_long(log, rectools))
     yield from ratings(bench)
 
 

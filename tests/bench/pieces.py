@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def needed(begins: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
+@cache
 def meaning(source: str) -> str:
     """A program without comments and docstrings."""
     tree = ast.parse(source)

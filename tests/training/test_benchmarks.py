@@ -23,18 +23,30 @@ def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
 def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, monkeypatch):
     bench, log, asked = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0), []
     monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
-    monkeypatch.setattr(bench, "longtide", lambda *_: {})
+    trained = iter(["first", "first", "second"])
+    monkeypatch.setattr(bench, "longtide", lambda *_: {"lists": next(trained)})
 
     async def compare(*arguments):
         asked.append(arguments)
         return {"identical_at_10": 1.0}
 
     monkeypatch.setattr(accuracy, "compare_with_server", compare)
-    lists = tmp_path / "a-log.longtide.0.jsonl"
-    for text in ("first", "first", "second"):
-        lists.write_text(text)
+    for _ in range(3):
         bench.served(log, 0)
     assert len(asked) == 2
+
+
+def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
+    bench, log = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0)
+    monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
+    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.1, "hr@10": 0.5, "ndcg@10": 0.4})
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    (stopped,) = accuracy.of_peer(bench, log, slow)
+    assert (stopped.name, stopped.value, stopped.unit) == ("a-log RecTools SASRec, stopped after", 0.2, "s")
+    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.2})
+    assert bench.rectools(log, slow)["stopped_s"] == 0.4  # a longer training of ours gives it longer, too
 
 
 def test_made_up_purchases_follow_the_clicks_and_come_of_some_items_more_than_of_others(tmp_path):
