@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from longtide_server.training.learning import loss
 from longtide_server.training.learning.had import HAD_COUNTS, Past
-from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss
+from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss, unit_length
 
 TEMPERATURE = 0.07
 
@@ -42,6 +42,38 @@ def test_a_factor_on_the_loss_is_a_factor_on_its_gradients(problem):
     _, query_grad, items_grad = by_torch(query, items, target)
     assert_close(query.grad, query_grad * 3.0, atol=1e-5, rtol=1e-5)
     assert_close(items.grad, items_grad * 3.0, atol=1e-5, rtol=1e-5)
+
+
+def test_no_events_cost_nothing(problem):
+    """The share of a process that has none in this step."""
+    query, items, target = problem
+    found = full_softmax_loss(query[:0], items, target[:0], torch.ones(0), TEMPERATURE)
+    found.backward()
+    assert found.item() == 0.0
+    assert (query.grad.abs().sum(), items.grad.abs().sum()) == (0.0, 0.0)
+
+
+def test_products_are_of_few_shapes(problem, monkeypatch):
+    """A new one costs more than it takes."""
+    monkeypatch.setattr(loss, "SLICE_CELLS", 63)
+    query, items, target = problem
+    shapes, multiply = set(), torch.mm
+
+    def mm(left, right):
+        shapes.add((tuple(left.shape), tuple(right.shape)))
+        return multiply(left, right)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    for events in (50, 49, 8, 1):
+        full_softmax_loss(query[:events], items, target[:events], torch.ones(events), TEMPERATURE)
+    assert len(shapes) == 3
+
+
+def test_unit_length_is_what_normalize_gives():
+    rows = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert_close(unit_length(rows), normalize(rows, dim=1))
+    assert torch.autograd.gradcheck(unit_length, rows)
+    assert unit_length(torch.zeros(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_a_certain_answer_costs_nothing():

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, normalize
+from torch.nn.functional import cross_entropy, embedding
 
 from longtide_server.training.learning.had import Past
 from longtide_server.training.learning.heads import BehaviorHead
-from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss
+from longtide_server.training.learning.loss import full_softmax_loss, sampled_softmax_loss, unit_length
 from longtide_server.training.learning.model import Encoder
 
 POPULARITY_POWER = 0.75
@@ -88,7 +88,7 @@ class Objective(nn.Module):
         low = self.dtype == torch.bfloat16
         with torch.autocast(table.device.type, torch.bfloat16, enabled=low):
             query, state = self.encoder.encode(embedding(read, table), batch.types, batch.gaps, batch.values, state)
-        query, embeddings = query.float(), normalize(table, dim=1)
+        query, embeddings = query.float(), unit_length(table)
         asks, there = batch.next_counts > 0, batch.next_items > 0  # (B, T)
         count, item = batch.next_counts[asks], batch.next_items[asks]  # (N,) each
         asked = query[asks]  # (N, D)

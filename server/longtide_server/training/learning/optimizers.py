@@ -44,7 +44,7 @@ class Optimizers:
 
     def __init__(self, objective: Objective, rates: Rates, steps: int, workers: Workers = ALONE) -> None:
         """steps: of the whole phase, about; workers: those that take each of them together."""
-        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(_groups(objective, rates))]
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(_groups(objective, rates), fused=True)]
         if objective.sparse:
             lazy = LAZY_RATE * rates.items * rates.encoder
             self._optimizers.append(torch.optim.SparseAdam([objective.encoder.items.ids.weight], lr=lazy))
