@@ -35,9 +35,10 @@ from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, 
 from longtide_server.training.files.log import read_log, times_are_real
 from longtide_server.training.learning import model as model_module
 from longtide_server.training.learning import train as train_module
+from longtide_server.training.learning.content import Content
 from longtide_server.training.learning.encoding import last_queries, ranks_by
 from longtide_server.training.learning.loop import Run
-from longtide_server.training.learning.model import Block, Encoder, ModelConfig
+from longtide_server.training.learning.model import Block, Encoder, Memories, ModelConfig, Packed
 from longtide_server.training.learning.objective import Batch, Loss, Objective
 from longtide_server.training.learning.train import fine_tune, train_encoder
 from longtide_server.training.learning.workers import Workers, best_device
@@ -48,15 +49,36 @@ from longtide_server.training.settings import Settings, bfloat16_is_faster, sett
 class WithoutShortTerm(Encoder):
     """The last item reaches the output through the recurrence and the memories, of which one is of the last few."""
 
-    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
-        return super().joined(torch.zeros_like(short_term), long_term, seen)
+    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        return super()._query(y, torch.zeros_like(x), gap, memories)  # nor does the gate see it
+
+
+class Forgetful(nn.Module):
+    """In the place of memories, none."""
+
+    def __init__(self, kept: Memories) -> None:
+        super().__init__()
+        self.norm = kept.norm
+
+    def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), m (B, K, D) -> nothing, twice (B, T, K, D)."""
+        nothing = x.new_zeros(*x.shape[:2], *m.shape[1:])
+        return nothing, nothing
+
+    def last(self, _x: Tensor, _packed: Packed, m: Tensor) -> Tensor:
+        """-> nothing (R, K, D)."""
+        return torch.zeros_like(m)
 
 
 class WithoutLongTerm(Encoder):
     """No decaying memories: what is long ago is left to the LSTM."""
 
-    def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
-        return super().joined(short_term, torch.zeros_like(long_term), seen)
+    def __init__(self, config: ModelConfig, content: Content | None = None) -> None:
+        super().__init__(config, content)
+        self.add_module("memories", Forgetful(self.memories))
+
+    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        return super()._query(y, x, gap, torch.zeros_like(memories))  # of which the norm made something
 
 
 class WithoutLastFew(Encoder):
@@ -251,9 +273,10 @@ SHOWN = 10
 def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
     """What `longtide train` would choose for the log without its last events, and each user's target."""
     read, _ = read_log(data / log.folder / log.file, {"user_id": log.owner})
+    whole = to_sequences(read)  # which settings are chosen from: fewer users do not make a log another one
+    settings = settings_for(whole, times_are_real=times_are_real(read), seed=seed)
     # Everyone's last event is for tests; what is chosen between here is judged by the one before it.
-    sequences = hold_out_last(every(to_sequences(read), log.users)).history
-    settings = settings_for(sequences, times_are_real=times_are_real(read), seed=seed)
+    sequences = hold_out_last(every(whole, log.users)).history
     return replace(settings, train=replace(settings.train, patience=settings.train.epochs)), hold_out_last(sequences)
 
 

@@ -23,10 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,17 @@ import numpy as np
 from tests.bench.figures import Figure, at_least, at_most, options, plain, publish
 from tests.bench.pieces import Pieces, digest_of
 
+import longtide
+import longtide_handlers
+import longtide_server
 from longtide_server.events import user_of
-from longtide_server.sources.candidates import TransitionSettings
+from longtide_server.ranking import Fusion
+from longtide_server.snapshot import load_snapshot
+from longtide_server.sources.candidates import Source, TransitionSettings
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.files.log import read_log
 from longtide_server.training.judging.baselines import transition_lists
+from longtide_server.training.offline import OfflineRecommender, query_of
 from longtide_server.training.pipeline import TRANSITIONS_TRIED
 
 HERE = Path(__file__).parent
@@ -63,6 +69,11 @@ class Log:
 
 PEER = (digest_of([HERE / "rectools_sasrec.py"]),)
 """What a peer's figures depend on."""
+SERVING = digest_of(sorted(path for package in (longtide, longtide_handlers, longtide_server)
+                           for path in Path(str(package.__file__)).parent.rglob("*.py")))  # fmt: skip
+"""What answers through a server depend on: the whole product, and not only what trains and ranks."""
+BY_ITSELF = (Source.ENCODER, Source.NEIGHBORS, Source.TRANSITIONS, Source.POPULARITY)
+ONE_EPOCH = ("--set", "train.epochs=1", "--set", "train.refit_epochs=0")
 LOGS = (
     Log("movielens-1m", 0.340, 0.200, 60, ("--items", "items.csv"), has_times=False),
     Log("amazon-beauty", 0.104, 0.064, 20, ("--items", "items.csv.gz")),
@@ -153,6 +164,24 @@ class Bench(Pieces):
 
         return self.piece(name, do, fits=lambda kept: kept["alone"] or not alone)
 
+    def by_source(
+        self, log: Log, seed: int, sources: Sequence[Source] = BY_ITSELF, label: str = "longtide"
+    ) -> dict[str, Any]:
+        """What each source reaches by itself: the lists of a trained snapshot when no other one has a say."""
+        train, _ = self.cut(log)
+        lists = self.longtide(log, seed, log.items if label == "texts" else (), label)["lists"]
+        name = f"{log.folder}.{label}.{seed}"
+        recs = self.work / f"{name}.by-source.jsonl"
+
+        def do() -> dict[str, Any]:
+            found = {}
+            for source in sources:
+                asyncio.run(write_lists(self.work / name, train, recs, source))
+                found[source.name.lower()] = self.score(recs, log)
+            return found
+
+        return self.piece(f"{name}.by-source", do, [lists])
+
     def transitions(self, log: Log) -> dict[str, Any]:
         """The baseline that learns nothing, on the same targets: the better of the ways to count that Longtide has."""
         train, _ = self.cut(log)
@@ -203,6 +232,10 @@ class Bench(Pieces):
         told = output(python, HERE / "rectools_sasrec.py", train, recs, *options, limit_s=limit_s)
         return {**self.score(recs, log), **json.loads(told.splitlines()[-1])}
 
+    def one_epoch(self, log: Log) -> dict[str, Any]:
+        """The least that can be trained, alone on the machine."""
+        return self.longtide(log, 0, ONE_EPOCH, "one-epoch", alone=True)
+
     def served(self, log: Log, seed: int) -> dict[str, Any]:
         """How many of the lists of a running server, TorchServe and SDK included, are those of `predict`."""
         train, _ = self.cut(log)
@@ -212,7 +245,7 @@ class Bench(Pieces):
         def do() -> dict[str, Any]:
             return asyncio.run(compare_with_server(self.work / name, train, self.work / f"{name}.jsonl"))
 
-        return self.piece(f"{log.folder}.served.{seed}", do, [lists])
+        return self.piece(f"{log.folder}.served.{seed}", do, [lists, SERVING])
 
 
 @dataclass(frozen=True)
@@ -269,6 +302,22 @@ def write_transitions(train: Path, recs: Path, way: TransitionSettings) -> None:
     with recs.open("w", encoding="utf-8") as file:
         for user, row in zip(map(user_of, sequences.owners), lists.tolist(), strict=True):
             file.write(json.dumps({"user_id": user, "items": [sequences.item_ids[n - 1] for n in row if n]}) + "\n")
+
+
+async def write_lists(snapshot: Path, train: Path, recs: Path, source: Source) -> None:
+    """Twenty items for everyone by one source of a snapshot alone; popularity decides between equals."""
+    sequences, loaded = to_sequences(read_log(train)[0]), load_snapshot(snapshot)
+    weights = tuple((other, float(other == source)) for other in Source if hasattr(Fusion, other.name.lower()))
+    queries = [replace(query_of(owner, 20), source_weights=weights) for owner in sequences.owners]
+    offline = OfflineRecommender(loaded, sequences)
+    try:
+        with recs.open("w", encoding="utf-8") as file:
+            places = iter(queries)
+            async for answer in offline.answers(queries):
+                items = [item.item_id for item in answer.recommendations]
+                file.write(json.dumps({"user_id": next(places).user_id, "items": items}) + "\n")
+    finally:
+        await offline.close()
 
 
 async def compare_with_server(snapshot: Path, train: Path, predicted: Path) -> dict[str, Any]:
@@ -338,10 +387,10 @@ def mean(pieces: list[dict[str, Any]], name: str) -> float:
     return round(statistics.mean(float(piece[name]) for piece in pieces), 4)
 
 
-def spread(pieces: list[dict[str, Any]], name: str) -> float:
-    """From the least to the greatest of the seeds."""
+def over(pieces: list[dict[str, Any]], name: str) -> str:
+    """Of how many seeds a mean is, and between which of their values it lies."""
     values = [float(piece[name]) for piece in pieces]
-    return round(max(values) - min(values), 4)
+    return f"mean of {len(values)} seeds, {min(values):.4f} to {max(values):.4f}"
 
 
 def accuracy(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
@@ -350,11 +399,12 @@ def accuracy(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
     base = bench.transitions(log)
     for name, bar in (("hr@10", log.hit_rate), ("ndcg@10", log.ndcg)):
         value = mean(runs, name)
-        note = f"mean of {seeds} seeds, spread {spread(runs, name)}; transitions {base[name]}"
+        note = f"{over(runs, name)}; transitions {base[name]}"
         yield at_least(f"{log.folder} {name}", value, bar, "share", note)
     dirty = sum(run["lists_with_seen_items"] for run in runs)
     yield at_most(f"{log.folder} lists with seen items", dirty, 0, "lists", "over all seeds")
-    cores_time = f"{max(run['train_cpu_s'] for run in runs) / 60:.1f} min of one core's time at most"
+    core_s = [run["train_cpu_s"] for run in runs]
+    cores_time = f"{min(core_s) / 60:.0f} to {max(core_s) / 60:.0f} min of a core's time"
     if log.train_minutes is not None:
         minutes = round(runs[0]["train_s"] / 60, 1)
         company = f"alone on {os.cpu_count()} cores" if runs[0].get("alone") else "others beside it"
@@ -372,23 +422,40 @@ def timed(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
     runs = [bench.longtide(log, seed) for seed in range(seeds)]
     told = [run["timed"] for run in runs]
     for name in ("hr@10", "ndcg@10"):
-        note = f"mean of {seeds} seeds, spread {spread(told, name)}; {mean(runs, name)} when the time is not told"
+        note = f"{over(told, name)}; {mean(runs, name)} when the time is not told"
         yield plain(f"{log.folder} at request time {name}", mean(told, name), "share", note)
 
 
-def sources(bench: Bench, log: Log) -> Iterator[Figure]:
-    """Every source alone and the fusion, on the validation targets of seed 0."""
-    for source, metrics in bench.longtide(log, 0)["validation"].items():
+def sources(bench: Bench, log: Log, seeds: int) -> Iterator[Figure]:
+    """Every source alone on the test targets; and on the validation targets of seed 0, which weights were fitted on."""
+    runs = [bench.by_source(log, seed) for seed in range(seeds)]
+    for source in (source.name.lower() for source in BY_ITSELF):
+        found = [run[source] for run in runs]
+        for name in ("hr@10", "ndcg@10"):
+            yield plain(f"{log.folder} {source} alone, {name}", mean(found, name), "share", over(found, name))
+    fitted = bench.longtide(log, 0)
+    for source, metrics in fitted["validation"].items():
         for name, value in metrics.items():
-            yield plain(f"{log.folder} validation, {source} {name}", value, "share", "seed 0")
+            note = f"seed 0; weight {fitted['fusion'].get(source, 1)}, fitted on these targets"
+            yield plain(f"{log.folder} validation, {source} {name}", value, "share", note)
 
 
 def texts(bench: Bench, log: Log) -> Iterator[Figure]:
-    """What the items' texts add."""
+    """What the items' texts add, and what the nearest items by content are worth by themselves."""
     without, read = bench.longtide(log, 0), bench.longtide(log, 0, log.items, "texts")
+    content = bench.by_source(log, 0, (Source.CONTENT,), "texts")["content"]
     for name in ("hr@10", "ndcg@10"):
         note = f"seed 0; {without[name]} without"
         yield plain(f"{log.folder} with item texts {name}", read[name], "share", note)
+        yield plain(f"{log.folder} content alone, {name}", content[name], "share", "seed 0, with item texts")
+
+
+def soon(bench: Bench, log: Log) -> Iterator[Figure]:
+    """What Longtide has reached after its first epoch, everything else that makes a snapshot included."""
+    first = bench.one_epoch(log)
+    for name in ("hr@10", "ndcg@10"):
+        note = f"{first['train_s']:.0f} s from log to snapshot, seed 0"
+        yield plain(f"{log.folder} after one epoch {name}", first[name], "share", note)
 
 
 def of_peer(bench: Bench, log: Log, python: Path) -> Iterator[Figure]:
@@ -426,7 +493,8 @@ def ratings(bench: Bench) -> Iterator[Figure]:
         return dict(json.loads(output(*LONGTIDE, "evaluate", log, "--json")))
 
     behavior = bench.piece("movielens-100k.ratings", do)["behavior"]
-    note = f"each user's last rating; the user's median {behavior['value_mae_user_median']}"
+    biases, median = behavior["value_mae_biases"], behavior["value_mae_user_median"]
+    note = f"each user's last rating; biases of users and items {biases}, the user's median {median}"
     yield plain("movielens-100k rating MAE", behavior["value_mae"], "stars", note)
 
 
@@ -452,6 +520,7 @@ def train_everything(bench: Bench, seeds: int, rectools: Path | None, jobs: int)
 def train_alone(bench: Bench, log: Log, rectools: Path | None) -> None:
     """Longtide and its peers, one after the other, each with the whole machine."""
     bench.longtide(log, 0, alone=True)
+    bench.one_epoch(log)
     if rectools is not None:
         bench.rectools(log, rectools)
         bench.rectools_as_long(log, rectools)
@@ -464,10 +533,12 @@ def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]
     for log in LOGS:
         if log.has_times:
             yield from timed(bench, log, seeds)
-        yield from sources(bench, log)
+        yield from sources(bench, log, seeds)
         yield from served(bench, log)
         if log.items:
             yield from texts(bench, log)
+        if log.train_minutes is not None:
+            yield from soon(bench, log)
         if rectools is not None and log.train_minutes is not None:
             yield from of_peer(bench, log, rectools)
             yield from beside(bench, log, "RecTools SASRec, as long", bench.rectools_as_long(log, rectools))

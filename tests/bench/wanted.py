@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.bench.accuracy import LONGTIDE, mean, output, rows_of, spread
+from tests.bench.accuracy import LONGTIDE, mean, output, over, rows_of
 from tests.bench.figures import Figure, options, plain, publish
 from tests.bench.pieces import Pieces
 
@@ -79,7 +79,7 @@ def figures(pieces: Pieces, shop: Path, seeds: int) -> Iterator[Figure]:
         runs = [evaluated(pieces, shop, name, seed) for seed in range(seeds)]
         for targets in ("bought", "all"):
             found = [run[targets] for run in runs]
-            note = f"{found[0]['users']} targets, mean of {seeds} seeds, spread {spread(found, 'ndcg@10')}"
+            note = f"{found[0]['users']} targets, {over(found, 'ndcg@10')}"
             yield plain(f"{name}: ndcg@10 of {targets} targets", mean(found, "ndcg@10"), "share", note)
 
 

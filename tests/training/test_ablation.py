@@ -1,14 +1,27 @@
 """Every variant of the ablation can still be trained: the benchmark itself would take hours to say that one cannot."""
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tests.bench import ablation
-from tests.bench.ablation import VARIANTS, Row, every, measured, table
+from tests.bench.ablation import (
+    VARIANTS,
+    Row,
+    WithoutInterests,
+    WithoutLongTerm,
+    WithoutShortTerm,
+    every,
+    measured,
+    prepared,
+    table,
+)
 
 from longtide_server.training.dataset import Sequences, hold_out_last
 from longtide_server.training.learning.encoding import last_queries
+from longtide_server.training.learning.model import Encoder, ModelConfig
 from longtide_server.training.settings import Settings, settings_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +74,33 @@ def test_a_variant_is_trained_and_judged(log, name, learned):
     assert rows[0]["variant"] == name
     assert all(len(row["ranks"]) == USERS and max(row["ranks"]) < 10 for row in rows)
     assert len(rows) == (2 if name == "the encoder" else 1)  # told the time of the request, too
+
+
+@pytest.mark.parametrize("variant", [WithoutShortTerm, WithoutLongTerm, WithoutInterests])
+def test_what_is_left_out_reaches_the_output_in_no_way(variant):
+    """Neither by itself nor through the gate."""
+    torch.manual_seed(0)
+    config = ModelConfig(ITEMS, dim=8, hidden=8)
+    encoder, whole = variant(config).eval(), Encoder(config).eval()
+    y, x, gap, memories = (torch.randn(2, 3, *shape) for shape in ((8,), (8,), (8,), (3, 8)))
+    silent = {WithoutShortTerm: "x", WithoutLongTerm: "memories", WithoutInterests: "both"}[variant]
+    other_x = x if silent == "memories" else torch.randn_like(x)
+    others = memories if silent == "x" else torch.randn_like(memories)
+    assert torch.equal(encoder._query(y, x, gap, memories), encoder._query(y, other_x, gap, others))
+    assert not torch.equal(whole._query(y, x, gap, memories), whole._query(y, other_x, gap, others))
+
+
+def test_settings_are_those_of_the_whole_log(tmp_path):
+    """Fewer users make a log look as if its items were seldom met."""
+    rows = [f"u{user},i{(user + step) % 50},{step}" for user in range(200) for step in range(30)]
+    (tmp_path / "a-log").mkdir()
+    with gzip.open(tmp_path / "a-log" / "interactions.csv.gz", "wt") as file:
+        file.write("\n".join(["user_id,item_id,timestamp", *rows]))
+    of_all, _ = prepared(tmp_path, ablation.Log("a-log", 10), seed=0)
+    of_few, holdout = prepared(tmp_path, ablation.Log("a-log", 10, users=20), seed=0)
+    assert of_few == of_all
+    assert holdout.history.user_count == 20
+    assert of_all.train.item_rate != settings_for(holdout.history, times_are_real=False, seed=0).train.item_rate
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

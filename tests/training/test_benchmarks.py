@@ -1,13 +1,21 @@
 """Benchmarks measure what they say: nothing of an earlier run shortens one, and made-up logs are what they claim."""
 
+import asyncio
 import csv
 import gzip
+import json
 from collections import Counter
 
 import numpy as np
 from tests.bench import accuracy
 from tests.bench.accuracy import Bench, Log, Measured
 from tests.bench.wanted import make_up
+
+from longtide_server.events import user_of
+from longtide_server.snapshot import load_snapshot
+from longtide_server.sources.candidates import Source
+from longtide_server.training.dataset import to_sequences
+from longtide_server.training.files.log import read_log
 
 
 def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
@@ -47,6 +55,22 @@ def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
     assert (stopped.name, stopped.value, stopped.unit) == ("a-log RecTools SASRec, stopped after", 0.2, "s")
     monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.2})
     assert bench.rectools(log, slow)["stopped_s"] == 0.4  # a longer training of ours gives it longer, too
+
+
+def test_a_source_alone_ranks_by_what_it_says_alone(tiny_log, tiny_snapshots, tmp_path):
+    """By popularity, people get what they have not had in the order of the catalogue; by the encoder, another."""
+    lists = {}
+    for source in (Source.POPULARITY, Source.ENCODER):
+        asyncio.run(accuracy.write_lists(tiny_snapshots, tiny_log, tmp_path / "recs.jsonl", source))
+        rows = map(json.loads, (tmp_path / "recs.jsonl").read_text().splitlines())
+        lists[source] = {row["user_id"]: row["items"] for row in rows}
+    sequences, catalog = to_sequences(read_log(tiny_log)[0]), load_snapshot(tiny_snapshots).catalog
+    by_popularity = [catalog.item_id(number) for number in range(1, len(catalog) + 1)]
+    for user, owner in enumerate(sequences.owners):
+        had = {sequences.item_ids[item - 1] for item in sequences.items[sequences.of(user)]}
+        expected = [item for item in by_popularity if item not in had]
+        assert lists[Source.POPULARITY][user_of(owner)] == expected[:20]
+    assert lists[Source.ENCODER] != lists[Source.POPULARITY]
 
 
 def test_made_up_purchases_follow_the_clicks_and_come_of_some_items_more_than_of_others(tmp_path):
