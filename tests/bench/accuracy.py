@@ -69,9 +69,6 @@ class Log:
 
 PEER = (digest_of([HERE / "rectools_sasrec.py"]),)
 """What a peer's figures depend on."""
-SERVING = digest_of(sorted(path for package in (longtide, longtide_handlers, longtide_server)
-                           for path in Path(str(package.__file__)).parent.rglob("*.py")))  # fmt: skip
-"""What answers through a server depend on: the whole product, and not only what trains and ranks."""
 BY_ITSELF = (Source.ENCODER, Source.NEIGHBORS, Source.TRANSITIONS, Source.POPULARITY)
 ONE_EPOCH = ("--set", "train.epochs=1", "--set", "train.refit_epochs=0")
 LOGS = (
@@ -245,7 +242,13 @@ class Bench(Pieces):
         def do() -> dict[str, Any]:
             return asyncio.run(compare_with_server(self.work / name, train, self.work / f"{name}.jsonl"))
 
-        return self.piece(f"{log.folder}.served.{seed}", do, [lists, SERVING])
+        return self.piece(f"{log.folder}.served.{seed}", do, [lists, serving_code()])
+
+
+def serving_code() -> str:
+    """A digest of what answers through a server depend on: the whole product, and not only what trains and ranks."""
+    roots = [Path(str(package.__file__)).parent for package in (longtide, longtide_handlers, longtide_server)]
+    return digest_of(sorted(path for root in roots for path in root.rglob("*.py")))
 
 
 @dataclass(frozen=True)

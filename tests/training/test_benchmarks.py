@@ -42,6 +42,10 @@ def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, m
     for _ in range(3):
         bench.served(log, 0)
     assert len(asked) == 2
+    monkeypatch.setattr(accuracy, "serving_code", lambda: "another")
+    monkeypatch.setattr(bench, "longtide", lambda *_: {"lists": "second"})
+    bench.served(log, 0)
+    assert len(asked) == 3
 
 
 def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
