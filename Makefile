@@ -18,7 +18,7 @@ STORE = .longtide/server
 .PHONY: help setup run test check lint types imports proto format train serve bench bench-accuracy bench-ablation bench-content bench-events bench-gpu bench-serving bench-wanted clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## Make the virtual environment and install everything into it
 
@@ -38,16 +38,16 @@ test: setup  ## Run every test, the end-to-end ones against the real TorchServe 
 
 check: lint types imports test  ## Lint, types, import rules, proto drift, tests
 
-lint: setup
+lint: setup  ## Style of the code and of the protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd proto && ../$(BIN)/buf lint
 
-types: setup
+types: setup  ## Types, strictly
 	$(BIN)/mypy
 	$(BIN)/mypy tests/bench/*.py
 
-imports: setup
+imports: setup  ## Which way imports point
 	$(BIN)/lint-imports
 
 proto: setup  ## Generate the Python code of the protocol buffers
@@ -65,7 +65,7 @@ format: setup  ## Format the code
 train: setup  ## Train on DATA and publish to SNAPSHOT
 	$(BIN)/longtide train $(LOG) --out $(SNAPSHOT) $(LOG_OPTIONS)
 
-serve: setup  ## Serve SNAPSHOT
+serve: setup  ## Serve SNAPSHOT, what `make train` made
 	@[ -t 0 ] && set -m; $(BIN)/longtide serve --snapshot $(SNAPSHOT) --data-dir $(STORE) --listen $(LISTEN); exit $$?
 
 bench: setup  ## Measure accuracy on DATA (leave-one-out), next to the baselines
@@ -108,5 +108,5 @@ bench-ablation: setup  ## Measure what each part of the encoder earns, on valida
 	.venv-rectools/bin/pip install --disable-pip-version-check -c constraints.txt 'rectools[torch]==0.19.0'
 	@touch $@
 
-clean:  ## Remove what the other targets made
+clean:  ## Remove what the other targets made, `make serve`'s events included
 	rm -rf $(VENV) .venv-rectools .longtide build dist

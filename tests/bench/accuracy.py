@@ -6,6 +6,11 @@ Every log is cut by the scorer, so nothing that trains can have seen a target; `
 piece of work that is done is kept in the work folder, so a run that was interrupted goes on. What is compared by its
 time has the machine to itself; of the rest, as many trainings run side by side as there are cores, a thread each,
 unless `--jobs` says otherwise: that is faster than one training on all.
+
+The logs are `DIR/movielens-1m/interactions.csv.gz` and so on, in columns as `longtide train` reads them, and beside
+those that have texts lies what `Log.items` names. The scorer is a script: `score.py split LOG --train FILE --targets
+FILE` cuts off each user's last event, and `score.py score LISTS --targets FILE --train FILE` prints JSON with `hr@10`,
+`ndcg@10`, `lists_with_seen_items` and what else it measures.
 """
 
 from __future__ import annotations
