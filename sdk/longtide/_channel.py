@@ -32,15 +32,15 @@ RETRIED_METHODS = {
         "PredictBehavior",
         "GetInterests",
     ),
-    "longtide.v1.UserService": ("ListUserEvents", "MergeUsers", "DeleteUserData"),
+    "longtide.v1.UserService": ("ListUserEvents", "MergeUsers"),
     "longtide.v1.CatalogService": ("UpsertItems", "GetItem", "ListItems", "DeleteItems"),
     "longtide.v1.SnapshotService": ("ListSnapshots", "GetSnapshot"),
 }
-"""The unary calls. Every one is safe to repeat: a known `event_id`, an item, a merge or a deletion changes nothing
-when it comes again.
+"""The unary calls that are safe to repeat: a known `event_id`, an item or a merge changes nothing when it comes again.
 
-All but ActivateSnapshot: where an encoder did not start, the next three would not, minutes later; and after a lost
-connection the activation goes on, so that a second one would be refused and hide how the first ends.
+Not ActivateSnapshot: where an encoder did not start, the next three would not, minutes later; and after a lost
+connection the activation goes on, so that a second one would be refused and hide how the first ends. Nor
+DeleteUserData: where only its answer was lost, a second one would take what the person did since.
 """
 
 
@@ -75,6 +75,7 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.max_metadata_size", _METADATA_LIMIT_BYTES),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         # The default of 2 minutes would keep a client away from a server that is long back.
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),

@@ -65,10 +65,10 @@ class Client:
     do not have the client's: `recommend_many` (60 s a message, since all other calls go first), `activate_snapshot`
     (300 s) and `wait_ready` (30 s).
 
-    Unary calls but `activate_snapshot` are tried up to 4 times while the server is UNAVAILABLE, or gRPC drops the call
-    (CANCELLED), within that timeout; of the others, `stream_events` alone tries again. Every call raises LongtideError
-    or one of its kinds; once the client is closed, and where closing it cuts a call off, UnknownError with the status
-    CANCELLED.
+    Unary calls are tried up to 4 times while the server is UNAVAILABLE, or gRPC drops the call (CANCELLED), within that
+    timeout, but for `activate_snapshot` and `delete_user_data`; what is counted in an answer is then the last try's.
+    Of streams, `stream_events` alone tries again. Every call raises LongtideError or one of its kinds; once the client
+    is closed, and where closing it cuts a call off, UnknownError with the status CANCELLED.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class Client:
         not for the whole stream. When the server becomes UNAVAILABLE, or has too much to do, the stream connects again
         and sends the unacknowledged batches again, until `reconnect_timeout` seconds pass without any acknowledgement.
         No event is lost or written twice, but events of a batch whose acknowledgement was lost count as duplicates.
+        While `events` is silent, the stream looks at nothing else: use `write_events` for what trickles in.
 
         Refused events are reported at the end, as by `write_events`; only the first 1,000 in detail, all in the count.
         """
@@ -340,7 +341,8 @@ class Client:
     def delete_user_data(self, user_id: str = "", *, session_id: str = "", timeout: float | None = None) -> DeletedData:
         """Delete everything that is kept of a user, or of an anonymous session.
 
-        Events that happened before and arrive later are not taken any more, and count as duplicates.
+        Events that happened before and arrive later are not taken any more, and count as duplicates. After an error,
+        the deletion may have happened: another one deletes what was done since, too.
         """
         request = users_pb2.DeleteUserDataRequest(owner=_convert.owner(user_id, session_id))
         return _convert.deleted_data(self._call(self._users.DeleteUserData, request, timeout))

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class UserServiceStub(object):
-    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry.
+    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry,
+    but that a second DeleteUserData deletes what was written after the first.
     """
 
     def __init__(self, channel):
@@ -58,7 +59,8 @@ class UserServiceStub(object):
 
 
 class UserServiceServicer(object):
-    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry.
+    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry,
+    but that a second DeleteUserData deletes what was written after the first.
     """
 
     def ListUserEvents(self, request, context):
@@ -90,7 +92,7 @@ class UserServiceServicer(object):
         to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
         is their whole history that goes, and the names that were merged are their own again. The id and the time of the
         deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
-        (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
+        (they count as duplicates). Those that happen after `deleted_time` are, until it is called again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +130,8 @@ def add_UserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UserService(object):
-    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry.
+    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry,
+    but that a second DeleteUserData deletes what was written after the first.
     """
 
     @staticmethod

@@ -90,7 +90,9 @@ _UserServiceDeleteUserDataType = typing_extensions.TypeVar(
 )
 
 class UserServiceStub(typing.Generic[_UserServiceListUserEventsType, _UserServiceMergeUsersType, _UserServiceExportUserDataType, _UserServiceDeleteUserDataType]):
-    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry."""
+    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry,
+    but that a second DeleteUserData deletes what was written after the first.
+    """
 
     @typing.overload
     def __init__(self: UserServiceStub[
@@ -150,7 +152,7 @@ class UserServiceStub(typing.Generic[_UserServiceListUserEventsType, _UserServic
     to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
     is their whole history that goes, and the names that were merged are their own again. The id and the time of the
     deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
-    (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
+    (they count as duplicates). Those that happen after `deleted_time` are, until it is called again.
     """
 
 UserServiceAsyncStub: typing_extensions.TypeAlias = UserServiceStub[
@@ -173,7 +175,9 @@ UserServiceAsyncStub: typing_extensions.TypeAlias = UserServiceStub[
 ]
 
 class UserServiceServicer(metaclass=abc.ABCMeta):
-    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry."""
+    """Reads, joins and deletes histories. UNAVAILABLE when the store cannot do it now: every call here is safe to retry,
+    but that a second DeleteUserData deletes what was written after the first.
+    """
 
     @abc.abstractmethod
     def ListUserEvents(
@@ -213,7 +217,7 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         to others with the next snapshot that is trained from the store. Whoever was merged into somebody is that one: it
         is their whole history that goes, and the names that were merged are their own again. The id and the time of the
         deletion stay, because events that happened before, and only now arrive or are sent again, are not taken any more
-        (they count as duplicates). Those that happen after `deleted_time` are. Calling it again is safe.
+        (they count as duplicates). Those that happen after `deleted_time` are, until it is called again.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
