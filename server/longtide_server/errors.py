@@ -6,6 +6,7 @@ LongtideError
 │   └── SnapshotError     a snapshot cannot be read: wrong version, truncated, wrong checksum
 ├── Unavailable           a part we depend on cannot answer now; retrying later can help
 │   └── EncoderUnavailable
+├── NotFound              what is asked for is not there
 ├── Conflict              the request contradicts what is so already; retrying it cannot help
 ├── Overloaded            too much work is waiting; retrying later can help
 └── DeadlineExceeded      the caller's deadline passed, or cannot be met

@@ -32,6 +32,7 @@ T = TypeVar("T")
 ERROR_DOMAIN = "longtide"
 RETRY_AFTER_S = 1
 MAX_VIOLATIONS = 20  # details travel as metadata, of which clients accept 8 KiB
+MAX_MESSAGE_BYTES = 1_024  # it travels twice
 
 # The first class that an error is an instance of decides.
 STATUS_OF: tuple[tuple[type[LongtideError], grpc.StatusCode, int], ...] = (
@@ -73,9 +74,16 @@ async def abort(context: Context, error: LongtideError) -> NoReturn:
         retry.retry_delay.FromSeconds(RETRY_AFTER_S)
         details.append(_packed(retry))
     details.append(_packed(error_details_pb2.ErrorInfo(reason=_reason(error), domain=ERROR_DOMAIN)))
-    status = status_pb2.Status(code=number, message=str(error), details=details)
+    status = status_pb2.Status(code=number, message=told(error), details=details)
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort returned")
+
+
+def told(error: LongtideError) -> str:
+    """What a caller is told of an error: its first line, since logs may follow, and not more than gRPC can send."""
+    line = str(error).partition("\n")[0]
+    whole = line.encode()
+    return line if len(whole) <= MAX_MESSAGE_BYTES else f"{whole[:MAX_MESSAGE_BYTES].decode(errors='ignore')} ..."
 
 
 def status_of(error: LongtideError) -> tuple[grpc.StatusCode, int]:

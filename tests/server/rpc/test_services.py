@@ -693,6 +693,19 @@ async def test_each_failure_has_its_status_and_says_when_to_try_again(stubs, wor
     assert (found.reason, found.retry_s, found.violations) == (reason, retry_s, [])
 
 
+async def test_of_an_error_callers_are_told_the_first_line_and_not_more_than_arrives(stubs, world):
+    world.store.failure = EncoderUnavailable(
+        "TorchServe ended: é" + "é" * 3_000 + "\n--- the end of the log ---\n/secret"
+    )
+    found = await refused(stubs.events.WriteEvents(batch(message())))
+    assert found.code == grpc.StatusCode.UNAVAILABLE
+    assert found.message.startswith("TorchServe ended: éé")
+    assert found.message.endswith("é ...")
+    assert len(found.message.encode()) <= 1_030
+    world.store.failure = EncoderUnavailable("TorchServe ended: no memory\n--- the end of the log ---\n/secret")
+    assert (await refused(stubs.events.WriteEvents(batch(message())))).message == "TorchServe ended: no memory"
+
+
 @pytest.mark.parametrize("failure", [Unavailable("locked"), Overloaded("busy"), DeadlineExceeded("slow")])
 async def test_while_the_log_is_away_what_is_remembered_answers_and_says_so(stubs, world, failure):
     await world.did("ann", "a")
