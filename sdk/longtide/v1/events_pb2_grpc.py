@@ -33,7 +33,8 @@ class EventServiceStub(object):
     the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
     message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
     it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
-    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    call of one request and one answer that brings no deadline gets the server's, 5 seconds where it is told nothing else
+    (DEADLINE_EXCEEDED), but for ActivateSnapshot.
     """
 
     def __init__(self, channel):
@@ -62,7 +63,8 @@ class EventServiceServicer(object):
     the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
     message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
     it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
-    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    call of one request and one answer that brings no deadline gets the server's, 5 seconds where it is told nothing else
+    (DEADLINE_EXCEEDED), but for ActivateSnapshot.
     """
 
     def WriteEvents(self, request, context):
@@ -115,7 +117,8 @@ class EventService(object):
     the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
     message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
     it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
-    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    call of one request and one answer that brings no deadline gets the server's, 5 seconds where it is told nothing else
+    (DEADLINE_EXCEEDED), but for ActivateSnapshot.
     """
 
     @staticmethod

@@ -65,7 +65,8 @@ class EventServiceStub(typing.Generic[_EventServiceWriteEventsType, _EventServic
     the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
     message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
     it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
-    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    call of one request and one answer that brings no deadline gets the server's, 5 seconds where it is told nothing else
+    (DEADLINE_EXCEEDED), but for ActivateSnapshot.
     """
 
     @typing.overload
@@ -126,7 +127,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
     the call up is too much, gRPC itself answers RESOURCE_EXHAUSTED or CANCELLED without it. Wait, and try again. A
     message that is sent holds 16 MiB at most; a larger one is RESOURCE_EXHAUSTED too, its message says so, and sending
     it again cannot succeed. INVALID_ARGUMENT that is about fields comes with google.rpc.BadRequest, which names them. A
-    call that brings no deadline gets the server's, 5 seconds where it is told nothing else (DEADLINE_EXCEEDED).
+    call of one request and one answer that brings no deadline gets the server's, 5 seconds where it is told nothing else
+    (DEADLINE_EXCEEDED), but for ActivateSnapshot.
     """
 
     @abc.abstractmethod

@@ -28,6 +28,7 @@ from longtide_server.app.parts import Parts
 from longtide_server.config import ServerConfig
 from longtide_server.errors import InvalidInput
 from longtide_server.rpc.catalog_service import CatalogService
+from longtide_server.rpc.deadlines import limited
 from longtide_server.rpc.event_service import EventService
 from longtide_server.rpc.health import keep_probing
 from longtide_server.rpc.recommendation_service import RecommendationService
@@ -35,12 +36,15 @@ from longtide_server.rpc.snapshot_service import Snapshots, SnapshotService
 from longtide_server.rpc.user_service import UserService
 
 CONNECTION_AGE_MS = 300_000
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 EVENTS = events_pb2.DESCRIPTOR.services_by_name["EventService"]
 RECOMMENDATIONS = recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 USERS = users_pb2.DESCRIPTOR.services_by_name["UserService"]
 SNAPSHOTS = snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"]
 CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]
 SERVICES = tuple(service.full_name for service in (EVENTS, RECOMMENDATIONS, USERS, CATALOG, SNAPSHOTS))
+PATIENT = ("ActivateSnapshot",)
+"""Calls that take as long as they take."""
 STORE_SERVICES = (EVENTS.full_name, USERS.full_name, CATALOG.full_name)
 """Those that can do nothing without the event store. Recommendations are answered from memory then."""
 
@@ -61,6 +65,10 @@ def new_server(config: ServerConfig, *, one_of_several: bool) -> grpc.aio.Server
             ("grpc.so_reuseport", int(one_of_several)),
             # The SDK pings idle streams once a minute; without this gRPC would end them for that.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+            # A client that vanished without a word would keep the places of its streams for two hours.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             *spread,
         ],
     )
@@ -80,21 +88,26 @@ async def start(
 ) -> None:
     """Answer calls from now on, on the port that the server is bound to, and say SERVING."""
     store, writer, servings = parts.store, parts.writer, parts.servings
-    observer, calls = parts.watching.observer, parts.watching.calls
-    events = calls.watched(EventService(writer.write, time.time, config.retention, observer), EVENTS)
-    events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-    recommendations = calls.watched(
-        RecommendationService(
-            lambda: servings.current, config.default_timeout_s, time.time, observer, parts.catalog.catch_up
-        ),
-        RECOMMENDATIONS,
+    observer, calls, limit_s = parts.watching.observer, parts.watching.calls, config.default_timeout_s
+    events = EventService(writer.write, time.time, config.retention, observer)
+    recommendations = RecommendationService(
+        lambda: servings.current, limit_s, time.time, observer, parts.catalog.catch_up
     )
+    users = UserService(store, writer, time.time)
+    catalogs = CatalogService(parts.items, parts.catalog, time.time)
+    snapshot_service = SnapshotService(snapshots)
+    for servicer, service in (
+        (events, EVENTS),
+        (recommendations, RECOMMENDATIONS),
+        (users, USERS),
+        (catalogs, CATALOG),
+        (snapshot_service, SNAPSHOTS),
+    ):
+        calls.watched(limited(servicer, service, limit_s, but=PATIENT), service)
+    events_pb2_grpc.add_EventServiceServicer_to_server(events, server)
     recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(recommendations, server)
-    users = calls.watched(UserService(store, writer, time.time), USERS)
     users_pb2_grpc.add_UserServiceServicer_to_server(users, server)
-    catalogs = calls.watched(CatalogService(parts.items, parts.catalog, time.time), CATALOG)
     catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalogs, server)
-    snapshot_service = calls.watched(SnapshotService(snapshots), SNAPSHOTS)
     snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshot_service, server)
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -10,10 +11,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.server.app.calls import event, recommended, write
 
-from longtide.v1 import recommendation_pb2, recommendation_pb2_grpc
-from longtide_server.app import running
+from longtide.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    recommendation_pb2,
+    recommendation_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
+)
+from longtide_server.app import listening, running
 from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import EncoderUnavailable
+from longtide_server.event_store.sqlite import SqliteEventStore
 
 SERVICES = [f"longtide.v1.{name}Service" for name in ("Event", "Recommendation", "User", "Catalog", "Snapshot")]
 
@@ -110,3 +119,60 @@ async def test_a_long_id_that_is_refused_does_not_make_the_answer_too_long(chann
     answer = await write(channel, event("good"), event("x" * 5_000_000))
     assert answer.written_count == 1
     assert [error.index for error in answer.errors] == [1]
+
+
+async def test_a_call_without_a_deadline_to_a_store_that_hangs_ends(config, monkeypatch):
+    async def page(self, *_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(SqliteEventStore, "page", page)
+    async with running(config(default_timeout_s=0.2)) as address, grpc.aio.insecure_channel(address) as channel:
+        asked = users_pb2.ListUserEventsRequest(owner=users_pb2.Owner(user_id="ann"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await users_pb2_grpc.UserServiceStub(channel).ListUserEvents(asked)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@asynccontextmanager
+async def network(address):
+    """A way to the server that can go silent: nothing arrives any more, and nobody is told."""
+    silent, host, port = asyncio.Event(), *address.rsplit(":", 1)
+
+    async def passed_on(reader, writer):
+        while data := await reader.read(65_536):
+            if silent.is_set():
+                await asyncio.Event().wait()
+            writer.write(data)
+
+    async def connected(reader, writer):
+        there, back = await asyncio.open_connection(host, port)
+        await asyncio.gather(passed_on(reader, back), passed_on(there, writer))
+
+    way = await asyncio.start_server(connected, "127.0.0.1", 0)
+    yield f"127.0.0.1:{way.sockets[0].getsockname()[1]}", silent
+    way.close()
+
+
+async def test_clients_that_vanished_without_a_word_lose_their_places(config, monkeypatch):
+    monkeypatch.setattr(listening, "KEEPALIVE_MS", 500)
+    monkeypatch.setattr(listening, "KEEPALIVE_TIMEOUT_MS", 500)
+    async with (
+        running(config(max_calls=1)) as address,
+        network(address) as (way, silent),
+        grpc.aio.insecure_channel(way, options=[("grpc.use_local_subchannel_pool", 1)]) as vanishing,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stream = events_pb2_grpc.EventServiceStub(vanishing).StreamEvents()
+        await stream.write(events_pb2.StreamEventsRequest(sequence_number=1, events=[event("e1")]))
+        await stream.read()
+        silent.set()
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await recommended(channel, "ann")
+        async with asyncio.timeout(20.0):
+            while True:
+                try:
+                    assert len(await recommended(channel, "ann")) == 11
+                    break
+                except grpc.aio.AioRpcError as exc:
+                    assert exc.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                    await asyncio.sleep(0.1)
