@@ -116,13 +116,6 @@ def test_a_large_write_is_retried_too(client, server, rich_status):
     assert len(server.requests) == 2
 
 
-def test_a_deletion_is_not_retried_since_it_may_have_happened(client, server, rich_status):
-    server.failures.append(rich_status(code_pb2.UNAVAILABLE, "the answer was lost"))
-    with pytest.raises(UnavailableError, match="lost"):
-        client.delete_user_data("ada")
-    assert len(server.requests) == 1
-
-
 def test_every_unary_call_but_an_activation_and_a_deletion_is_retried_and_no_stream():
     services = [
         *events_pb2.DESCRIPTOR.services_by_name.values(),
