@@ -221,6 +221,10 @@ class SimilarItems(_Entries[SimilarItem]):
     basis: Basis | None = None
     """What was compared. BEHAVIOR, whatever was asked for, where the snapshot has learned from no content; None where
     this release of the SDK does not know it: the server is newer."""
+    degraded: bool = False
+    """True when what is known of items may be out of date: one that was taken away since may be among them."""
+    degraded_reason: str = ""
+    """Why the answer is degraded; empty when it is not."""
 
 
 class InterestKind(enum.StrEnum):

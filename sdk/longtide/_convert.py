@@ -230,6 +230,8 @@ def similar_items(item_id: str, response: recommendation_pb2.ListSimilarItemsRes
         entries=tuple(SimilarItem(item.item_id, item.title, item.similarity) for item in response.items),
         snapshot_id=response.snapshot_id,
         basis=_BASES.get(response.basis),
+        degraded=response.degraded,
+        degraded_reason=response.degraded_reason,
     )
 
 

@@ -677,10 +677,16 @@ class ListSimilarItemsResponse(google.protobuf.message.Message):
     ITEMS_FIELD_NUMBER: builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: builtins.int
     BASIS_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    DEGRADED_REASON_FIELD_NUMBER: builtins.int
     snapshot_id: builtins.str
     """The snapshot that the answer comes from."""
     basis: Global___SimilarityBasis.ValueType
     """What was compared; never unspecified."""
+    degraded: builtins.bool
+    """True when what is known of items may be out of date: one that was taken away since may be among them."""
+    degraded_reason: builtins.str
+    """Why the answer is degraded; empty when it is not."""
     @property
     def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SimilarItem]:
         """The items, none twice, none that is unavailable, not yet published, expired or deleted."""
@@ -691,8 +697,10 @@ class ListSimilarItemsResponse(google.protobuf.message.Message):
         items: collections.abc.Iterable[Global___SimilarItem] | None = ...,
         snapshot_id: builtins.str = ...,
         basis: Global___SimilarityBasis.ValueType = ...,
+        degraded: builtins.bool = ...,
+        degraded_reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["basis", b"basis", "items", b"items", "snapshot_id", b"snapshot_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["basis", b"basis", "degraded", b"degraded", "degraded_reason", b"degraded_reason", "items", b"items", "snapshot_id", b"snapshot_id"]) -> None: ...
 
 Global___ListSimilarItemsResponse: typing_extensions.TypeAlias = ListSimilarItemsResponse
 

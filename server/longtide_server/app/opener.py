@@ -134,7 +134,7 @@ class Opener:
             spaces = await asyncio.to_thread(spaces_of, snapshot.embeddings, snapshot.content_vectors)
             similar = SimilarItems(spaces)
             stack.push_async_callback(cancelled, asyncio.create_task(similar.build()))
-            finder = ItemFinder(snapshot, similar, live, new, time.time)
+            finder = ItemFinder(snapshot, similar, live, new, time.time, stale)
             responses = Responses(recommender, shown, config.cached_users, self._observer)
             self._writer.add(responses)
             stack.callback(self._writer.remove, responses)

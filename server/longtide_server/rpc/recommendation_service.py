@@ -171,14 +171,16 @@ class RecommendationService(recommendation_pb2_grpc.RecommendationServiceService
             remaining_s(context)
             await self._catch_up()
             with self._current() as serving:
-                found, basis = await serving.finder.find(query)
+                found = await serving.finder.find(query)
             return recommendation_pb2.ListSimilarItemsResponse(
                 items=[
                     recommendation_pb2.SimilarItem(item_id=item.item_id, title=item.title, similarity=item.similarity)
-                    for item in found
+                    for item in found.items
                 ],
                 snapshot_id=serving.snapshot.snapshot_id,
-                basis=int(basis),  # type: ignore[arg-type]
+                basis=int(found.basis),  # type: ignore[arg-type]
+                degraded=bool(found.degraded_reason),
+                degraded_reason=found.degraded_reason,
             )
 
         return await answered(context, answer)

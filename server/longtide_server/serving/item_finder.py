@@ -39,21 +39,40 @@ class SimilarItem:
     """Cosine, -1 to 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class FoundItems:
+    """What is like an item."""
+
+    items: tuple[SimilarItem, ...]
+    """The most similar first."""
+    basis: Basis
+    """What was compared."""
+    degraded_reason: str
+    """Why items that were taken away may be among them; empty when none can."""
+
+
 class ItemFinder:
     """Answers for one snapshot."""
 
     def __init__(
-        self, snapshot: Snapshot, similar: SimilarItems, live: LiveCatalog, new: NewItems, clock: Callable[[], float]
+        self,
+        snapshot: Snapshot,
+        similar: SimilarItems,
+        live: LiveCatalog,
+        new: NewItems,
+        clock: Callable[[], float],
+        stale: Callable[[], str] = lambda: "",
     ) -> None:
-        """`clock` gives seconds since 1970."""
+        """`clock` gives seconds since 1970, `stale` says why `live` may be out of date; empty when it is not."""
         self._catalog = snapshot.catalog
         self._similar = similar
         self._live = live
         self._new = new
         self._clock = clock
+        self._stale = stale
 
-    async def find(self, query: ItemQuery) -> tuple[tuple[SimilarItem, ...], Basis]:
-        """The items most like an item, most similar first, and what was compared. NotFound when it is unknown."""
+    async def find(self, query: ItemQuery) -> FoundItems:
+        """The items most like an item. NotFound when it is unknown."""
         basis = self._similar.basis(query.basis)
         vector = self._vector(basis, query.item_id)
         left_out = (query.item_id, *query.exclude_item_ids)
@@ -80,7 +99,7 @@ class ItemFinder:
             SimilarItem(*self._name(number), cosine)
             for number, cosine in zip(numbers.tolist(), cosines.tolist(), strict=True)
         )
-        return tuple(found), basis
+        return FoundItems(tuple(found), basis, self._stale())
 
     def _search(
         self,

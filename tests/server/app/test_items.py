@@ -123,6 +123,8 @@ async def test_answers_say_so_while_the_catalogue_of_others_cannot_be_asked(conf
         with monkeypatch.context() as patched:
             patched.setattr(RedisCatalogStore, "changes", fails)
             await becomes("the catalogue could not be asked: away")
+            alike = await client.similar_items((await client.recommend("ann"))[0].item_id)
+            assert (alike.degraded, alike.degraded_reason) == (True, "the catalogue could not be asked: away")
         await becomes("")
 
 

@@ -665,7 +665,7 @@ def alike(shop):
     finder = ItemFinder(world.snapshot, similar, world.live, shop.new, lambda: world.clock.now_s)
 
     async def find(item_id, basis=None, **query):
-        found, _ = await finder.find(ItemQuery(item_id, basis=basis, **query))
+        found = (await finder.find(ItemQuery(item_id, basis=basis, **query))).items
         return [item.item_id for item in found]
 
     return find
