@@ -385,7 +385,7 @@ async def served(tiny_snapshots, tmp_path):
         return serving
 
     servings = Servings(await open_serving(directory / "a"), open_serving, Bars(recall=0.0, latency_s=10.0))
-    activation = Activation(directory, servings, 2)
+    activation = Activation(directory, directory / "a", servings, 2)
     yield SimpleNamespace(
         activation=activation, servings=servings, writer=writer, store=store, directory=directory, opened=opened
     )

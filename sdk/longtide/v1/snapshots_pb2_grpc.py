@@ -74,9 +74,10 @@ class SnapshotServiceServicer(object):
         """Serves another snapshot, older ones included: it is loaded beside the one that is served, tried on people that it
         knows, warmed, and swapped between two requests; none is lost and no answer mixes two snapshots. Returns when it is
         served, which takes some seconds, and goes on when the caller gives up. INVALID_ARGUMENT says what was wrong with
-        the snapshot, UNAVAILABLE that its encoder did not start, FAILED_PRECONDITION that another one is being activated,
-        NOT_FOUND that it is not in the directory; the old snapshot is served on then. When it has begun to be served, the
-        oldest snapshots are deleted, all but as many as `longtide serve --keep-snapshots` says.
+        the snapshot, UNAVAILABLE that its encoder did not start or that something else kept it from being judged,
+        FAILED_PRECONDITION that another one is being activated, NOT_FOUND that it is not in the directory; the old snapshot
+        is served on then. When it has begun to be served, the oldest snapshots of a directory that the server was given are
+        deleted, all but as many as `longtide serve --keep-snapshots` says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

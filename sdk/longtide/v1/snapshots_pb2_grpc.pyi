@@ -118,9 +118,10 @@ class SnapshotServiceStub(typing.Generic[_SnapshotServiceListSnapshotsType, _Sna
     """Serves another snapshot, older ones included: it is loaded beside the one that is served, tried on people that it
     knows, warmed, and swapped between two requests; none is lost and no answer mixes two snapshots. Returns when it is
     served, which takes some seconds, and goes on when the caller gives up. INVALID_ARGUMENT says what was wrong with
-    the snapshot, UNAVAILABLE that its encoder did not start, FAILED_PRECONDITION that another one is being activated,
-    NOT_FOUND that it is not in the directory; the old snapshot is served on then. When it has begun to be served, the
-    oldest snapshots are deleted, all but as many as `longtide serve --keep-snapshots` says.
+    the snapshot, UNAVAILABLE that its encoder did not start or that something else kept it from being judged,
+    FAILED_PRECONDITION that another one is being activated, NOT_FOUND that it is not in the directory; the old snapshot
+    is served on then. When it has begun to be served, the oldest snapshots of a directory that the server was given are
+    deleted, all but as many as `longtide serve --keep-snapshots` says.
     """
 
 SnapshotServiceAsyncStub: typing_extensions.TypeAlias = SnapshotServiceStub[
@@ -166,9 +167,10 @@ class SnapshotServiceServicer(metaclass=abc.ABCMeta):
         """Serves another snapshot, older ones included: it is loaded beside the one that is served, tried on people that it
         knows, warmed, and swapped between two requests; none is lost and no answer mixes two snapshots. Returns when it is
         served, which takes some seconds, and goes on when the caller gives up. INVALID_ARGUMENT says what was wrong with
-        the snapshot, UNAVAILABLE that its encoder did not start, FAILED_PRECONDITION that another one is being activated,
-        NOT_FOUND that it is not in the directory; the old snapshot is served on then. When it has begun to be served, the
-        oldest snapshots are deleted, all but as many as `longtide serve --keep-snapshots` says.
+        the snapshot, UNAVAILABLE that its encoder did not start or that something else kept it from being judged,
+        FAILED_PRECONDITION that another one is being activated, NOT_FOUND that it is not in the directory; the old snapshot
+        is served on then. When it has begun to be served, the oldest snapshots of a directory that the server was given are
+        deleted, all but as many as `longtide serve --keep-snapshots` says.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -36,7 +36,9 @@ async def start_alone(config: ServerConfig, stack: AsyncExitStack) -> tuple[str,
         return await encoder_of(snapshot, None if local else await torchserves.start(snapshot.path / ENCODER, hosting))
 
     parts = await build_parts(config, snapshot, stores, encoder, config.data_dir / STATES, watching, stack)
-    activation = Activation(snapshot.path.parent, parts.servings, config.keep_snapshots, watching.observer)
+    activation = Activation(
+        config.snapshot_dir, snapshot.path, parts.servings, config.keep_snapshots, watching.observer
+    )
     stack.push_async_callback(activation.close)
     expire_events(config, parts.store, parts.writer.forget, stack)
     await start(server, config, parts, activation, stack)

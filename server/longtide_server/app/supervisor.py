@@ -26,7 +26,7 @@ from longtide_server.workers.totals import Totals
 
 async def start_workers(config: ServerConfig, stack: AsyncExitStack) -> tuple[str, str]:
     """Serve from workers that this process starts; where, and which snapshot."""
-    folder = resolve(config.snapshot_dir)
+    folder = resolve(config.snapshot_dir).absolute()
     await asyncio.to_thread(_checked, folder)
     locks = [stack.enter_context(held(config.data_dir))]
     reserved = stack.enter_context(ReservedPort(*host_and_port(config.listen, "listen")))
@@ -59,7 +59,7 @@ async def start_workers(config: ServerConfig, stack: AsyncExitStack) -> tuple[st
 
     fleet = Fleet(config.workers, await host(folder), host, worker, totals, config.stop_grace_s)
     stack.push_async_callback(fleet.stop)
-    activation = Activation(folder.parent, fleet, config.keep_snapshots, own)
+    activation = Activation(config.snapshot_dir, folder, fleet, config.keep_snapshots, own)
     stack.push_async_callback(activation.close)
     await fleet.start()
     # A worker asks the log for news before it answers, so nobody need be told what has expired.

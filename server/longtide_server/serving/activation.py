@@ -13,7 +13,7 @@ import structlog
 
 from longtide_server.errors import Conflict, InvalidInput, LongtideError, NotFound
 from longtide_server.observer import NOBODY, Activated, Observer
-from longtide_server.snapshot import CURRENT, Manifest, published, set_current
+from longtide_server.snapshot import Manifest, published, set_current
 
 log = structlog.get_logger(__name__)
 
@@ -73,9 +73,15 @@ class Published:
 class Activation(Published):
     """The way to another snapshot of the directory."""
 
-    def __init__(self, directory: Path, swap: Swap, keep: int, observer: Observer = NOBODY) -> None:
-        """`keep` is how many snapshots stay in the directory."""
-        super().__init__(directory, lambda: swap.snapshot_id)
+    def __init__(self, configured: Path, first: Path, swap: Swap, keep: int, observer: Observer = NOBODY) -> None:
+        """`first` is the folder that is served when the server starts, `configured` where it was told to look for it.
+
+        A directory that is configured is the server's own: it says there what is current, and leaves `keep` snapshots.
+        Where one snapshot's own folder is, or what is current lies elsewhere, those beside it are somebody's: they are
+        served when that is asked for, but nothing is written or deleted, and a restart serves what is configured.
+        """
+        super().__init__(first.absolute().parent, lambda: swap.snapshot_id)
+        self._owned = self._directory == configured.absolute()
         self._swap = swap
         self._keep = keep
         self._observer = observer
@@ -85,7 +91,8 @@ class Activation(Published):
         """Serve another snapshot from the next request on, also when the caller gives up meanwhile.
 
         NotFound when it is not there, Conflict while another one is being activated, SnapshotError when it is damaged
-        or its canaries find it wanting, Unavailable when its encoder does not start; the old one is served on then.
+        or its canaries find it wanting, Unavailable when its encoder does not start or it cannot be judged now; the old
+        one is served on then.
         """
         if self._activating is None or self._activating.done():
             self._activating = asyncio.create_task(self._told(snapshot_id), name=snapshot_id)
@@ -118,21 +125,24 @@ class Activation(Published):
     async def _activate(self, snapshot_id: str) -> Listed:
         chosen = await self.get(snapshot_id)
         if chosen.active:
-            await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
+            await self._have_restarts_serve(chosen.folder)
             return chosen
         log.info("snapshot_activating", snapshot=snapshot_id)
-        ours = (self._directory / CURRENT).is_file()
         try:
             await self._swap.prepare(chosen.folder)
-            await asyncio.to_thread(set_current, self._directory, chosen.folder.name)
+            await self._have_restarts_serve(chosen.folder)
         except BaseException:
             await self._swap.abandon()
             raise
         await self._swap.commit()
         log.info("snapshot_activated", snapshot=snapshot_id)
-        if ours:  # a folder without CURRENT is somebody's folder that happens to hold a snapshot
+        if self._owned:
             await asyncio.to_thread(self._prune)
         return Listed(chosen.folder, chosen.manifest, active=True)
+
+    async def _have_restarts_serve(self, folder: Path) -> None:
+        if self._owned:
+            await asyncio.to_thread(set_current, self._directory, folder.name)
 
     def _prune(self) -> None:
         """Delete the oldest snapshots, but for the newest `keep` and the one that is served."""

@@ -1,11 +1,13 @@
 """Tries a snapshot before it is active: are its lists sane, its neighbours the nearest, its answers quick?
 
-The canaries are people of the snapshot itself: what it knows that they did is given as a session, so no event log is
-needed and none is written to.
+The canaries are people of the snapshot itself: what it knows that they did is given as a session of somebody without a
+history, so no event log is asked or written to. What they find wanting is the snapshot's fault only where nothing else
+can be to blame.
 """
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtide_server.answers import Answer, Query
-from longtide_server.errors import SnapshotError
+from longtide_server.encoder import Encoded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, SnapshotError, Unavailable
+from longtide_server.evidence import Asker
 from longtide_server.recommender import Recommender
+from longtide_server.users.user_state import UserState
 
 CANARIES = 32
 SESSION_ITEMS = 50
@@ -43,17 +48,22 @@ class Trial:
 
 
 async def try_out(recommender: Recommender, bars: Bars) -> Trial:
-    """Ask for everybody of the canary set. SnapshotError says what is wrong."""
+    """Ask for everybody of the canary set.
+
+    SnapshotError says what is wrong with the snapshot; Unavailable, what may as well be for other reasons, so that
+    trying later helps: the catalogue may be old, the encoder has no time, or answers are slow beside everybody else's.
+    """
     times, queries = [], canary_queries(recommender)
     for query in queries:
         begun = time.monotonic()
-        answer = await recommender.recommend(query, TIMEOUT_S)
+        answer = await recommender.recommend_to(Asker(UserState(query.owner)), query, TIMEOUT_S)
         times.append(time.monotonic() - begun)
+        await _check_whole(answer, query, recommender)
         _check_list(answer, query, recommender.recommendable_count())
     latency_s = statistics.median(times) if times else 0.0
     if latency_s > bars.latency_s:
-        raise SnapshotError(f"canaries: an answer takes {latency_s:.2f} s; {bars.latency_s:g} s are allowed")
-    recalls = [await recommender.recall(query, TIMEOUT_S) for query in queries[:RECALL_CANARIES]]
+        raise Unavailable(f"canaries: an answer takes {latency_s:.2f} s; {bars.latency_s:g} s are allowed")
+    recalls = [await _recall(recommender, query) for query in queries[:RECALL_CANARIES]]
     recall = statistics.mean(recalls) if recalls else 1.0
     if recall < bars.recall:
         raise SnapshotError(f"canaries: a search finds {recall:.2f} of the nearest; {bars.recall:g} are required")
@@ -75,13 +85,40 @@ def canary_queries(recommender: Recommender) -> list[Query]:
     return queries
 
 
+async def _check_whole(answer: Answer, query: Query, recommender: Recommender) -> None:
+    """Unavailable when an answer is degraded; SnapshotError when its encoder, asked once more, fails again."""
+    if not answer.degraded_reason:
+        return
+    try:
+        await _encoded(recommender, query)
+    except EncoderUnavailable as exc:
+        raise SnapshotError(f"canaries: the encoder fails: {exc}") from exc
+    raise Unavailable(f"canaries: an answer is degraded: {answer.degraded_reason}")
+
+
+async def _recall(recommender: Recommender, query: Query) -> float:
+    """The share of a canary's nearest moments that a search finds, by a search of everything."""
+    neighbors, settings = recommender.snapshot.neighbors, recommender.snapshot.manifest.neighbors
+    encoded = await _encoded(recommender, query)
+    return await asyncio.to_thread(neighbors.recall, encoded.query, settings.count, settings.search_k)
+
+
+async def _encoded(recommender: Recommender, query: Query) -> Encoded:
+    """What the encoder makes of a canary. EncoderUnavailable when it fails, Unavailable when it has no time."""
+    session = recommender.snapshot.catalog.numbers(query.session_item_ids).tolist()
+    try:
+        encoded = await recommender.states.encoded(UserState(query.owner), session, 1, TIMEOUT_S)
+    except (DeadlineExceeded, Overloaded) as exc:
+        raise Unavailable(f"canaries: the encoder has no time: {exc}") from exc
+    assert encoded is not None  # a canary has a session
+    return encoded
+
+
 def _check_list(answer: Answer, query: Query, item_count: int) -> None:
     """SnapshotError when a list is not one that a healthy snapshot gives."""
     items = [one.item_id for one in answer.recommendations]
     scores = [one.score for one in answer.recommendations]
     session = set(query.session_item_ids)
-    if answer.degraded_reason:
-        raise SnapshotError(f"canaries: an answer is degraded: {answer.degraded_reason}")
     if len(items) < min(LIMIT, item_count - len(session)):
         raise SnapshotError(f"canaries: a list has {len(items)} of {LIMIT} items")
     if len(set(items)) < len(items) or session & set(items):

@@ -53,7 +53,8 @@ class Servings:
     async def prepare(self, folder: Path) -> None:
         """Open the serving of a folder's snapshot beside the current one, try it and warm it. Abandon or commit it.
 
-        SnapshotError when it is damaged or its canaries find it wanting, Unavailable when its encoder does not start.
+        SnapshotError when it is damaged or its canaries find it wanting, Unavailable when its encoder does not start or
+        it cannot be judged now.
         """
         await self.abandon()
         serving = await self._open(folder)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from longtide_server.answers import Answer, Query, Recommendation
-from longtide_server.errors import Conflict, EncoderUnavailable, NotFound, SnapshotError
+from longtide_server.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EncoderUnavailable,
+    NotFound,
+    Overloaded,
+    SnapshotError,
+    Unavailable,
+)
+from longtide_server.recommender import Recommender
 from longtide_server.serving import servings as servings_module
 from longtide_server.serving.activation import Activation
 from longtide_server.serving.canary import Bars, canary_queries, try_out
@@ -157,10 +166,28 @@ async def test_whoever_asks_for_the_same_waits_for_it_too(served):
     assert len(served.opened) == 2
 
 
-async def test_nothing_is_deleted_where_no_snapshot_was_current(served):
-    (served.directory / CURRENT).unlink()
-    await served.activation.activate("c")
-    assert (served.directory / "a").is_dir()
+@pytest.mark.parametrize("current", ["a", None])
+async def test_beside_one_snapshots_own_folder_nothing_is_written_or_deleted(served, current):
+    """Also where the directory that it lies in is another server's, and says what is current for that one."""
+    if current is None:
+        (served.directory / CURRENT).unlink()
+    before = {path.name for path in served.directory.iterdir()}
+    one_folder = served.directory / "a"
+    activation = Activation(one_folder, one_folder, served.servings, keep=1)
+    for name in ("b", "c", "c"):
+        assert (await activation.activate(name)).active
+        assert (await answer(served)).snapshot_id == name
+    assert {path.name for path in served.directory.iterdir()} == before
+    assert current is None or resolve(served.directory) == one_folder
+
+
+async def test_where_what_is_current_lies_elsewhere_nothing_is_written_or_deleted(served, tmp_path):
+    (tmp_path / CURRENT).write_text("snapshots/a")  # by hand
+    activation = Activation(tmp_path, resolve(tmp_path), served.servings, keep=1)
+    for name in ("b", "c"):
+        assert (await activation.activate(name)).active
+    assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "a", "b", "c"]
+    assert (served.directory / CURRENT).read_text() == "a"
 
 
 async def test_closing_does_not_wait_for_warming(served, monkeypatch):
@@ -206,7 +233,7 @@ async def test_the_last_ones_are_kept_and_the_one_that_is_served(served):
 
 
 async def test_the_one_that_is_served_stays_though_newer_ones_are_kept(served):
-    activation = Activation(served.directory, served.servings, keep=1)
+    activation = Activation(served.directory, served.directory / "a", served.servings, keep=1)
     await activation.activate("b")
     assert sorted(path.name for path in served.directory.iterdir()) == ["CURRENT", "b", "c"]
 
@@ -227,7 +254,7 @@ class FailingSwap:
 async def test_what_could_not_be_prepared_is_let_go(served):
     swap = FailingSwap()
     with pytest.raises(EncoderUnavailable):
-        await Activation(served.directory, swap, keep=2).activate("b")
+        await Activation(served.directory, served.directory / "a", swap, keep=2).activate("b")
     assert swap.abandoned == 1
 
 
@@ -246,10 +273,44 @@ async def test_canaries_leave_nothing_in_the_log(served):
     assert [piece async for piece in served.store.everything()] == []
 
 
+async def test_canaries_do_not_ask_the_log(world):
+    world.store.failure = Unavailable("Redis is restarting")
+    assert (await try_out(world.recommender, LENIENT)).canaries == 3
+    assert world.states.count == 0
+
+
 async def test_an_encoder_that_fails_is_found(world):
     world.encoder.failure = EncoderUnavailable("broken weights")
-    with pytest.raises(SnapshotError, match=r"degraded.*broken weights"):
+    with pytest.raises(SnapshotError, match=r"canaries: the encoder fails: broken weights"):
         await try_out(world.recommender, LENIENT)
+
+
+@pytest.mark.parametrize(
+    "failure", [DeadlineExceeded("it did not answer within 10 s"), Overloaded("the encoder's queue is full")]
+)
+async def test_an_encoder_that_has_no_time_is_not_the_snapshots_fault(world, failure):
+    world.encoder.failure = failure
+    with pytest.raises(Unavailable, match=f"canaries: the encoder has no time: {failure}"):
+        await try_out(world.recommender, LENIENT)
+
+
+async def test_an_encoder_that_answers_when_asked_again_is_not_the_snapshots_fault(world, monkeypatch):
+    encode = world.encoder.encode
+
+    async def fails_once(batch, timeout_s):
+        monkeypatch.setattr(world.encoder, "encode", encode)
+        raise EncoderUnavailable("its worker died")
+
+    monkeypatch.setattr(world.encoder, "encode", fails_once)
+    with pytest.raises(Unavailable, match=r"canaries: an answer is degraded.*its worker died"):
+        await try_out(world.recommender, LENIENT)
+
+
+async def test_a_catalogue_that_may_be_old_is_not_the_snapshots_fault(world):
+    reason = "the catalogue could not be asked: away"
+    recommender = Recommender(world.snapshot, world.states, stale_catalog=lambda: reason)
+    with pytest.raises(Unavailable, match=f"canaries: an answer is degraded: {reason}"):
+        await try_out(recommender, LENIENT)
 
 
 SANE = [("a", 0.4), ("b", 0.3), ("c", 0.2), ("d", 0.1)]
@@ -259,15 +320,12 @@ class Answering:
     """A recommender of whom one list is not what the snapshot of a world gives."""
 
     def __init__(self, recommender, items):
-        self.snapshot = recommender.snapshot
+        self.snapshot, self.states = recommender.snapshot, recommender.states
         self._items = items
 
-    async def recommend(self, query, timeout_s):
+    async def recommend_to(self, asker, query, timeout_s):
         items = tuple(Recommendation(item_id, "", score, sources=(), neighbors=()) for item_id, score in self._items)
         return Answer(items, "world")
-
-    async def recall(self, query, timeout_s):
-        return 1.0
 
     def recommendable_count(self):
         return len(SANE) + 1  # one of which each canary has just seen
@@ -292,8 +350,8 @@ async def test_a_list_that_no_healthy_snapshot_gives_is_found(make_world, items,
         await try_out(answering, LENIENT)
 
 
-async def test_a_slow_snapshot_is_found(world):
-    with pytest.raises(SnapshotError, match="an answer takes"):
+async def test_slow_answers_may_be_the_busy_machines_fault(world):
+    with pytest.raises(Unavailable, match="canaries: an answer takes"):
         await try_out(world.recommender, Bars(recall=0.0, latency_s=0.0))
 
 
