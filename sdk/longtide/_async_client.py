@@ -451,8 +451,8 @@ class AsyncClient:
 
         NotFoundError when the server does not have the snapshot, FailedPreconditionError while it activates another
         one, InvalidArgumentError when the snapshot is damaged or its answers are not fit to be served,
-        UnavailableError when its encoder does not start or something else kept it from being judged. The old snapshot is
-        served on then.
+        UnavailableError when its encoder does not start or something else kept it from being judged. The old snapshot
+        is served on then.
         """
         request = _convert.activate_request(snapshot_id)
         response = await self._call(self._snapshots.ActivateSnapshot, request, timeout)
