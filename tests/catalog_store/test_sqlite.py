@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from longtide_server.catalog_store import Revision, sqlite_items
+from longtide_server.catalog_store import ItemPage, Revision, sqlite_items
 from longtide_server.catalog_store import sqlite as sqlite_store
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store.sqlite import SqliteEventStore
@@ -161,6 +161,22 @@ async def test_a_file_that_is_only_read_is_read_while_a_server_writes(stores, pa
     await reader.events.close()
     with pytest.raises(InvalidInput, match="in use by another process"):
         await open_stores(f"sqlite:///{path}")
+
+
+async def test_a_file_that_is_only_read_and_never_had_a_catalogue_has_no_items(path):
+    """A log that was imported into the file, for example, and that no server has opened."""
+    events = SqliteEventStore(path)
+    await events.write([EVENT])
+    await events.close()
+    reader = await open_stores(f"sqlite:///{path}", writes=False)
+    assert await reader.items.page(9) == ItemPage((), more=False)
+    assert await reader.items.get("i1") is None
+    assert await reader.items.revision() == Revision()
+    found = await reader.items.changes(Revision(), 9)
+    assert (list(found.items), list(found.deleted), found.more) == ([], [], False)
+    await reader.events.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'items'").fetchone() == (0,)
 
 
 async def test_a_catalogue_that_cannot_be_made_leaves_the_file_free(path, monkeypatch):

@@ -1,7 +1,11 @@
 """What is SQLite's own: durability, one writer for many callers, locks and full disks, and what is overwritten."""
 
 import asyncio
+import json
+import os
+import shutil
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from longtide_server.attribution import Shown
 from longtide_server.errors import InvalidInput, Overloaded, Unavailable
 from longtide_server.event_store import sqlite as sqlite_store
 from longtide_server.event_store import sqlite_file, sqlite_log
@@ -439,13 +444,142 @@ def test_a_file_that_is_only_read_must_be_there(path):
     assert not path.parent.exists()
 
 
-async def test_a_file_of_another_format_is_named(path):
+def test_a_file_that_is_only_read_must_hold_something(path):
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(InvalidInput, match=r"events\.db is empty, and no event store"):
+        SqliteEventStore(path, writes=False)
+    assert found_in(path.parent) == {"events.db": b""}
+
+
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_file_of_another_format_is_named(path, writes):
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE events (position INTEGER PRIMARY KEY)")
     connection.close()
     with pytest.raises(InvalidInput, match=r"events\.db is of format 0; this release reads format 2"):
-        SqliteEventStore(path)
+        SqliteEventStore(path, writes=writes)
+
+
+def found_in(folder):
+    """What the files of a folder hold, by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+async def backup(path, event, tmp_path):
+    """The file of a store that was closed, alone in its folder: one event, and two items that were shown."""
+    store = SqliteEventStore(path)
+    await store.write([event("e1")])
+    await store.add_shown({Shown("2026-11-01", "snapshot", "home", 1): 2}, "flush")
+    await store.close()
+    alone = tmp_path / "backup" / path.name
+    alone.parent.mkdir()
+    alone.write_bytes(path.read_bytes())
+    return alone
+
+
+async def read_only(path):
+    """The ids of ann's events, read as an export reads them."""
+    store = SqliteEventStore(path, writes=False)
+    try:
+        return await ids(store)
+    finally:
+        await store.close()
+
+
+async def test_reading_changes_nothing_and_leaves_nothing_behind(backup):
+    before = found_in(backup.parent)
+    assert await read_only(backup) == ["e1"]
+    assert found_in(backup.parent) == before
+
+
+@pytest.mark.parametrize("name", ["a store.db", "what?.db", "half#.db", "100%25.db", "größer.db"])
+async def test_a_file_that_is_only_read_may_have_any_name(backup, name):
+    assert await read_only(backup.rename(backup.with_name(name))) == ["e1"]
+
+
+async def test_a_link_to_a_file_is_read_as_the_file(backup, tmp_path):
+    link = tmp_path / "link.db"
+    link.symlink_to(backup)
+    assert await read_only(link) == ["e1"]
+    assert list(found_in(backup.parent)) == ["events.db"]
+
+
+async def test_a_store_is_opened_and_read_while_its_server_takes_long_to_write(store, path, lock, event):
+    await store.write([event("e1")])
+    unlock = lock()
+    begun_s = time.monotonic()
+    assert await read_only(path) == ["e1"]
+    assert time.monotonic() - begun_s < sqlite_log.BUSY_TIMEOUT_S
+    unlock()
+    assert await counts(store.write([event("e2")])) == (1, 0)
+
+
+async def test_what_a_killed_server_wrote_is_read(store, path, event, tmp_path):
+    await store.write([event("e1")])
+    killed = tmp_path / "killed" / "events.db"
+    killed.parent.mkdir()
+    for name in ("events.db", "events.db-wal"):
+        killed.with_name(name).write_bytes(path.with_name(name).read_bytes())
+    assert await read_only(killed) == ["e1"]
+
+
+async def test_a_store_whose_server_stops_while_it_is_read_is_one_file_once_it_was_read(path, event):
+    store = SqliteEventStore(path)
+    await store.write([event("e1")])
+    reader = SqliteEventStore(path, writes=False)
+    assert await ids(reader) == ["e1"]
+    await store.close()
+    await reader.close()
+    assert sorted(found_in(path.parent)) == ["events.db", "events.db.lock"]
+    assert await read_only(path) == ["e1"]
+
+
+@pytest.fixture
+def without_rights():
+    """What a command begins with for which a folder that is read-only is one, though root should start it."""
+    if os.geteuid() != 0:
+        return []
+    drop = ["setpriv", "--bounding-set", "-dac_override"]
+    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], check=False).returncode:
+        pytest.skip("root may write everywhere here")
+    return drop
+
+
+def test_a_backup_in_a_read_only_folder_is_read(backup, without_rights):
+    before = found_in(backup.parent)
+    backup.chmod(0o444)
+    backup.parent.chmod(0o555)
+    command = [sys.executable, "-m", "longtide_server", "report", "--store", f"sqlite:///{backup}", "--json"]
+    done = subprocess.run([*without_rights, *command], capture_output=True, text=True, check=False)
+    backup.parent.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert [line["shown"] for line in json.loads(done.stdout)["lines"]] == [2]
+    assert found_in(backup.parent) == before
+
+
+def no_room_for(name, path):
+    """SQLite cannot make a file of its own beside this one, as in a read-only folder."""
+    path.with_name(f"{path.name}-{name}").symlink_to("nowhere/file")
+
+
+async def test_a_file_is_read_alone_where_nothing_can_be_made_beside_it(backup):
+    no_room_for("wal", backup)
+    assert await read_only(backup) == ["e1"]
+
+
+async def test_a_file_is_not_read_without_the_write_ahead_log_that_lies_beside_it(store, path, event, tmp_path):
+    """Else what was written last would be missing, and nobody would know."""
+    await store.write([event("e1")])
+    copy = tmp_path / "copy" / "events.db"
+    copy.parent.mkdir()
+    for name in ("events.db", "events.db-wal"):
+        copy.with_name(name).write_bytes(path.with_name(name).read_bytes())
+    no_room_for("shm", copy)
+    with pytest.raises(Unavailable, match=r"events\.db cannot be opened"):
+        await read_only(copy)
 
 
 def a_directory(path):
@@ -466,3 +600,11 @@ def test_a_file_that_cannot_be_opened_is_named(path, obstacle):
     obstacle(path)
     with pytest.raises(Unavailable, match=r"events\.db cannot be opened"):
         SqliteEventStore(path)
+
+
+def test_what_is_no_store_is_not_read_and_stays_as_it_was(path):
+    something_else(path)
+    before = found_in(path.parent)
+    with pytest.raises(Unavailable, match=r"events\.db cannot be opened: file is not a database"):
+        SqliteEventStore(path, writes=False)
+    assert found_in(path.parent) == before

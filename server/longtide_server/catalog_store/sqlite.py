@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from longtide_server.catalog_store import Changes, ItemPage, Revision, Upserted, sqlite_items
 from longtide_server.catalog_store.writes import bytes_of, stamped, whole
@@ -13,12 +15,14 @@ from longtide_server.items.item_fields import Fields
 
 MAX_WAITING_BYTES = 64_000_000
 
+T = TypeVar("T")
+
 
 class SqliteCatalogStore:
     """A CatalogStore in a file, which others close."""
 
     def __init__(self, file: SqliteFile) -> None:
-        """Make the tables where there are none. Unavailable when that cannot be."""
+        """Make the tables where there are none, unless the file is only read. Unavailable when that cannot be."""
         self.shared = file.shared
         self._file = file
         self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
@@ -42,11 +46,11 @@ class SqliteCatalogStore:
 
     async def get(self, item_id: str) -> Item | None:
         """See CatalogStore."""
-        return await self._file.read(lambda connection: sqlite_items.get(connection, item_id))
+        return await self._read(lambda connection: sqlite_items.get(connection, item_id), None)
 
     async def page(self, size: int, after: str = "") -> ItemPage:
         """See CatalogStore."""
-        return await self._file.read(lambda connection: sqlite_items.page(connection, size, after))
+        return await self._read(lambda connection: sqlite_items.page(connection, size, after), ItemPage((), more=False))
 
     async def delete(self, item_ids: Sequence[str]) -> int:
         """See CatalogStore. A batch is deleted whole."""
@@ -59,8 +63,17 @@ class SqliteCatalogStore:
 
     async def changes(self, since: Revision, limit: int) -> Changes:
         """See CatalogStore."""
-        return await self._file.read(lambda connection: sqlite_items.changes(connection, since, limit))
+        nothing = Changes((), (), since, more=False)
+        return await self._read(lambda connection: sqlite_items.changes(connection, since, limit), nothing)
 
     async def revision(self) -> Revision:
         """See CatalogStore."""
-        return await self._file.read(sqlite_items.revision)
+        return await self._read(sqlite_items.revision, Revision())
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T], nothing: T) -> T:
+        """What is read; nothing where the file is only read, and nobody ever made a catalogue in it."""
+
+        def reading(connection: sqlite3.Connection) -> T:
+            return read(connection) if self._file.writes or sqlite_items.are_there(connection) else nothing
+
+        return await self._file.read(reading)

@@ -39,6 +39,11 @@ NEXT_PAGE = "SELECT item_id, record FROM items WHERE item_id > ? AND record IS N
 NEXT_CHANGES = "SELECT item_id, record, revision FROM items WHERE revision > ? ORDER BY revision LIMIT ?"
 
 
+def are_there(connection: sqlite3.Connection) -> bool:
+    """Whether a catalogue was ever made in the file."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'items'").fetchone() is not None
+
+
 def upsert(
     connection: sqlite3.Connection, items: Sequence[Item], sent: Sequence[Sent], fields: Fields | None
 ) -> Upserted:

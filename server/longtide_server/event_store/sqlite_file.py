@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import structlog
 
 from longtide_server.errors import InvalidInput, LongtideError, Unavailable
-from longtide_server.event_store import sqlite_log
+from longtide_server.event_store import sqlite_log, sqlite_reading
 from longtide_server.event_store.backlog import Backlog
 from longtide_server.event_store.sqlite_watch import Watch
 
@@ -52,28 +52,31 @@ class _Job(Generic[T]):
 
 
 class SqliteFile:
-    """The file `path`, which is made when it is not there."""
+    """The file `path`, which is made when it is not there, unless it is only read."""
 
     def __init__(self, path: Path, *, writes: bool = True, shared: bool = False) -> None:
         """Hold the file, unless it is only read or is shared. InvalidInput when another process holds it.
 
-        Whoever starts processes that share it holds it for them, with `hold`.
+        Whoever starts processes that share it holds it for them, with `hold`. What is only read may be read-only.
         """
         self.path = path
         self.shared = shared
-        self._writes = writes
+        self.writes = writes
+        self._connect = sqlite_log.connect if writes else sqlite_reading.connect
         self._watches: list[Watch] = []
         self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._closed = False
         try:
-            if not writes and not path.is_file():
+            if writes:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            elif not path.is_file():
                 raise InvalidInput.of("store", f"there is no event store {path}")
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = hold(path) if writes and not shared else None
-            self.connection = sqlite_log.connect(path)
+            self.connection = self._connect(path)
             """The writer's: for its thread alone, as long as that runs."""
-            with self.turn():
-                sqlite_log.prepare(self.connection, path)
+            if writes:
+                with self.turn():
+                    sqlite_log.prepare(self.connection, path)
             self._erasing = writes and not self._erased()  # a server that was killed may have owed it
             """Whether the write-ahead log may hold what is to be gone."""
             self._erase_again_s = time.monotonic() + ERASE_EVERY_S
@@ -87,7 +90,12 @@ class SqliteFile:
         self._writer.start()
 
     def add_tables(self, schema: str) -> None:
-        """Make tables and indexes as SQL says, each only where it is not there. Unavailable when that cannot be."""
+        """Make tables and indexes as SQL says, each only where it is not there. Unavailable when that cannot be.
+
+        A file that is only read has those that it has.
+        """
+        if not self.writes:
+            return
         try:
             with self.turn(), closing(sqlite_log.connect(self.path)) as connection:
                 connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT")
@@ -118,7 +126,7 @@ class SqliteFile:
         overwrites is to be gone from the write-ahead log as well, at once or as soon as nobody reads it any more.
         """
         self._check_open()
-        if not self._writes:
+        if not self.writes:
             raise Unavailable("the event store was opened to be read only")
         if backlog is not None:
             backlog.enter(size)
@@ -167,6 +175,8 @@ class SqliteFile:
         # The last connection that is closed moves the write-ahead log into the file, which is then whole on its own.
         for connection in (*self._reading, self.connection):
             connection.close()
+        if not self.writes:
+            sqlite_reading.tidy(self.path)
         if self._lock is not None:
             self._lock.close()
 
@@ -177,7 +187,7 @@ class SqliteFile:
             try:
                 connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
                 if connection is None:
-                    connection = self._local.connection = sqlite_log.connect(self.path)
+                    connection = self._local.connection = self._connect(self.path)
                     self._reading.append(connection)
                 return do(connection)
             except sqlite3.Error as exc:

@@ -124,11 +124,18 @@ def checkpoint(path: Path) -> bool:
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Make the tables where there are none. InvalidInput when the file is of another format."""
-    [found] = connection.execute("PRAGMA user_version").fetchone()
-    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and found != FORMAT:
-        raise InvalidInput(f"the event store {path} is of format {found}; this release reads format {FORMAT}")
+    if not _empty(connection):
+        check(connection, path)
     connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+
+
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """InvalidInput when the file is no store, or one of another format."""
+    if _empty(connection):
+        raise InvalidInput.of("store", f"{path} is empty, and no event store")
+    [found] = connection.execute("PRAGMA user_version").fetchone()
+    if found != FORMAT:
+        raise InvalidInput(f"the event store {path} is of format {found}; this release reads format {FORMAT}")
 
 
 def touch(connection: sqlite3.Connection) -> None:
@@ -286,6 +293,11 @@ def add_shown(connection: sqlite3.Connection, counts: Mapping[Shown, int], flush
 def read_shown(connection: sqlite3.Connection) -> dict[Shown, int]:
     """See EventStore.shown."""
     return {Shown(*row[:4]): row[4] for row in connection.execute("SELECT * FROM shown")}
+
+
+def _empty(connection: sqlite3.Connection) -> bool:
+    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return not tables
 
 
 def _exactly(connection: sqlite3.Connection, key: str) -> Owner | None:
