@@ -86,11 +86,14 @@ class Metrics(Observer):
 
         self._store_durations = durations(
             "longtide_store_call_duration_seconds",
-            "How long calls to the event store took that did not fail.",
+            "How long calls to the event store took that did not fail, or until nobody waited for them any longer.",
             "operation",
         )
         self._store_errors = counter(
-            "longtide_store_errors", "Calls to the event store that failed.", "operation", "kind"
+            "longtide_store_errors",
+            "Calls to the event store that failed; deadline_exceeded: nobody waited for them any longer.",
+            "operation",
+            "kind",
         )
         self._store_up = gauge("longtide_store_up", "1 when the event store worked the last time it was tried.")
         self._events = counter(
@@ -147,9 +150,9 @@ class Metrics(Observer):
 
     def store_call(self, operation: str, begun_s: float, error: Exception | None) -> None:
         """See Observer."""
-        if error is None:
+        if error is None or isinstance(error, DeadlineExceeded):
             self._store_durations.observe(time.perf_counter() - begun_s, operation)
-        else:
+        if error is not None:
             self._store_errors.add(operation, kind_of(error))
 
     def store_works(self, works: bool) -> None:

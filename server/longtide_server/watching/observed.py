@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from longtide_server.attribution import Shown
 from longtide_server.catalog_store import CatalogStore, Changes, ItemPage, Revision, Upserted
 from longtide_server.encoder import Encoded, Encoder, Steps
+from longtide_server.errors import DeadlineExceeded
 from longtide_server.event_store import Deleted, EventStore, History, Known, Merged, Place, Written
 from longtide_server.events import Event
 from longtide_server.items.item import Item
@@ -163,5 +165,8 @@ def _told(observer: Observer, operation: str) -> Iterator[None]:
         yield
     except Exception as exc:
         observer.store_call(operation, begun_s, exc)
+        raise
+    except asyncio.CancelledError:  # of a store that hangs, nothing else is ever heard
+        observer.store_call(operation, begun_s, DeadlineExceeded("nobody waits for the answer any longer"))
         raise
     observer.store_call(operation, begun_s, None)

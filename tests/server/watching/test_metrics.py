@@ -28,6 +28,8 @@ from longtide_server.app import running
 from longtide_server.encoder.hosted import LocalEncoder
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, InvalidInput, Overloaded
 from longtide_server.event_store import sqlite_log
+from longtide_server.event_store.sqlite import SqliteEventStore
+from longtide_server.rpc import health
 from longtide_server.watching.metrics import Metrics, kind_of
 
 SOON_S = 10.0
@@ -387,6 +389,30 @@ async def test_what_the_store_does_and_fails_to_do_is_counted(lock, server):
     assert scrape("store_call_duration_seconds_count", operation="write") == 1
 
 
+async def test_a_call_to_a_store_that_hangs_is_counted_and_timed_when_nobody_waits_any_longer(server, monkeypatch):
+    async def hangs(self, owner, size, before=None):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(SqliteEventStore, "page", hangs)
+    listing = users_pb2.ListUserEventsRequest(owner=users_pb2.Owner(user_id="ann"))
+    assert await refused(server.users.ListUserEvents(listing, timeout=0.2)) == grpc.StatusCode.DEADLINE_EXCEEDED
+    scrape = await server.until("store_errors_total", 1)
+    assert scrape.labels("store_errors_total") == [{"operation": "page", "kind": "deadline_exceeded"}]
+    assert scrape("store_call_duration_seconds_count", operation="page") == 1
+    assert 0.1 < scrape("store_call_duration_seconds_sum", operation="page") < SOON_S
+
+
+async def test_a_probe_of_a_store_that_hangs_is_counted(config, monkeypatch):
+    async def hangs(self):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(SqliteEventStore, "probe", hangs)
+    async with observed(config, store_probe_every_s=SOON_S) as server:
+        scrape = await server.until("store_errors_total", 1)
+        assert scrape.labels("store_errors_total") == [{"operation": "probe", "kind": "deadline_exceeded"}]
+
+
 async def test_whether_the_store_works_is_shown(config, lock):
     async with observed(config, store_probe_every_s=0.05) as server:
         await server.until("store_up", 1)
@@ -440,8 +466,7 @@ async def test_what_a_snapshot_holds_counts_until_it_is_let_go(config, copied):
         for user in ("ann", "bob"):
             await server.recommendations.Recommend(ask(user))
         await server.snapshots.ActivateSnapshot(snapshots_pb2.ActivateSnapshotRequest(snapshot_id="b"))
-        # The new one has been warmed with the two, and made a state for the canaries.
-        scrape = await server.until("user_states", 3)
+        scrape = await server.until("user_states", 2)  # the new one has been warmed with the two
         assert scrape("kept_answers") == 0
 
 
