@@ -25,13 +25,13 @@ from redis.exceptions import NoScriptError
 from longtide_server.attribution import Shown
 from longtide_server.errors import LongtideError, Overloaded, Unavailable
 from longtide_server.event_store import Appended, Deleted, History, Known, Merged, Place, Version, Written
+from longtide_server.event_store.backlog import MAX_WAITING_EVENTS
 from longtide_server.event_store.redis_commands import FAILURES, PREFIX, Client, Commands, call, key, text
 from longtide_server.event_store.redis_log import NEVER, pieces, write_arguments
 from longtide_server.event_store.redis_merges import MAX_NAMES, Merges
 from longtide_server.event_store.redis_scripts import ADD_SHOWN, EXPIRE, WRITE
 from longtide_server.events import Event
 
-MAX_WAITING_EVENTS = 200_000
 MAX_EVENTS_PER_PIPELINE = 10_000
 EXPIRING_S = 3_000
 PROBE_KEPT_S = 60

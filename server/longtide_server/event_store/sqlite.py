@@ -8,11 +8,10 @@ from pathlib import Path
 
 from longtide_server.attribution import Shown
 from longtide_server.event_store import Deleted, History, Known, Merged, Place, Written, sqlite_log
-from longtide_server.event_store.backlog import Backlog
+from longtide_server.event_store.backlog import MAX_WAITING_EVENTS, Backlog
 from longtide_server.event_store.sqlite_file import SqliteFile
 from longtide_server.events import Event
 
-MAX_WAITING_EVENTS = 200_000
 PIECE_EVENTS = 10_000
 
 

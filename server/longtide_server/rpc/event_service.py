@@ -12,6 +12,7 @@ from typing import Any
 from longtide.v1 import events_pb2, events_pb2_grpc
 from longtide_server.errors import FieldViolation, InvalidInput
 from longtide_server.event_store import Written
+from longtide_server.event_store.backlog import MAX_WAITING_EVENTS, Backlog
 from longtide_server.events import MAX_ID_BYTES, Event, violation
 from longtide_server.observer import NOBODY, Observer
 from longtide_server.rpc import requests
@@ -37,6 +38,8 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         self._observer = observer
         self._clock = clock
         self._retention = retention
+        # Not larger than the store's own, so that the store refuses nothing that has found room here.
+        self._backlog = Backlog(MAX_WAITING_EVENTS, "events")
 
     async def WriteEvents(
         self,
@@ -48,7 +51,9 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         async def answer() -> events_pb2.WriteEventsResponse:
             remaining_s(context)
             requests.check_batch(request.events)
-            written, errors = await self._write(request.events, asyncio.Lock())
+            good, errors = await self._read(request.events)
+            self._backlog.enter(len(good))
+            written = await self._ended(self._begun(good), errors)
             if len(errors) == len(request.events):
                 raise InvalidInput(
                     f"none of the {len(errors)} events can be written",
@@ -66,24 +71,37 @@ class EventService(events_pb2_grpc.EventServiceServicer):
         context: Context,
     ) -> AsyncIterator[events_pb2.StreamEventsResponse]:
         """See the contract."""
-        last, reading = 0, asyncio.Lock()
+        last, begun = 0, asyncio.Semaphore(0)
+
+        async def one_by_one() -> AsyncIterator[events_pb2.StreamEventsRequest]:
+            """Nothing more is read while a batch waits for room, so a stream never holds two that wait."""
+            async for request in request_iterator:
+                yield request
+                await begun.acquire()
 
         def write(request: events_pb2.StreamEventsRequest) -> Coroutine[Any, Any, events_pb2.StreamEventsResponse]:
             nonlocal last
             before, last = last, request.sequence_number
-            return self._write_batch(request, before, reading)
+            return self._write_batch(request, before, begun)
 
-        async for writing in in_order(request_iterator, write, BATCHES_AT_ONCE):
+        async for writing in in_order(one_by_one(), write, BATCHES_AT_ONCE):
             yield await answered(context, partial(_acknowledged, writing))
 
     async def _write_batch(
-        self, request: events_pb2.StreamEventsRequest, last: int, reading: asyncio.Lock
+        self, request: events_pb2.StreamEventsRequest, last: int, begun: asyncio.Semaphore
     ) -> events_pb2.StreamEventsResponse:
+        """`begun` is told when the batch is on its way. Before, no other of its stream is read."""
         number = request.sequence_number
-        if number <= last:
-            raise InvalidInput.of("sequence_number", f"is {number}, after {last}")
-        requests.check_batch(request.events)
-        written, errors = await self._write(request.events, reading)
+        try:
+            if number <= last:
+                raise InvalidInput.of("sequence_number", f"is {number}, after {last}")
+            requests.check_batch(request.events)
+            good, errors = await self._read(request.events)
+            await self._backlog.enter_in_turn(len(good))
+            writing = self._begun(good)
+        finally:
+            begun.release()
+        written = await self._ended(writing, errors)
         return events_pb2.StreamEventsResponse(
             acknowledged_sequence_number=number,
             written_count=written.new,
@@ -91,16 +109,22 @@ class EventService(events_pb2_grpc.EventServiceServicer):
             errors=[events_pb2.StreamEventError(sequence_number=number, error=error) for error in errors],
         )
 
-    async def _write(
-        self, messages: Sequence[events_pb2.Event], reading: asyncio.Lock
-    ) -> tuple[Written, list[events_pb2.EventError]]:
-        """`reading`: of batches that are to be written in the order in which their reading began."""
-        async with reading:
-            good, errors = await self._read(messages)
-            writing = asyncio.ensure_future(self._write_good(good)) if good else None
-        written = Written(0, 0) if writing is None else await writing
+    def _begun(self, good: Sequence[Event]) -> asyncio.Task[Written]:
+        """Events of the backlog on their way into the log; when they are written they leave it."""
+
+        async def write() -> Written:
+            try:
+                return await self._write_good(good) if good else Written(0, 0)
+            finally:
+                self._backlog.leave(len(good))
+
+        return asyncio.create_task(write())
+
+    async def _ended(self, writing: asyncio.Task[Written], errors: Sequence[events_pb2.EventError]) -> Written:
+        # Shielded: what is on its way stays in the backlog until it is written, though its caller gives up.
+        written = await asyncio.shield(writing)
         await self._observe(written, len(errors))
-        return written, errors
+        return written
 
     async def _read(self, messages: Sequence[events_pb2.Event]) -> tuple[list[Event], list[events_pb2.EventError]]:
         """The good events, and what is wrong with the others; of many, with turns for other callers in between."""

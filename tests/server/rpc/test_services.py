@@ -15,10 +15,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from longtide.v1 import events_pb2, events_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, Unavailable
+from longtide_server.event_store import sqlite
 from longtide_server.event_store.sqlite import SqliteEventStore
 from longtide_server.events import EventType
 from longtide_server.items.item import Item
-from longtide_server.rpc import recommendation_service, requests
+from longtide_server.rpc import event_service, recommendation_service, requests
 from longtide_server.rpc.event_service import EventService
 from longtide_server.rpc.recommendation_service import RecommendationService
 from longtide_server.rpc.status import remaining_s
@@ -354,6 +355,75 @@ async def test_an_empty_streamed_batch_ends_the_stream(stubs):
     stream = stubs.events.StreamEvents(timeout=SOON_S)
     await stream.write(numbered(1))
     assert is_bad_request(await refused(stream.read()), "events")
+
+
+@pytest.fixture
+async def stalled(make_world, tmp_path, monkeypatch):
+    """Stubs over a file that cannot be written to until `go_on` is called, where 3 events may wait; and its store."""
+    for module in (sqlite, event_service):
+        monkeypatch.setattr(module, "MAX_WAITING_EVENTS", 3, raising=False)
+    world, store = make_world(), SqliteEventStore(tmp_path / "events.db")
+    world.writer = HistoryWriter(store)
+    other = sqlite3.connect(tmp_path / "events.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    async with serving(world) as stubs:
+        yield SimpleNamespace(events=stubs.events, go_on=other.rollback, store=store)
+    other.close()
+    await store.close()
+
+
+async def acknowledged(stream):
+    """The last sequence number that is acknowledged before the stream ends."""
+    return [answer.acknowledged_sequence_number async for answer in stream][-1]
+
+
+async def test_streams_wait_for_room_and_lose_neither_events_nor_their_order(stalled, read):
+    streams = {user: stalled.events.StreamEvents(timeout=2 * SOON_S) for user in ("ann", "bob", "cid")}
+    for user, stream in streams.items():
+        for number in range(1, 9):
+            size = 3 if number % 3 == 1 else 1  # a small batch must not overtake the large one before it
+            events = [message(f"{user}-{number}-{n}", user_id=user) for n in range(size)]
+            await stream.write(numbered(number, *events))
+        await stream.done_writing()
+    acknowledging = [asyncio.ensure_future(acknowledged(stream)) for stream in streams.values()]
+    async with asyncio.timeout(SOON_S):
+        while len(read) < 3 + 1 + 3 + 3:  # noqa: ASYNC110  # on its way, and of each stream the batch that waits
+            await asyncio.sleep(0.01)
+    found = await refused(stalled.events.WriteEvents(batch(message("too much", user_id="dan"))))
+    assert (found.code, found.retry_s) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)
+    assert found.message == "3 events are waiting to be written"
+    stalled.go_on()
+    assert await asyncio.gather(*acknowledging) == [8, 8, 8]
+    for user in streams:
+        kept = [event.event_id for event in (await stalled.store.history(f"user:{user}")).events]
+        assert kept == sorted(kept)  # all at one time, so in the order of arrival
+        assert len(kept) == 3 * 3 + 5
+
+
+async def test_a_stream_that_waits_for_room_reads_nothing_more(stalled, read):
+    stream = stalled.events.StreamEvents(timeout=2 * SOON_S)
+    for number in range(1, 9):
+        await stream.write(numbered(number, message(f"e{number}")))
+    await stream.done_writing()
+    await asyncio.sleep(0.3)
+    assert read == ["e1", "e2", "e3", "e4"]  # three may wait to be written, and one waits for that
+    stalled.go_on()
+    assert await acknowledged(stream) == 8
+
+
+async def test_a_stream_that_ends_while_it_waits_for_room_is_in_nobodys_way(stalled, read):
+    gone = stalled.events.StreamEvents(timeout=0.5)
+    for number in range(1, 9):
+        await gone.write(numbered(number, message(f"gone-{number}")))
+    await asyncio.sleep(0.1)
+    waiting = stalled.events.StreamEvents(timeout=2 * SOON_S)
+    await waiting.write(numbered(1, message("e1"), message("e2"), message("e3")))
+    await waiting.done_writing()
+    assert (await refused(gone.read())).code == grpc.StatusCode.DEADLINE_EXCEEDED
+    stalled.go_on()
+    assert await acknowledged(waiting) == 1
+    kept = [event.event_id for event in (await stalled.store.history("user:ann")).events]
+    assert kept == ["gone-1", "gone-2", "gone-3", "e1", "e2", "e3"]
 
 
 # Recommendations.
