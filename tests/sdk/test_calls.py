@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
@@ -26,6 +28,7 @@ from longtide import (
     UnauthenticatedError,
     UnavailableError,
     UnknownError,
+    _channel,
 )
 from longtide._channel import RETRIED_METHODS
 from longtide._reconnect import Reconnect
@@ -114,6 +117,46 @@ def test_a_large_write_is_retried_too(client, server, rich_status):
     server.failures.append(rich_status(code_pb2.UNAVAILABLE, "starting"))
     assert client.write_events([Event("ada", "book", session_id="x" * 3_000_000)]).written_count == 1
     assert len(server.requests) == 2
+
+
+@contextmanager
+def network(port):
+    """A way to a server, and what makes all connections silent that go it now: nothing arrives, and nobody is told."""
+    silent, way = [threading.Event()], socket.create_server(("127.0.0.1", 0))
+
+    def passed_on(source, sink, lost):
+        with suppress(OSError):  # an end has closed it
+            while data := source.recv(65_536):
+                if lost.is_set():
+                    return  # and nothing is closed
+                sink.sendall(data)
+
+    def accept():
+        while True:
+            try:
+                here, _ = way.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", port))
+            for ends in ((here, there), (there, here)):
+                threading.Thread(target=passed_on, args=(*ends, silent[-1]), daemon=True).start()
+
+    def silence():
+        silent[-1].set()
+        silent.append(threading.Event())
+
+    threading.Thread(target=accept, daemon=True).start()
+    with way:
+        yield f"127.0.0.1:{way.getsockname()[1]}", silence
+
+
+def test_a_connection_that_has_gone_silent_is_given_up_for_another(connect, server, monkeypatch):
+    monkeypatch.setattr(_channel, "_KEEPALIVE_MS", 500)
+    monkeypatch.setattr(_channel, "_KEEPALIVE_TIMEOUT_MS", 500)
+    with network(server.port) as (target, silence), connect(target, timeout=20.0) as client:
+        client.recommend("ada")
+        silence()
+        assert len(client.recommend("ada")) == 10
 
 
 def test_every_unary_call_but_an_activation_and_a_deletion_is_retried_and_no_stream():
