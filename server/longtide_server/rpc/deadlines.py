@@ -24,7 +24,7 @@ def limited(servicer: S, service: ServiceDescriptor, limit_s: float, but: Collec
 
 
 def _limited(handler: Handler, limit_s: float) -> Handler:
-    async def limited(request: Any, context: Context) -> Any:  # noqa: ANN401  (whatever the contract says)
+    async def ending_in_time(request: Any, context: Context) -> Any:  # noqa: ANN401  (whatever the contract says)
         if context.time_remaining() is not None:  # gRPC ends the call then
             return await handler(request, context)
         try:
@@ -35,4 +35,4 @@ def _limited(handler: Handler, limit_s: float) -> Handler:
                 context, DeadlineExceeded(f"there was no answer within {limit_s:g} s, the server's own deadline")
             )
 
-    return limited
+    return ending_in_time

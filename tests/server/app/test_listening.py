@@ -133,6 +133,22 @@ async def test_a_call_without_a_deadline_to_a_store_that_hangs_ends(config, monk
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+async def test_a_call_without_a_deadline_is_answered_though_the_encoder_hangs(config, monkeypatch):
+    """The deadline leaves time for an answer from what is left."""
+
+    async def encode(self, batch, timeout_s):
+        await asyncio.Event().wait()
+
+    async with running(config(default_timeout_s=0.5)) as address, grpc.aio.insecure_channel(address) as channel:
+        await write(channel, event("e1"))
+        monkeypatch.setattr(LocalEncoder, "encode", encode)
+        await write(channel, event("e2", item_id="b"))
+        asked = recommendation_pb2.RecommendRequest(user_id="ann")
+        answer = await recommendation_pb2_grpc.RecommendationServiceStub(channel).Recommend(asked)
+        assert answer.degraded
+        assert len(answer.recommendations) > 0
+
+
 @asynccontextmanager
 async def network(address):
     """A way to the server that can go silent: nothing arrives any more, and nobody is told."""
