@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import signal
+import time
 
 import pytest
 from tests.redis_servers import cli, free_port, redis_cluster, redis_server
 
 from longtide_server.catalog_store import Revision
 from longtide_server.catalog_store import redis as redis_store
-from longtide_server.catalog_store.redis import KEYS
+from longtide_server.catalog_store.redis import KEYS, OVERTAKEN
 from longtide_server.errors import Overloaded, Unavailable
+from longtide_server.event_store import redis_commands
 from longtide_server.items.item import Item
 from longtide_server.stores import open_stores
 
@@ -169,20 +171,71 @@ async def test_a_redis_that_is_full_is_unavailable_and_leaves_no_item_half_writt
         await stores.events.close()
 
 
-async def test_who_is_always_too_late_gives_up(items, monkeypatch):
+async def test_who_is_always_too_late_gives_up(items, redis_port, monkeypatch):
     """Another server changes the item between every reading and writing."""
     await items.upsert([Item("i1")], None, 0.0)
-    merged, turns = items._merged, iter(range(1_000))
+    other = await open_stores(f"redis://127.0.0.1:{redis_port}")
+    write, turns = items._write, iter(range(1_000))
 
-    async def overtaken(sent, fields):
-        found = await merged(sent, fields)
-        await items.upsert([Item("i1", brand=str(next(turns)))], None, 0.0)
-        return found
+    async def overtaken(changes):
+        await other.items.upsert([Item("i1", brand=str(next(turns)))], None, 0.0)
+        return await write(changes)
 
-    monkeypatch.setattr(items, "_merged", overtaken)
+    monkeypatch.setattr(items, "_write", overtaken)
     with pytest.raises(Unavailable, match="again and again"):
         await items.upsert([Item("i1", title="late"), Item("i2", title="in time")], frozenset({"title"}), 0.0)
     assert [item.title for item in (await items.page(9)).items] == ["", "in time"]
+    assert not int(cli(redis_port, "exists", OVERTAKEN))
+    await other.events.close()
+
+
+def too_late_once(items, monkeypatch):
+    """The item is deleted between the first reading and writing."""
+    write, turns = items._write, iter(range(1_000))
+
+    async def overtaken(changes):
+        if next(turns) == 0:
+            await items.delete(["i1"])
+        return await write(changes)
+
+    monkeypatch.setattr(items, "_write", overtaken)
+
+
+async def test_a_server_that_vanished_while_it_tried_again_delays_the_others_for_a_moment(
+    items, redis_port, monkeypatch
+):
+    await items.upsert([Item("i1")], None, 0.0)
+    too_late_once(items, monkeypatch)
+    cli(redis_port, "set", OVERTAKEN, "gone", "px", "300")
+    began = time.monotonic()
+    await items.upsert([Item("i1", title="new")], frozenset({"title"}), 0.0)
+    assert 0.25 < time.monotonic() - began < 3.0
+    assert (await items.get("i1")).title == "new"
+    assert not int(cli(redis_port, "exists", OVERTAKEN))
+
+
+async def test_who_may_not_try_again_in_time_gives_up(items, redis_port, monkeypatch):
+    monkeypatch.setattr(redis_commands, "LOCK_WAIT_S", 0.1)
+    await items.upsert([Item("i1")], None, 0.0)
+    too_late_once(items, monkeypatch)
+    cli(redis_port, "set", OVERTAKEN, "another")
+    with pytest.raises(Unavailable, match="at once"):
+        await items.upsert([Item("i1", title="new")], frozenset({"title"}), 0.0)
+    assert cli(redis_port, "get", OVERTAKEN) == "another"
+
+
+async def test_a_change_counts_although_the_right_to_try_again_has_ended_meanwhile(items, redis_port, monkeypatch):
+    await items.upsert([Item("i1")], None, 0.0)
+    too_late_once(items, monkeypatch)
+    stored = items._stored
+
+    async def slow(places, sent):
+        cli(redis_port, "del", OVERTAKEN)
+        return await stored(places, sent)
+
+    monkeypatch.setattr(items, "_stored", slow)
+    await items.upsert([Item("i1", title="new")], frozenset({"title"}), 0.0)
+    assert (await items.get("i1")).title == "new"
 
 
 async def test_only_so_much_may_wait(redis_port, monkeypatch):

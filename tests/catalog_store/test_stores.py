@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 from tests.items import facts
 
 from longtide_server.catalog_store import Revision
@@ -207,10 +208,12 @@ async def test_changes_of_different_fields_at_the_same_time_all_count(store, ope
     assert facts(await other.get("i1")) == facts(found)
 
 
-async def test_hundreds_of_changes_of_one_item_at_once_all_succeed(store, opened):
-    other = await opened() if store.shared else store
+@pytest.mark.parametrize("servers", [2, 8])
+async def test_hundreds_of_changes_of_one_item_at_once_all_succeed(store, opened, servers):
+    stores = [store, *[await opened() for _ in range(servers - 1)]] if store.shared else [store]
     changes = (
-        put((store, other)[number % 2], Item("i1", price=float(number)), fields=only("price")) for number in range(300)
+        put(stores[number % len(stores)], Item("i1", price=float(number)), fields=only("price"))
+        for number in range(300)
     )
     assert await asyncio.gather(*changes) == [[]] * 300
     assert (await store.get("i1")).price in range(300)

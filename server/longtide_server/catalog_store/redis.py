@@ -10,7 +10,7 @@ memory too, and a million items of 2 kB are some gigabytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from longtide_server.catalog_store import PIECE_BYTES, Changes, ItemPage, Refused, Revision, Upserted
@@ -30,14 +30,22 @@ SCRIPT_ITEMS = 500
 SCRIPT_MERGED_ITEMS = 100  # whatever is stored of them already
 SCRIPT_IDS = 1_000
 MAX_TRIES = 50
-"""How often the change of an item is tried anew because another server was faster; of those, one succeeds each time."""
+"""How often the change of an item is tried anew because others were faster: those that only begin."""
 
 # No owner of events is named so: theirs begin with `user:` or `session:`.
 KEYS = tuple(f"{PREFIX}{{catalog}}:{name}" for name in ("items", "ids", "changes", "meta"))
 ITEMS, _, _, META = KEYS
+OVERTAKEN = f"{PREFIX}{{catalog}}:overtaken"
+"""Whoever's write was too late holds this while trying again."""
 ANY = b""
 """As the revision that an item must have: whichever it has."""
-CHANGED_MEANWHILE, WRONG_VECTOR = 1, (2, 3)  # as UPSERT answers
+WRONG_VECTOR = (2, 3)
+"""As UPSERT answers."""
+
+Stored = tuple[bytes, bytes]
+"""The revision of an item's last change, and its record or nothing."""
+Change = tuple[int, bytes, Sent]
+"""The place in a batch, the revision that the item must have, and what becomes of it."""
 
 
 class RedisCatalogStore:
@@ -49,7 +57,7 @@ class RedisCatalogStore:
         self._commands = commands
         self._backlog = Backlog(MAX_WAITING_BYTES, "bytes of items")
         self._overtaken = asyncio.Lock()
-        """For writes that others were faster than, so that those of one server are not in each other's way again."""
+        """So that of one server only one write at a time asks for OVERTAKEN, in the order in which they came."""
 
     def stamp(self) -> None:
         """See CatalogStore: Redis is asked for the changes."""
@@ -120,53 +128,54 @@ class RedisCatalogStore:
     async def _upsert(
         self, places: Sequence[int], items: Sequence[Item], sent: Sequence[Sent], fields: Fields | None
     ) -> list[Refused]:
-        """Write the items in some places of a batch. Those that others change meanwhile are changed anew."""
-        refused, overtaken = await self._try(places, items, sent, fields)
+        """Write the items in some places of a batch. Those that others change meanwhile are changed anew.
+
+        Of those who were too late, one at a time tries again, and is told what is stored by then: the next try is one
+        way to Redis and back, where a change that begins is two. So each of them is done soon, whoever else begins.
+        """
+        if fields is None:
+            refused, _ = await self._write([(place, ANY, sent[place]) for place in places])
+            return refused
+        refused, overtaken = await self._write(_merged(await self._stored(places, items), items, fields))
         if not overtaken:
             return refused
-        async with self._overtaken:
+        async with self._overtaken, self._commands.alone(OVERTAKEN):
+            stored = await self._stored(list(overtaken), items)
             for _ in range(MAX_TRIES):
-                found, overtaken = await self._try(overtaken, items, sent, fields)
+                found, stored = await self._write(_merged(stored, items, fields))
                 refused += found
-                if not overtaken:
+                if not stored:
                     return refused
         raise Unavailable("other servers change the same items again and again")
 
-    async def _try(
-        self, places: Sequence[int], items: Sequence[Item], sent: Sequence[Sent], fields: Fields | None
-    ) -> tuple[list[Refused], list[int]]:
-        """Write what can be written; what is refused, and where others were faster."""
-        found = [(ANY, sent[place]) for place in places]
-        if fields is not None:
-            found = await self._merged([items[place] for place in places], fields)
-        refused: list[Refused] = []
-        overtaken: list[int] = []
-        ready: list[tuple[int, bytes, Write]] = []
-        for place, (revision, one) in zip(places, found, strict=True):
-            if isinstance(one, Write):
-                ready.append((place, revision, one))
-            else:
-                refused.append(Refused(place, one))
-        for (place, _, write), (outcome, declared) in zip(ready, await self._written(ready), strict=True):
-            if outcome == CHANGED_MEANWHILE:
-                overtaken.append(place)
+    async def _stored(self, places: Sequence[int], items: Sequence[Item]) -> dict[int, Stored]:
+        """What is stored of the items in some places of a batch."""
+        found = await self._commands.evaluate(READ, KEYS, *(items[place].item_id for place in places))
+        return dict(zip(places, zip(found[::2], found[1::2], strict=True), strict=True))
+
+    async def _write(self, changes: Sequence[Change]) -> tuple[list[Refused], dict[int, Stored]]:
+        """Write what can be written; what is refused, and what is stored where others were faster."""
+        refused = [Refused(place, one) for place, _, one in changes if not isinstance(one, Write)]
+        ready = [(place, revision, one) for place, revision, one in changes if isinstance(one, Write)]
+        arguments = (
+            part for _, revision, one in ready for part in (one.item_id, revision, *one.vector_sizes, one.record)
+        )
+        text_size, image_size, *outcomes = await self._commands.evaluate(UPSERT, KEYS, *arguments)
+        overtaken: dict[int, Stored] = {}
+        for (place, _, write), outcome in zip(ready, outcomes, strict=True):
+            if isinstance(outcome, list):
+                revision, record = outcome
+                overtaken[place] = revision, record
             elif outcome in WRONG_VECTOR:
                 index = WRONG_VECTOR.index(outcome)
-                refused.append(Refused(place, vector_violation(index, write.vector_sizes[index], declared[index])))
+                declared = (text_size, image_size)[index]
+                refused.append(Refused(place, vector_violation(index, write.vector_sizes[index], declared)))
         return refused, overtaken
 
-    async def _written(self, ready: Sequence[tuple[int, bytes, Write]]) -> list[tuple[int, tuple[int, int]]]:
-        """What became of each write, with the sizes of vectors that are declared."""
-        parts = [(write.item_id, revision, *write.vector_sizes, write.record) for _, revision, write in ready]
-        arguments = (part for one in parts for part in one)
-        text_size, image_size, *outcomes = await self._commands.evaluate(UPSERT, KEYS, *arguments)
-        return [(outcome, (text_size, image_size)) for outcome in outcomes]
 
-    async def _merged(self, items: Sequence[Item], fields: Fields) -> list[tuple[bytes, Sent]]:
-        """What some fields of each item make of what is stored of it, and the revision of that."""
-        found = await self._commands.evaluate(READ, KEYS, *(item.item_id for item in items))
-        rows = zip(items, found[::2], found[1::2], strict=True)
-        return [(revision, merged(record, item, fields)) for item, revision, record in rows]
+def _merged(stored: Mapping[int, Stored], items: Sequence[Item], fields: Fields) -> list[Change]:
+    """What some fields of the items in those places make of what is stored of them."""
+    return [(place, revision, merged(record, items[place], fields)) for place, (revision, record) in stored.items()]
 
 
 def _pieces(sent: Sequence[Sent], most: int) -> Iterator[list[int]]:

@@ -25,16 +25,16 @@ UPSERT = Script(
     + """
 -- ARGV for each item: its id, the revision that its last change must have or nothing, the sizes of its text and its
 -- image vector (0: none), its record.
--- Answers {declared size of text vectors, of image vectors, then for each item 0: written, 1: it has another revision,
--- 2: its text vector is of another size, 3: its image vector is}.
+-- Answers {declared size of text vectors, of image vectors, then for each item 0: written, 2: its text vector is of
+-- another size, 3: its image vector is, or where it has another revision {that, its record or nothing}}.
 local meta = redis.call('HMGET', KEYS[4], 'revision', 'text_size', 'image_size')
 local revision, last = numbered(meta[1]), nil
 local text_size, image_size = tonumber(meta[2] or 0), tonumber(meta[3] or 0)
 local answer = {0, 0}
 for at = 1, #ARGV, 5 do
   local id, expected, text, image = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local outcome = 0
-  if expected ~= '' and (redis.call('ZSCORE', KEYS[3], id) or '0') ~= expected then outcome = 1
+  local outcome, found = 0, expected ~= '' and (redis.call('ZSCORE', KEYS[3], id) or '0')
+  if found and found ~= expected then outcome = {found, redis.call('HGET', KEYS[1], id) or ''}
   elseif text > 0 and text_size > 0 and text ~= text_size then outcome = 2
   elseif image > 0 and image_size > 0 and image ~= image_size then outcome = 3
   else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -15,6 +16,10 @@ from longtide_server.event_store.redis_scripts import Script
 PREFIX = "longtide:"
 MAX_AT_ONCE = 48
 """Commands and pipelines on their way; redis-py's cluster client refuses what finds no free connection."""
+LOCK_S = 1.0
+"""After so long a lock ends by itself: whoever held it may be gone."""
+LOCK_WAIT_S = 5.0
+LOCK_POLL_S = 0.002
 FAILURES = (RedisError, RedisClusterException, OSError)
 
 
@@ -30,6 +35,18 @@ class Pipeline(Protocol):
         ...
 
 
+class Lock(Protocol):
+    """What one client at a time holds."""
+
+    def acquire(self) -> Awaitable[bool]:
+        """Wait for it; whether it is ours."""
+        ...
+
+    def release(self) -> Awaitable[None]:
+        """Leave it to the next."""
+        ...
+
+
 class Client(Protocol):
     """What is used of redis-py's `Redis` and `RedisCluster`, the asyncio ones."""
 
@@ -39,6 +56,10 @@ class Client(Protocol):
 
     def pipeline(self, transaction: Any = None) -> Pipeline:  # noqa: ANN401
         """For commands that are sent together."""
+        ...
+
+    def lock(self, name: str, timeout: float, sleep: float, *, blocking_timeout: float) -> Lock:
+        """What one client at a time holds, for a time at most."""
         ...
 
     def scan_iter(self, match: str, count: int) -> AsyncIterator[bytes]:
@@ -89,6 +110,22 @@ class Commands:
                 return await pipeline.execute(raise_on_error=False)
         except FAILURES as exc:
             raise Unavailable(f"the event store cannot write: {exc}") from exc
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[None]:
+        """One at a time, of all servers, for a second: enough to keep out of each other's way, not to rely on."""
+        lock = self.client.lock(key, LOCK_S, LOCK_POLL_S, blocking_timeout=LOCK_WAIT_S)
+        try:
+            held = await lock.acquire()
+        except FAILURES as exc:
+            raise Unavailable(f"the event store cannot answer: {exc}") from exc
+        if not held:
+            raise Unavailable("too many servers change the same at once")
+        try:
+            yield
+        finally:
+            with suppress(*FAILURES):  # it ends by itself, and what was done under it is done
+                await lock.release()
 
     async def owners(self) -> AsyncIterator[str]:
         """Everybody who has events, in no order."""
