@@ -29,10 +29,20 @@ class Silent:
         return handler
 
 
+class Defective:
+    """Gives up a wait of its own, and tells nobody why."""
+
+    def __getattr__(self, name):
+        async def handler(request, context):
+            raise TimeoutError
+
+        return handler
+
+
 @asynccontextmanager
-async def calling(method):
-    """The method of a silent servicer, as a client calls it."""
-    servicer = limited(Silent(), method.containing_service, LIMIT_S, but=PATIENT)
+async def calling(method, servicer=Silent):
+    """The method of a servicer, a silent one, as a client calls it."""
+    servicer = limited(servicer(), method.containing_service, LIMIT_S, but=PATIENT)
     request, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
     handler = grpc.unary_unary_rpc_method_handler(
         getattr(servicer, method.name), request.FromString, answer.SerializeToString
@@ -70,3 +80,10 @@ async def test_what_takes_as_long_as_it_takes_has_none(name):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(5 * LIMIT_S):
                 await call()
+
+
+async def test_a_timeout_of_the_handlers_own_is_not_called_the_servers_deadline():
+    async with calling(UNARY[0], Defective) as call:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call()
+    assert caught.value.code() == grpc.StatusCode.UNKNOWN
