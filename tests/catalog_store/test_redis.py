@@ -214,6 +214,32 @@ async def test_a_server_that_vanished_while_it_tried_again_delays_the_others_for
     assert not int(cli(redis_port, "exists", OVERTAKEN))
 
 
+async def test_whoever_is_overtaken_while_trying_again_goes_on_from_what_was_written_then(
+    items, redis_port, monkeypatch
+):
+    """And without asking for it: told with the refusal, it is one way less in which others could be faster again."""
+    await items.upsert([Item("i1", brand="old"), Item("i2")], None, 0.0)
+    other = await open_stores(f"redis://127.0.0.1:{redis_port}")
+    write, stored, turns, asked = items._write, items._stored, iter(range(1_000)), []
+
+    async def overtaken(changes):
+        if (turn := next(turns)) < 4:
+            await other.items.upsert([Item("i1", brand=f"by {turn}")], None, 0.0)
+        return await write(changes)
+
+    async def counted(places, sent):
+        asked.append(list(places))
+        return await stored(places, sent)
+
+    monkeypatch.setattr(items, "_write", overtaken)
+    monkeypatch.setattr(items, "_stored", counted)
+    await items.upsert([Item("i2", title="two"), Item("i1", title="one")], frozenset({"title"}), 0.0)
+    found = (await items.page(9)).items
+    assert [(item.title, item.brand) for item in found] == [("one", "by 3"), ("two", "")]
+    assert asked == [[0, 1], [1]]
+    await other.events.close()
+
+
 async def test_who_may_not_try_again_in_time_gives_up(items, redis_port, monkeypatch):
     monkeypatch.setattr(redis_commands, "LOCK_WAIT_S", 0.1)
     await items.upsert([Item("i1")], None, 0.0)
