@@ -2,15 +2,14 @@
 
 import asyncio
 import re
-import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2
+from tests.network import network
 
 from longtide import (
     AsyncClient,
@@ -119,41 +118,10 @@ def test_a_large_write_is_retried_too(client, server, rich_status):
     assert len(server.requests) == 2
 
 
-@contextmanager
-def network(port):
-    """A way to a server, and what makes all connections silent that go it now: nothing arrives, and nobody is told."""
-    silent, way = [threading.Event()], socket.create_server(("127.0.0.1", 0))
-
-    def passed_on(source, sink, lost):
-        with suppress(OSError):  # an end has closed it
-            while data := source.recv(65_536):
-                if lost.is_set():
-                    return  # and nothing is closed
-                sink.sendall(data)
-
-    def accept():
-        while True:
-            try:
-                here, _ = way.accept()
-            except OSError:
-                return
-            there = socket.create_connection(("127.0.0.1", port))
-            for ends in ((here, there), (there, here)):
-                threading.Thread(target=passed_on, args=(*ends, silent[-1]), daemon=True).start()
-
-    def silence():
-        silent[-1].set()
-        silent.append(threading.Event())
-
-    threading.Thread(target=accept, daemon=True).start()
-    with way:
-        yield f"127.0.0.1:{way.getsockname()[1]}", silence
-
-
 def test_a_connection_that_has_gone_silent_is_given_up_for_another(connect, server, monkeypatch):
     monkeypatch.setattr(_channel, "_KEEPALIVE_MS", 500)
     monkeypatch.setattr(_channel, "_KEEPALIVE_TIMEOUT_MS", 500)
-    with network(server.port) as (target, silence), connect(target, timeout=20.0) as client:
+    with network(f"127.0.0.1:{server.port}") as (target, silence), connect(target, timeout=20.0) as client:
         client.recommend("ada")
         silence()
         assert len(client.recommend("ada")) == 10

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.network import network
 from tests.server.app.calls import event, recommended, write
 
 from longtide.v1 import (
@@ -149,46 +149,26 @@ async def test_a_call_without_a_deadline_is_answered_though_the_encoder_hangs(co
         assert len(answer.recommendations) > 0
 
 
-@asynccontextmanager
-async def network(address):
-    """A way to the server that can go silent: nothing arrives any more, and nobody is told."""
-    silent, host, port = asyncio.Event(), *address.rsplit(":", 1)
-
-    async def passed_on(reader, writer):
-        while data := await reader.read(65_536):
-            if silent.is_set():
-                await asyncio.Event().wait()
-            writer.write(data)
-
-    async def connected(reader, writer):
-        there, back = await asyncio.open_connection(host, port)
-        await asyncio.gather(passed_on(reader, back), passed_on(there, writer))
-
-    way = await asyncio.start_server(connected, "127.0.0.1", 0)
-    yield f"127.0.0.1:{way.sockets[0].getsockname()[1]}", silent
-    way.close()
-
-
 async def test_clients_that_vanished_without_a_word_lose_their_places(config, monkeypatch):
     monkeypatch.setattr(listening, "KEEPALIVE_MS", 500)
     monkeypatch.setattr(listening, "KEEPALIVE_TIMEOUT_MS", 500)
-    async with (
-        running(config(max_calls=1)) as address,
-        network(address) as (way, silent),
-        grpc.aio.insecure_channel(way, options=[("grpc.use_local_subchannel_pool", 1)]) as vanishing,
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        stream = events_pb2_grpc.EventServiceStub(vanishing).StreamEvents()
-        await stream.write(events_pb2.StreamEventsRequest(sequence_number=1, events=[event("e1")]))
-        await stream.read()
-        silent.set()
-        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
-            await recommended(channel, "ann")
-        async with asyncio.timeout(20.0):
-            while True:
-                try:
-                    assert len(await recommended(channel, "ann")) == 11
-                    break
-                except grpc.aio.AioRpcError as exc:
-                    assert exc.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-                    await asyncio.sleep(0.1)
+    async with running(config(max_calls=1)) as address:
+        with network(address) as (way, silence):
+            async with (
+                grpc.aio.insecure_channel(way, options=[("grpc.use_local_subchannel_pool", 1)]) as vanishing,
+                grpc.aio.insecure_channel(address) as channel,
+            ):
+                stream = events_pb2_grpc.EventServiceStub(vanishing).StreamEvents()
+                await stream.write(events_pb2.StreamEventsRequest(sequence_number=1, events=[event("e1")]))
+                await stream.read()
+                silence()
+                with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+                    await recommended(channel, "ann")
+                async with asyncio.timeout(20.0):
+                    while True:
+                        try:
+                            assert len(await recommended(channel, "ann")) == 11
+                            break
+                        except grpc.aio.AioRpcError as exc:
+                            assert exc.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                            await asyncio.sleep(0.1)
