@@ -309,14 +309,15 @@ def test_evaluate_compares_with_the_baselines(log, split):
     assert set(found["popularity_bias"]["longtide"]) == {"users", "recommended", "consumed", "ratio"}
 
 
-def test_evaluate_includes_what_was_seen_where_that_is_asked_for(repeating):
+def test_evaluate_includes_what_was_seen_where_that_is_asked_for(repeating, monkeypatch):
     done = run("evaluate", repeating, "--include-seen", "--json", *QUICK)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["include_seen"]
     assert list(found["overall"]) == ["longtide", "unseen", "transitions", "popularity", "had"]
     assert (found["overall"]["longtide"]["hr@5"], found["overall"]["unseen"]["hr@5"]) == (1.0, 0.0)
-    shown = process(COMMAND, "evaluate", repeating, "--include-seen", *QUICK)
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("evaluate", repeating, "--include-seen", *QUICK)
     assert "repeats.csv, leave-one-out, what was seen included, 8 users" in shown.stdout
     assert max(len(line) for line in shown.stdout.splitlines()) <= 80
     assert "…" not in shown.stdout
@@ -334,9 +335,10 @@ def test_evaluate_measures_slices(log):
     assert [(one["low"], one["high"]) for one in slices["history_length_doubling"]] == [(4, 7)]
 
 
-def test_evaluate_prints_tables(log):
-    shown = process(COMMAND, "evaluate", log, *QUICK)
-    assert shown.returncode == 0, shown.stderr
+def test_evaluate_prints_tables(log, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("evaluate", log, *QUICK)
+    assert shown.exit_code == 0, shown.output
     assert "ring.csv, leave-one-out, 8 users" in shown.stdout
     for name in ("longtide", "transitions", "popularity", "ndcg@10", "ratio", "short", "1 to 9", "tail"):
         assert name in shown.stdout

@@ -47,12 +47,21 @@ def needed(begins: Sequence[Path]) -> list[Path]:
         if path in found or not path.is_file():
             continue
         found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ROOT.name):
-                module = ROOT.parent.joinpath(*node.module.split("."))
-                names = [module, *(module / alias.name for alias in node.names)]
-                waiting += [file for name in names for file in (name.with_suffix(".py"), name / "__init__.py")]
+        for name in imported(path.read_text()):
+            module = ROOT.parent.joinpath(*name.split("."))
+            waiting += [module.with_suffix(".py"), module / "__init__.py"]
     return sorted(found)
+
+
+@cache
+def imported(source: str) -> list[str]:
+    """What a program imports of the server: the modules, and by their full names what it takes from them."""
+    return [
+        name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ROOT.name)
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    ]
 
 
 @cache

@@ -16,7 +16,7 @@ from longtide import AsyncClient
 from longtide_server.snapshot import copy_snapshot, resolve, set_current
 
 CALLERS = 8
-PAUSE_S = 0.01
+PAUSE_S = 0.03
 ENOUGH = 100
 AT = datetime(2024, 3, 1, tzinfo=UTC)  # a fixed time, so that a snapshot's answer is always the same
 
