@@ -354,15 +354,10 @@ def test_evaluate_draws_a_plot_beside_what_it_prints(log, tmp_path):
     assert len(content) > 5_000
 
 
-def test_a_plot_without_matplotlib_says_what_to_install_before_it_trains(log, tmp_path):
-    script = (
-        "import sys; sys.modules['matplotlib'] = None; from longtide_server.cli import cli; "
-        f"cli(['evaluate', {str(log)!r}, '--plot', {str(tmp_path / 'plot.png')!r}])"
-    )
-    done = process(sys.executable, "-c", script)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "longtide: --plot: matplotlib is not installed; a plot needs: pip install 'longtide[plot]'\n"
+def test_a_plot_without_matplotlib_says_what_to_install_before_it_trains(log, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert refusal(run("evaluate", log, "--plot", tmp_path / "plot.png")) == (
+        "--plot: matplotlib is not installed; a plot needs: pip install 'longtide[plot]'"
     )
 
 
@@ -967,10 +962,10 @@ def test_the_command_and_the_module_are_the_same():
         assert (done.returncode, done.stdout) == (0, f"longtide, version {__version__}\n"), done.stderr
 
 
-def test_a_real_process_says_no_more_than_a_sentence(tmp_path):
-    done = process(COMMAND, "train", tmp_path / "gone.csv", "--out", tmp_path / "out")
+def test_a_real_process_says_no_more_than_a_sentence():
+    done = process(COMMAND, "report", "--store", "sqlite:////no/gone.db")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"longtide: {tmp_path / 'gone.csv'}: no such file\n"
+    assert done.stderr == "longtide: store: there is no event store /no/gone.db\n"
 
 
 def test_without_a_server_recommend_fails_within_its_deadline():
