@@ -352,7 +352,7 @@ async def compare_with_server(snapshot: Path, train: Path, predicted: Path) -> d
                 users += 1
                 same += [item.item_id for item in answer] == expected[answer.user_id]
     return {
-        "identical_at_10": round(same / users, 4),
+        "identical": same,
         "users": users,
         "write_s": round(written_s, 1),
         "recommend_s": round(time.monotonic() - begun, 1),
@@ -488,9 +488,9 @@ def beside(bench: Bench, log: Log, name: str, theirs: dict[str, Any]) -> Iterato
 def served(bench: Bench, log: Log) -> Iterator[Figure]:
     """The lists of the running server against those of `predict`."""
     found = bench.served(log, 0)
-    share = found["identical_at_10"]
-    note = f"{found['users']} users, recommend_many in {found['recommend_s']} s"
-    yield at_least(f"{log.folder} served lists equal to predict's", share, 0.99, "share", note)
+    same, users = found["identical"], found["users"]
+    note = f"{same} of {users} users, recommend_many in {found['recommend_s']} s"
+    yield at_least(f"{log.folder} served lists equal to predict's", round(same / users, 6), 0.99, "share", note)
 
 
 def ratings(bench: Bench) -> Iterator[Figure]:

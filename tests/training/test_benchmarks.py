@@ -36,7 +36,7 @@ def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, m
 
     async def compare(*arguments):
         asked.append(arguments)
-        return {"identical_at_10": 1.0}
+        return {"identical": 9}
 
     monkeypatch.setattr(accuracy, "compare_with_server", compare)
     for _ in range(3):
@@ -46,6 +46,15 @@ def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, m
     monkeypatch.setattr(bench, "longtide", lambda *_: {"lists": "second"})
     bench.served(log, 0)
     assert len(asked) == 3
+
+
+def test_one_list_in_many_that_differs_is_told(tmp_path, monkeypatch):
+    bench, log = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0)
+    monkeypatch.setattr(bench, "served", lambda *_: {"identical": 22_362, "users": 22_363, "recommend_s": 1.0})
+    (figure,) = accuracy.served(bench, log)
+    assert 0.9999 < figure.value < 1
+    assert figure.holds
+    assert "22362 of 22363 users" in figure.note
 
 
 def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
