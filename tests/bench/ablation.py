@@ -271,8 +271,8 @@ SHOWN = 10
 
 
 def prepared(data: Path, log: Log, seed: int) -> tuple[Settings, Holdout]:
-    """What `longtide train` chooses for the whole log; and its users, or some of them, without everyone's last event, the
-    one before it being the target."""
+    """What `longtide train` chooses for the whole log; and its users, or some of them, without everyone's last event,
+    the one before it being the target."""
     read, _ = read_log(data / log.folder / log.file, {"user_id": log.owner})
     whole = to_sequences(read)  # which settings are chosen from: fewer users do not make a log another one
     settings = settings_for(whole, times_are_real=times_are_real(read), seed=seed)

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 from tests.bench import accuracy
 from tests.bench.accuracy import Bench, Log, Measured
+from tests.bench.figures import at_least, at_most, plain, publish
 from tests.bench.wanted import make_up
 
 from longtide_server.events import user_of
@@ -55,6 +56,19 @@ def test_one_list_in_many_that_differs_is_told(tmp_path, monkeypatch):
     assert 0.9999 < figure.value < 1
     assert figure.holds
     assert "22362 of 22363 users" in figure.note
+
+
+def test_figures_are_written_for_machines_and_a_missed_bar_is_shown(tmp_path, capsys):
+    found = [
+        at_least("a", 0.5, 0.4, "share", "two seeds"),
+        at_most("b", 9.0, 8.0, "min", "alone"),
+        plain("c", 1.0, "s", ""),
+    ]
+    publish(found, tmp_path / "figures.json")
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written[0] == {"name": "a", "value": 0.5, "bar": 0.4, "holds": True, "unit": "share", "note": "two seeds"}
+    assert [one["holds"] for one in written] == [True, False, None]
+    assert "| b | 9 min | 8 | **misses** alone |" in capsys.readouterr().out
 
 
 def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):

@@ -126,6 +126,35 @@ def test_the_manifest_measures_every_source_on_the_validation_targets(tmp_path):
     assert metrics["transitions"] == {"hr@10": 1.0, "ndcg@10": 1.0}  # what follows is the next letter
 
 
+def test_the_fusion_is_fitted_by_sources_that_know_no_target(tmp_path, monkeypatch):
+    """On a ring, everyone takes three steps forward and in the end, which is held back, half a ring."""
+    asked = []
+
+    class Watched(OfflineRecommender):
+        def reads(self, snapshot):
+            asked.append(snapshot)
+            super().reads(snapshot)
+
+    monkeypatch.setattr(pipeline, "OfflineRecommender", Watched)
+    ring = "abcdefghij" * 2
+    log = sequences(*(ring[at : at + 4] + ring[at + 8] for at in range(10)))
+    served = published(log, tmp_path)
+
+    def steps(snapshot):
+        """How far along the ring transitions lead."""
+        places = np.array(["abcdefghij".index(name) for name in snapshot.catalog.item_ids])
+        found, ends = snapshot.transitions, np.diff(snapshot.transitions.offsets)
+        begins = np.repeat(np.arange(len(ends)), ends)
+        return set(((places[found.items - 1] - places[begins - 1]) % 10).tolist())
+
+    for snapshot in asked:
+        assert steps(snapshot) == {1, 2, 3}
+        assert len(snapshot.neighbors) == 10 * 3
+    assert steps(served) == {1, 2, 3, 5, 6, 7, 8}
+    assert len(served.neighbors) == 10 * 4
+    assert asked
+
+
 def test_how_transitions_are_counted_is_chosen_on_the_validation_targets(tmp_path, monkeypatch):
     """What follows is always the next letter; one of the two ways to count sees nothing of it."""
     ring = "abcdefghijklmnopqrst" * 2

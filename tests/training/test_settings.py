@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from longtide_server.errors import InvalidInput
 from longtide_server.events import EventType
+from longtide_server.training import settings as settings_module
 from longtide_server.training.dataset import Sequences
 from longtide_server.training.settings import Settings, setting_names, settings_for, with_overrides
 
@@ -140,6 +142,19 @@ def test_a_long_log_gets_large_batches():
     assert chosen(log(users=10, events_each=10)).train.batch_events == 896
     assert chosen(log(users=1_000, events_each=220)).train.batch_events == 1_000  # 220 steps an epoch
     assert chosen(log(users=1_000, events_each=2_000)).train.batch_events == 2_048
+
+
+@pytest.mark.parametrize(
+    ("facts", "faster"),
+    [("flags : fpu amx_bf16 amx_int8", True), ("flags : avx512f avx512_bf16", True), ("flags : fpu avx2", False),
+     (None, False)],
+)  # fmt: skip
+def test_bfloat16_is_chosen_where_the_processor_multiplies_in_it(facts, faster, tmp_path, monkeypatch):
+    if facts is not None:
+        (tmp_path / "cpuinfo").write_text(facts)
+    monkeypatch.setattr(settings_module, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(settings_module, "best_device", lambda: torch.device("cpu"))
+    assert settings_for(log(5, 5), times_are_real=True, seed=0).train.bfloat16 is faster
 
 
 def test_types_are_an_input_where_there_is_more_than_one():

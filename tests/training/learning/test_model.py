@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from longtide_server.training.learning.content import Content
 from longtide_server.training.learning.model import (
+    Block,
     Dropout,
     Encoder,
     ItemTable,
@@ -238,6 +239,17 @@ def test_the_gate_lets_one_interest_through_or_the_other(bias, heard, silent):
     assert not torch.allclose(stepped(model, user)[0], before, atol=1e-2)
 
 
+@torch.inference_mode()
+def test_the_gate_sees_the_time_since_the_last_event():
+    model = encoder(EVERY_INPUT)
+    y, x, gap, other = torch.randn(4, 2, 8)
+    memories = torch.randn(2, 3, 8)
+    before = model._query(y, x, gap, memories)
+    assert not torch.allclose(model._query(y, x, other, memories), before, atol=1e-2)
+    model.gate.weight[:, -8:] = 0.0
+    assert_close(model._query(y, x, other, memories), model._query(y, x, gap, memories))
+
+
 # Scores
 
 
@@ -292,6 +304,23 @@ def test_dropout_lets_gradients_through_only_where_it_kept():
     y = Dropout(0.5).train()(x)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
+
+
+@torch.inference_mode()
+def test_a_block_adds_to_what_it_is_given_and_its_recurrence_sees_it_normalised():
+    torch.manual_seed(0)
+    block = Block(PLAIN).eval()
+    x, h, c = torch.randn(2, 5, 8), torch.zeros(2, 12), torch.zeros(2, 12)
+    assert_close(block(3.0 * x + 1.0, h, c)[1], block(x, h, c)[1], atol=1e-4, rtol=1e-4)
+    nn.init.zeros_(block.project.weight)
+    nn.init.zeros_(block.project.bias)
+    by_itself, _, _ = block(x, h, c)  # without the recurrence, each event is by itself
+    assert_close(by_itself, block(x.flip(1), h, c)[0].flip(1))
+    assert not torch.allclose(by_itself, x, atol=1e-2)
+    last = [part for part in block.feed_forward if isinstance(part, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    assert_close(block(x, h, c)[0], x)
 
 
 @torch.inference_mode()

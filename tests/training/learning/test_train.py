@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, select
@@ -102,6 +103,22 @@ def test_bfloat16_learns_too():
     model = train_encoder(small(WALKS), settings, holdout, silent)
     assert ranks_of_targets(model, holdout, 100).tolist() == [0] * 8
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("asked", "made_in"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_made_in_bfloat16_where_that_is_asked_for(asked, made_in):
+    found = set()
+    watch = nn.modules.module.register_module_forward_hook(
+        lambda part, _, out: found.add(out.dtype) if isinstance(part, nn.Linear) and part.training else None
+    )
+    with watch:
+        train_encoder(small(WALKS), TrainConfig(epochs=1, bfloat16=asked), without_targets(WALKS), silent)
+    assert found == {made_in}
+
+
+def test_how_fast_memories_fade_is_learnt():
+    model = train_encoder(small(FAR), TrainConfig(epochs=3, learning_rate=0.02), without_targets(FAR), silent)
+    assert (model.memories.decay_logit - Encoder(small(FAR)).memories.decay_logit).abs().min() > 0.01
 
 
 def test_a_sample_of_the_catalogue_is_enough_to_learn_from():

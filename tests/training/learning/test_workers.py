@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 from longtide_server.errors import InvalidInput
-from longtide_server.training.learning.workers import ALONE, best_device
+from longtide_server.training.dataset import nothing_held_out, to_sequences
+from longtide_server.training.files.log import read_log
+from longtide_server.training.learning.loop import Run
+from longtide_server.training.learning.model import ModelConfig
+from longtide_server.training.learning.train import TrainConfig, train_encoder
+from longtide_server.training.learning.workers import ALONE, Workers, best_device
 
 BEGIN = """
     import datetime, os, time
@@ -104,6 +109,38 @@ def test_gradients_are_added_up_those_that_a_process_lacks_too():
         "[0.0, 0.0, 0.0, 2.0, 0.0, 0.0] [2.0, 1.0]",
     ]
     assert [out.splitlines() for out in printed] == [added, added]
+
+
+def test_processes_that_train_together_have_shares_of_the_events(tmp_path):
+    """Which are all of them, each once."""
+    learnt = []
+
+    class OneOf(Workers):
+        """One of several; the others are not there."""
+
+        def add_gradients(self, dense, sparse):
+            pass
+
+        def total(self, numbers):
+            sums = numbers.tolist()
+            learnt[-1] += sums[-1]  # how many events have a successor
+            return sums
+
+        def led(self, numbers):
+            return numbers
+
+    rows = [f"u{user},{n % 7},{n}" for user in range(40) for n in range(2 + user % 11)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    log = to_sequences(read_log(tmp_path / "log.csv")[0])
+    config = ModelConfig(log.item_count, dim=8, hidden=8, blocks=1)
+    settings = TrainConfig(epochs=1, batch_events=32, chunk=4, bfloat16=False)
+    for rank, count in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        learnt.append(0.0)
+        train_encoder(config, settings, nothing_held_out(log), lambda _: None, Run(OneOf(rank, count)))
+    whole, *shares = learnt
+    assert whole == len(log.items) - log.user_count
+    assert sum(shares) == whole
+    assert min(shares) > 0.2 * whole
 
 
 def test_one_by_itself_adds_nothing_up():
