@@ -78,10 +78,30 @@ def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
-    (stopped,) = accuracy.of_peer(bench, log, slow)
-    assert (stopped.name, stopped.value, stopped.unit) == ("a-log RecTools SASRec, stopped after", 0.2, "s")
+    stopped = next(accuracy.of_peer(bench, log, slow))
+    assert (stopped.name, stopped.value, stopped.unit) == ("a-log RecTools SASRec, stopped after", 1.0, "s")
     monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.2})
-    assert bench.rectools(log, slow)["stopped_s"] == 0.4  # a longer training of ours gives it longer, too
+    assert bench.rectools(log, slow)["stopped_s"] == 2.0  # a longer training of ours gives it longer, too
+
+
+def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter(tmp_path, monkeypatch):
+    bench, log, asked = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0), []
+    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 99.5, "hr@10": 0.5, "ndcg@10": 0.4})
+
+    def trained(log, python, label, *options, limit_s=None):
+        asked.append((label, *options))
+        took = {"default": own_s, "sampled": 20.0, "as-long": 100.0}[label]
+        return {"train_s": took, "epochs": 3.0, "hr@10": 0.3, "ndcg@10": 0.2}
+
+    monkeypatch.setattr(bench, "_rectools", trained)
+    own_s = 30.0
+    names = [figure.name for figure in accuracy.of_peer(bench, log, tmp_path)]
+    assert asked == [("default",), ("sampled", "--sampled"), ("as-long", "--seconds", 100)]
+    assert [name for name in names if name.endswith("hr@10")] == [
+        "a-log RecTools SASRec hr@10", "a-log RecTools SASRec, sampled hr@10", "a-log RecTools SASRec, as long hr@10",
+    ]  # fmt: skip
+    other, own_s = Log("another-log", 0.0, 0.0), 300.0
+    assert len(list(accuracy.of_peer(bench, other, tmp_path))) == 4
 
 
 def test_a_source_alone_ranks_by_what_it_says_alone(tiny_log, tiny_snapshots, tmp_path):
