@@ -276,10 +276,11 @@ class Measured:
     peak_gib: float
 
 
-def measured(*command: object) -> Measured:
-    """Run a command, and measure it."""
+def measured(*command: object, **variables: object) -> Measured:
+    """Run a command, with environment variables beside those there are, and measure it."""
     begun = time.monotonic()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, env=environment)
     peak = 0
     while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
         # Not what wait4 says: that counts the memory of this process as well, of which the other one was forked.
@@ -294,9 +295,11 @@ def measured(*command: object) -> Measured:
 
 
 def trained_anew(log: Path, snapshot: Path, *options: object) -> Measured:
-    """Train into a folder in which nothing is left: what an interrupted run had reached would make this one shorter."""
-    shutil.rmtree(snapshot, ignore_errors=True)
-    return measured(*LONGTIDE, "train", log, "--out", snapshot, *options)
+    """Train with nothing left of before: what an interrupted run had reached, or texts that were read already, would
+    make this one shorter."""
+    with tempfile.TemporaryDirectory(prefix="longtide-cache-") as cache:
+        shutil.rmtree(snapshot, ignore_errors=True)
+        return measured(*LONGTIDE, "train", log, "--out", snapshot, *options, LONGTIDE_CACHE=cache)
 
 
 def high_water(pid: int) -> int:
@@ -467,6 +470,7 @@ def texts(bench: Bench, log: Log) -> Iterator[Figure]:
         note = f"seed 0; {without[name]} without"
         yield plain(f"{log.folder} with item texts {name}", read[name], "share", note)
         yield plain(f"{log.folder} content alone, {name}", content[name], "share", "seed 0, with item texts")
+    yield at_most(f"{log.folder} with item texts, peak memory", read["train_peak_gib"], PEAK_GIB, "GiB", "seed 0")
 
 
 def soon(bench: Bench, log: Log) -> Iterator[Figure]:

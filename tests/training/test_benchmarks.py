@@ -4,9 +4,12 @@ import asyncio
 import csv
 import gzip
 import json
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pytest
 from tests.bench import accuracy
 from tests.bench.accuracy import Bench, Log, Measured
 from tests.bench.figures import at_least, at_most, plain, publish
@@ -20,13 +23,25 @@ from longtide_server.training.files.log import read_log
 
 
 def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
-    """What a killed run left would be taken up, and the rest be told as the whole."""
+    """What a killed run left would be taken up, and the rest be told as the whole; so would texts that were read."""
     snapshot = tmp_path / "snapshot"
     (snapshot / ".training-1").mkdir(parents=True)
     found = []
-    monkeypatch.setattr(accuracy, "measured", lambda *_: found.append(snapshot.exists()) or Measured(1.0, 1.0, 1.0))
+
+    def measured(*command, LONGTIDE_CACHE):
+        found.append((snapshot.exists(), list(Path(LONGTIDE_CACHE).iterdir())))
+        return Measured(1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(accuracy, "measured", measured)
     assert accuracy.trained_anew(tmp_path / "log.csv", snapshot, "--seed", 1).seconds == 1.0
-    assert found == [False]
+    assert found == [(False, [])]
+
+
+def test_a_command_is_measured_with_the_variables_it_is_given():
+    script = "import os, sys; sys.exit(os.environ['WHERE'] != 'here')"
+    assert accuracy.measured(sys.executable, "-c", script, WHERE="here").peak_gib < 1.0
+    with pytest.raises(SystemExit):
+        accuracy.measured(sys.executable, "-c", script, WHERE="there")
 
 
 def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, monkeypatch):
