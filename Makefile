@@ -76,12 +76,13 @@ LOGS = ../shared/data
 SCORER = ../shared/eval/score.py
 JSON =
 BENCH = .longtide/bench
+ONLY =
 # A snapshot of MovieLens-1M for bench-serving, where there is one already.
 SERVED =
 
-bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accuracy figures (hours; goes on where it was; JSON=FILE for machines)
+bench-accuracy: setup .venv-rectools/.installed  ## Measure the README's accuracy figures (hours; goes on where it was; ONLY=LOG for one log; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.accuracy --data $(LOGS) --scorer $(SCORER) --work $(BENCH) \
-	  --rectools .venv-rectools/bin/python $(if $(JSON),--json "$(JSON)")
+	  --rectools .venv-rectools/bin/python $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json "$(JSON)")
 
 bench-events: setup  ## Measure ingest, read-your-writes, long histories, import and kills (half an hour; JSON=FILE for machines)
 	$(BIN)/python -m tests.bench.events --data $(LOGS) $(if $(JSON),--json "$(JSON)")

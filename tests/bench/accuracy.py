@@ -1,6 +1,7 @@
 """`make bench-accuracy`: measures the accuracy figures of the README with the product's own commands on real logs.
 
-    python -m tests.bench.accuracy --data DIR --scorer score.py [--seeds 3] [--jobs N] [--work DIR] [--json FILE]
+    python -m tests.bench.accuracy --data DIR --scorer score.py [--only LOG] [--seeds 3] [--jobs N]
+        [--work DIR] [--json FILE]
 
 Every log is cut by the scorer, so nothing that trains can have seen a target; `longtide train` runs without `--set`. A
 piece of work that is done is kept in the work folder, so a run that was interrupted goes on. What is compared by its
@@ -524,21 +525,21 @@ def ratings(bench: Bench) -> Iterator[Figure]:
     yield plain("movielens-100k rating MAE", behavior["value_mae"], "stars", note)
 
 
-def train_everything(bench: Bench, seeds: int, rectools: Path | None, jobs: int) -> None:
+def train_everything(bench: Bench, logs: Sequence[Log], seeds: int, rectools: Path | None, jobs: int) -> None:
     """The pieces that take long: what is compared by its time alone, then the rest, `jobs` at a time."""
-    for log in LOGS:
+    for log in logs:
         bench.cut(log)
         bench.transitions(log)
         if log.has_times:
             bench.request_times(log)
-    for log in LOGS:
+    for log in logs:
         if log.train_minutes is not None:
             train_alone(bench, log, rectools)
     # Each of those that run side by side has its share of the cores, and the longest come first.
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with ThreadPoolExecutor(jobs) as pool:
-        work = [pool.submit(bench.longtide, log, seed) for log in LOGS for seed in range(seeds)]
-        work += [pool.submit(bench.longtide, log, 0, log.items, "texts") for log in LOGS if log.items]
+        work = [pool.submit(bench.longtide, log, seed) for log in logs for seed in range(seeds)]
+        work += [pool.submit(bench.longtide, log, 0, log.items, "texts") for log in logs if log.items]
         for one in work:
             one.result()
 
@@ -553,11 +554,11 @@ def train_alone(bench: Bench, log: Log, rectools: Path | None) -> None:
         bench.rectools_as_long(log, rectools)
 
 
-def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]:
-    """All of them, what a bar is for first."""
-    for log in LOGS:
+def figures(bench: Bench, logs: Sequence[Log], seeds: int, rectools: Path | None) -> Iterator[Figure]:
+    """All of some logs, what a bar is for first."""
+    for log in logs:
         yield from accuracy(bench, log, seeds)
-    for log in LOGS:
+    for log in logs:
         if log.has_times:
             yield from timed(bench, log, seeds)
         yield from sources(bench, log, seeds)
@@ -568,7 +569,6 @@ def figures(bench: Bench, seeds: int, rectools: Path | None) -> Iterator[Figure]
             yield from soon(bench, log)
         if rectools is not None and log.train_minutes is not None:
             yield from of_peer(bench, log, rectools)
-    yield from ratings(bench)
 
 
 def main() -> None:
@@ -576,10 +576,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--scorer", type=Path, required=True)
     parser.add_argument("--rectools", type=Path, help="the Python of an environment with rectools[torch]")
+    parser.add_argument("--only", choices=[log.folder for log in LOGS], help="one log instead of all of them")
     asked = parser.parse_args()
     bench = Bench(asked.data, asked.scorer, asked.work)
-    train_everything(bench, asked.seeds, asked.rectools, asked.jobs)
-    found = list(figures(bench, asked.seeds, asked.rectools))
+    logs = [log for log in LOGS if asked.only in (None, log.folder)]
+    train_everything(bench, logs, asked.seeds, asked.rectools, asked.jobs)
+    found = list(figures(bench, logs, asked.seeds, asked.rectools))
+    found += [] if asked.only else ratings(bench)
     publish([*found, bench.of_other_code()], asked.json)
 
 
