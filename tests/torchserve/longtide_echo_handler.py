@@ -23,6 +23,8 @@ class EchoHandler:
     def answer(self, row, context):
         if "sleep_s" in row:
             time.sleep(float(row["sleep_s"]))
+        if "hold" in row:
+            self.hold(Path(bytes(row["hold"]).decode()))
         if "fail" in row:
             raise ValueError("asked to fail")
         if "exit" in row:
@@ -32,6 +34,12 @@ class EchoHandler:
         if "describe" in row:
             return self.describe(row, context)
         return bytes(row["body"])
+
+    def hold(self, folder):
+        """Keep the worker until somebody says to go on."""
+        (folder / "begun").touch()
+        while not (folder / "go on").exists():
+            time.sleep(0.01)
 
     def describe(self, row, context):
         doubled = self.model(torch.ones(2)).tolist()
