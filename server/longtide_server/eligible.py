@@ -48,7 +48,7 @@ class Eligible:
         self._clock = clock
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
-    def learned(
+    async def learned(
         self, asker: Asker, query: Query, session: list[int], evidence: Evidence, allowed: NDArray[np.bool_] | None
     ) -> Candidates:
         """What the sources say, of the allowed items (I + 1,) that are new to the user."""
@@ -60,7 +60,7 @@ class Eligible:
         if allowed is not None:
             new = allowed.copy()
             new[blocked] = False
-            return self._sources.complete(self._among(new, query.limit, evidence), evidence)
+            return self._sources.complete(await self._among(new, query.limit, evidence), evidence)
         popular = self._popular[: query.limit + len(blocked)]
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self._snapshot.popularity[popular])}
         return self._sources.complete(gather(votes, blocked, len(self._snapshot.catalog)), evidence)
@@ -139,7 +139,7 @@ class Eligible:
             wanted &= allowed
         return interest_votes(self._snapshot.popularity, first_allowed(self._popular, wanted, limit))
 
-    def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
+    async def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
         """What the sources say of the allowed items (I + 1,): of all where they are few, else of those they bring."""
         if np.count_nonzero(allowed) <= FEW_ITEMS:
             return tabulate(np.flatnonzero(allowed), evidence.votes, len(self._snapshot.catalog))
@@ -148,6 +148,8 @@ class Eligible:
         encoded = evidence.encoded
         if encoded is not None and np.count_nonzero(allowed[votes[Source.ENCODER].items]) < limit:
             # The best of all that came with the encoding are of another kind.
-            best = nearest_allowed(allowed, encoded.query, self._snapshot.embeddings, limit + TOP_N_MARGIN)
+            best = await self._sources.aside(
+                nearest_allowed, allowed, encoded.query, self._snapshot.embeddings, limit + TOP_N_MARGIN
+            )
             votes[Source.ENCODER] = Scored(best, self._sources.encoder_probability(best, encoded))
         return gather_allowed(votes, allowed)

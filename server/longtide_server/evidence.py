@@ -6,9 +6,10 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import structlog
@@ -46,6 +47,8 @@ CONTENT_DECAY = 0.7
 COLD_CONTENT = 1.0  # the weight of content, at least, where nothing is known that the encoder could read
 
 log = structlog.get_logger(__name__)
+Given = TypeVarTuple("Given")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,12 +121,12 @@ class Sources:
             encoded, reason = await self.encoded(asker, session, wanted, left, query.patient)
         profile, content = self._profile(user, query.session_item_ids, fusion), None
         if profile is not None and fusion.content:  # sought while neighbours are
-            content = asyncio.get_running_loop().run_in_executor(self._searchers, profile.nearest, wanted)
+            content = self.aside(profile.nearest, wanted)
         if encoded is not None:
             begun_s = time.perf_counter()
             neighbors = await self.search(encoded, user, manifest.neighbors.count, query.min_similarity)
             self._observer.stage("neighbors", begun_s)
-            votes[Source.ENCODER] = self._encoder_votes(encoded, wanted)
+            votes[Source.ENCODER] = await self._encoder_votes(encoded, wanted)
             waited_s = wait_s(query, user)
             if waited_s is not None:
                 encoded, votes[Source.ENCODER] = self._after(waited_s, encoded, votes[Source.ENCODER])
@@ -163,9 +166,12 @@ class Sources:
             self._observer.stage("encoder", begun_s)
 
     async def search(self, encoded: Encoded, user: UserState, count: int, min_similarity: float | None) -> Neighbors:
-        """The moments of other users that are like this one; sought aside, since Annoy lets other threads go on."""
-        search = asyncio.get_running_loop().run_in_executor
-        return await search(self._searchers, self._neighbors, encoded, user.numbers, count, min_similarity)
+        """The moments of other users that are like this one."""
+        return await self.aside(self._neighbors, encoded, user.numbers, count, min_similarity)
+
+    def aside(self, look: Callable[[*Given], Found], *given: *Given) -> asyncio.Future[Found]:
+        """What a search through many vectors finds, while other callers have their turn: Annoy and numpy let them."""
+        return asyncio.get_running_loop().run_in_executor(self._searchers, look, *given)
 
     def complete(self, candidates: Candidates, evidence: Evidence) -> Candidates:
         """Fill in what is known of items that others brought: by the encoder, popularity and content."""
@@ -200,13 +206,16 @@ class Sources:
         found[new] = self._new.content(numbers[new])
         return found
 
-    def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
+    async def _encoder_votes(self, encoded: Encoded, wanted: int) -> Scored:
         """The encoder's best items: those that came with the encoding, or when they are too few, the best of all."""
         enough = wanted - TOP_N_MARGIN  # without the margin there is still one for every place
         if len(encoded.items) >= min(enough, len(self._snapshot.catalog)):
             return Scored(encoded.items, np.exp(encoded.log_probability.astype(np.float64)))
-        everything = np.arange(len(self._snapshot.catalog) + 1)
-        probability = self.encoder_probability(everything, encoded)
+        return await self.aside(self._best, encoded, wanted)
+
+    def _best(self, encoded: Encoded, wanted: int) -> Scored:
+        """The encoder's best items of all."""
+        probability = self.encoder_probability(slice(None), encoded)
         probability[0] = 0.0  # padding
         return best_of(probability, wanted)
 
@@ -223,7 +232,7 @@ class Sources:
         gain = float(probability.sum() / votes.probability.sum())
         return replace(moved, log_z=moved.log_z + math.log(gain)), Scored(votes.items, probability / gain)
 
-    def encoder_probability(self, items: NDArray[np.int64], encoded: Encoded) -> NDArray[np.float64]:
+    def encoder_probability(self, items: NDArray[np.int64] | slice, encoded: Encoded) -> NDArray[np.float64]:
         """(C,) the encoder's probability of any items (C,)."""
         temperature = self._snapshot.manifest.encoder.temperature
         return encoder_probability(items, encoded.query, self._snapshot.embeddings, temperature, encoded.log_z)

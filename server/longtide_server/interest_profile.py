@@ -7,7 +7,7 @@ interested in what they were.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longtide_server.events import EventType
@@ -40,13 +40,17 @@ class InterestProfile:
     degraded_reason: str = ""
 
 
-def profile_of(
-    user: UserState, words: Callable[[int], Sequence[Word]], limit: int, degraded_reason: str
-) -> InterestProfile:
-    """The `limit` largest interests; `words` says what an item number is like."""
+def liked_lately(user: UserState) -> list[int]:
+    """The item numbers of what somebody did last and did not dislike, in time order."""
     pairs = zip(user.items[-EVENTS_READ:], user.types[-EVENTS_READ:], strict=True)
-    liked = [number for number, kind in pairs if kind != DISLIKE]
-    of_items = {number: [word for word in words(number) if word[0] in KINDS] for number in set(liked)}
+    return [number for number, kind in pairs if kind != DISLIKE]
+
+
+def profile_of(
+    liked: Sequence[int], words: Mapping[int, Sequence[Word]], limit: int, degraded_reason: str
+) -> InterestProfile:
+    """The `limit` largest interests of who liked item numbers, in time order; `words` says what each is like."""
+    of_items = {number: [word for word in said if word[0] in KINDS] for number, said in words.items()}
     told = [of_items[number] for number in liked if of_items[number]]
     long_term, short_term = (_shares(told, half_life)[:limit] for half_life in (LONG_HALF_LIFE, SHORT_HALF_LIFE))
     return InterestProfile(tuple(long_term), tuple(short_term), degraded_reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -21,7 +21,8 @@ from longtide_server.errors import DeadlineExceeded, Overloaded, Unavailable
 from longtide_server.evidence import Asker, Evidence, Sources, wait_s, wanted_items
 from longtide_server.explanations import links, people, voters
 from longtide_server.foresight import foreseen, head_of
-from longtide_server.interest_profile import InterestProfile, profile_of
+from longtide_server.interest_profile import InterestProfile, liked_lately, profile_of
+from longtide_server.items.item_columns import Word
 from longtide_server.items.item_filter import size
 from longtide_server.new_items.exploration import explore
 from longtide_server.new_items.new_items import NewItems, none_new
@@ -40,6 +41,7 @@ STORE_SHARE = 0.5  # of the time there is, at most, is the event log waited for
 MAX_MOMENTS_SEARCHED = 20_000
 WELL_KNOWN_EVENTS = 50  # people have turned to a new item: no need to find out about it
 MAX_KEPT_LIMIT = 100  # items of an answer that is kept, some 27 kB
+ITEMS_AT_ONCE = 100  # are looked up before other callers have their turn
 MAX_KEPT_SIZE = 32  # conditions and values of a filter whose answers are kept: every one of them holds it
 
 log = structlog.get_logger(__name__)
@@ -143,7 +145,7 @@ class Recommender:
         begun_s = time.perf_counter()
         allowed = self._eligible.allowed(query)
         repeats = self._eligible.repeats(asker.user, query, session, allowed) if query.include_seen else None
-        known = self._eligible.learned(asker, query, session, evidence, allowed)
+        known = await self._eligible.learned(asker, query, session, evidence, allowed)
         candidates = self._eligible.with_new(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
         if repeats is not None:
@@ -161,7 +163,7 @@ class Recommender:
         asker = await self.asker(query.owner, timeout_s)
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
-        return self._eligible.learned(asker, query, session, evidence, self._eligible.allowed(query))
+        return await self._eligible.learned(asker, query, session, evidence, self._eligible.allowed(query))
 
     async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
@@ -208,7 +210,8 @@ class Recommender:
         asker = await self.asker(query.owner, timeout_s)
         left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
         encoded, reason = await self._sources.encoded(asker, self._numbers(query.session_item_ids), 1, left)
-        return foreseen(self.snapshot, None if encoded is None else encoded.query, item_ids, reason)
+        vector = None if encoded is None else encoded.query
+        return await asyncio.to_thread(foreseen, self.snapshot, vector, item_ids, reason)
 
     async def interests(self, owner: str, limit: int, timeout_s: float) -> InterestProfile:
         """What the owner of a history is interested in, at all times and lately, `limit` interests each."""
@@ -216,16 +219,17 @@ class Recommender:
         reason = asker.stale_reason or self._stale_catalog()
         if reason:
             self._observer.degraded("store" if asker.stale_reason else "catalog")
-        return profile_of(asker.user, self._live.words, limit, reason)
+        liked = liked_lately(asker.user)
+        return profile_of(liked, await self._words(liked), limit, reason)
 
-    async def recall(self, query: Query, timeout_s: float) -> float:
-        """The share of the nearest moments of the one who asks that a search finds, by a search of everything."""
-        asker = await self.asker(query.owner, timeout_s)
-        encoded, _ = await self._sources.encoded(asker, self._numbers(query.session_item_ids), 1, timeout_s)
-        if encoded is None:
-            return 1.0
-        settings = self.snapshot.manifest.neighbors
-        return await asyncio.to_thread(self.snapshot.neighbors.recall, encoded.query, settings.count, settings.search_k)
+    async def _words(self, numbers: Sequence[int]) -> Mapping[int, Sequence[Word]]:
+        """What items are like, by number; some at a time, since there may be thousands."""
+        words: dict[int, Sequence[Word]] = {}
+        for number in dict.fromkeys(numbers):
+            words[number] = self._live.words(number)
+            if len(words) % ITEMS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return words
 
     def _explored(
         self, user: UserState, candidates: Candidates, ranked: Ranked, found: tuple[Recommendation, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -394,3 +395,25 @@ async def served(tiny_snapshots, tmp_path):
     await writer.close()
     await store.close()
     assert all(one.released.is_set() for one in opened)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Holds a function of a module until the event loop lets it go, which it cannot where the function holds it up."""
+
+    def hold(module, name):
+        function, begun, go_on = getattr(module, name), threading.Event(), threading.Event()
+
+        def wait(*given):
+            begun.set()
+            assert go_on.wait(5), f"{name} held the event loop up"
+            return function(*given)
+
+        async def meanwhile():
+            assert await asyncio.to_thread(begun.wait, 5)
+            go_on.set()
+
+        monkeypatch.setattr(module, name, wait)
+        return meanwhile()
+
+    return hold

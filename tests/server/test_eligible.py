@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from longtide_server import eligible as eligible_module
+from longtide_server import evidence as evidence_module
 from longtide_server.answers import Query
 from longtide_server.eligible import FEW_ITEMS
 from longtide_server.errors import EncoderUnavailable
@@ -178,6 +181,22 @@ async def test_a_common_kind_that_is_not_the_users_fills_the_list_with_the_neare
     assert set(found[:3]) == {"item-6001", "item-6000", "item-7777"}
     near_ends = {f"item-{n}" for n in itertools.chain(range(3_000, 3_000 + limit), range(9_000 - limit, 9_000))}
     assert set(found[3:]) <= near_ends
+
+
+async def test_while_the_nearest_of_a_kind_are_sought_others_have_their_turn(big_world, held):
+    await big_world.did("ann", ["item-0"])
+    common = tag(big_world, range(3_000, 9_000), "common")
+    found, _ = await asyncio.gather(
+        recommended(big_world, item_filter=COMMON), held(eligible_module, "nearest_allowed")
+    )
+    assert set(found) <= common
+
+
+async def test_while_the_best_of_all_are_sought_others_have_their_turn(big_world, held):
+    await big_world.did("ann", ["item-0"])
+    few = await recommended(big_world, limit=10)
+    many, _ = await asyncio.gather(recommended(big_world, limit=1_000), held(evidence_module, "best_of"))
+    assert many[:10] == few
 
 
 async def test_what_the_sources_bring_of_many_allowed_items_comes_in_the_usual_order(big_world):

@@ -1,11 +1,13 @@
 """What somebody does next, read by a head that can be worked out by eye."""
 
+import asyncio
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from longtide_server import recommender as recommender_module
 from longtide_server.answers import Query
 from longtide_server.errors import Conflict, EncoderUnavailable
 from longtide_server.events import EventType
@@ -55,6 +57,12 @@ async def test_known_items_get_their_values_in_the_order_asked(told):
     found = await behavior(told, ["d", "zz", "a", "b"])
     assert [item for item, _ in found.values] == ["d", "a", "b"]
     assert [value for _, value in found.values] == pytest.approx([3.0, 5.0, 3.0 + math.sqrt(3)], abs=1e-5)
+
+
+async def test_while_values_are_foreseen_others_have_their_turn(told, held):
+    await told.did("ann", "a")
+    found, _ = await asyncio.gather(behavior(told, ["a"]), held(recommender_module, "foreseen"))
+    assert [item for item, _ in found.values] == ["a"]
 
 
 async def test_what_was_just_viewed_counts(told):

@@ -1,12 +1,14 @@
 """What somebody is interested in, by what the items of their events are."""
 
+import asyncio
 from array import array
 
 import pytest
 
+from longtide_server import recommender as recommender_module
 from longtide_server.errors import Unavailable
 from longtide_server.events import EventType
-from longtide_server.interest_profile import EVENTS_READ, Interest, profile_of
+from longtide_server.interest_profile import EVENTS_READ, Interest, liked_lately, profile_of
 from longtide_server.items.item import Item
 from longtide_server.users.user_state import UserState
 
@@ -20,7 +22,7 @@ WORDS = {
 
 def profile(items, types=None, limit=10):
     user = UserState("user:ann", items=array("i", items), types=array("B", types or [EventType.VIEW] * len(items)))
-    return profile_of(user, WORDS.__getitem__, limit, "")
+    return profile_of(liked_lately(user), WORDS, limit, "")
 
 
 def shares(interests):
@@ -78,3 +80,14 @@ async def test_while_the_log_is_away_the_answer_is_by_what_is_remembered_and_say
     found = await world.recommender.interests("user:ann", 10, SOON_S)
     assert [one.word for one in found.long_term] == [("tag", "vegan")]
     assert found.degraded_reason == "the event log could not be asked: locked"
+
+
+async def test_while_many_items_are_looked_up_others_have_their_turn(world, monkeypatch):
+    await world.did("ann", "abcde")
+    monkeypatch.setattr(recommender_module, "ITEMS_AT_ONCE", 1)
+    asking = asyncio.create_task(world.recommender.interests("user:ann", 10, SOON_S))
+    turns = 0
+    while not asking.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 5

@@ -115,7 +115,7 @@ def best_of(probability: NDArray[np.float64], count: int) -> Scored:
 
 
 def encoder_probability(
-    items: NDArray[np.int64], query: NDArray[np.float32], embeddings: NDArray[np.float32], temperature: float,
+    items: NDArray[np.int64] | slice, query: NDArray[np.float32], embeddings: NDArray[np.float32], temperature: float,
     log_z: float,
 ) -> NDArray[np.float64]:  # fmt: skip
     """The encoder's probability (C,) of any items, from the query vector (D,) and the unit embeddings (I + 1, D)."""
