@@ -7,21 +7,24 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable
 from longtide_server.torchserve.client import TorchServeClient
-from longtide_server.torchserve.torchserve_pb2 import PingRequest, PingResponse
+from longtide_server.torchserve.torchserve_pb2 import PredictionResponse, PredictionsRequest
 
 
 @asynccontextmanager
-async def healthy(port=0):
-    """A server that says what a healthy TorchServe says; yields its port."""
+async def answering(port=0):
+    """A server that answers as TorchServe does; yields its port."""
 
-    async def ping(request, context):
-        return PingResponse(health='{"status": "Healthy"}')
+    async def predictions(request, context):
+        return PredictionResponse(prediction=b"here")
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.unary_unary_rpc_method_handler(ping, PingRequest.FromString, PingResponse.SerializeToString)
+    handler = grpc.unary_unary_rpc_method_handler(
+        predictions, PredictionsRequest.FromString, PredictionResponse.SerializeToString
+    )
     service = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Ping": handler})])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Predictions": handler})])
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
@@ -63,22 +66,29 @@ async def client_of():
         await client.close()
 
 
+async def is_there(client, within_s):
+    try:
+        return await client.predict("model", {}, within_s) == b"here"
+    except (EncoderUnavailable, DeadlineExceeded):
+        return False
+
+
 async def test_a_java_that_is_slow_to_greet_is_waited_for(client_of):
     """Under load, a freshly started one takes longer for its first connection than a reconnection may be apart."""
-    async with healthy() as port, slow_to_greet(port, 0.7) as slow:
-        assert await client_of(slow).ping(timeout_s=10.0)
+    async with answering() as port, slow_to_greet(port, 0.7) as slow:
+        assert await is_there(client_of(slow), 10.0)
 
 
 async def test_one_that_was_away_is_found_within_a_second(client_of):
-    async with healthy() as port:
+    async with answering() as port:
         client = client_of(port)
-        assert await client.ping()
+        assert await is_there(client, 2.0)
     away_s = time.monotonic() + 2.0
     while time.monotonic() < away_s:
-        assert not await client.ping(timeout_s=1.0)
+        assert not await is_there(client, 1.0)
         await asyncio.sleep(0.05)
-    async with healthy(port):
+    async with answering(port):
         back_s = time.monotonic()
-        while not await client.ping(timeout_s=1.0):  # noqa: ASYNC110
+        while not await is_there(client, 1.0):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert time.monotonic() - back_s < 1.0

@@ -9,13 +9,12 @@ import grpc.aio
 
 from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, LongtideError, Overloaded
 from longtide_server.torchserve.channel import open_channel
-from longtide_server.torchserve.torchserve_pb2 import PingRequest, PingResponse, PredictionResponse, PredictionsRequest
+from longtide_server.torchserve.torchserve_pb2 import PredictionResponse, PredictionsRequest
 
 _SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _NO_ROOM = "has no worker to serve inference request"
 _WORKER_DIED = "Worker died."
 _MAX_MESSAGE_BYTES = 64 << 20
-_PING_TIMEOUT_S = 2.0
 
 
 class TorchServeClient:
@@ -29,11 +28,6 @@ class TorchServeClient:
             f"{_SERVICE}/Predictions",
             request_serializer=PredictionsRequest.SerializeToString,
             response_deserializer=PredictionResponse.FromString,
-        )
-        self._ping = self._channel.unary_unary(
-            f"{_SERVICE}/Ping",
-            request_serializer=PingRequest.SerializeToString,
-            response_deserializer=PingResponse.FromString,
         )
 
     async def predict(self, model: str, inputs: Mapping[str, bytes], timeout_s: float) -> bytes:
@@ -51,14 +45,6 @@ class TorchServeClient:
         except grpc.aio.AioRpcError as exc:
             raise translated(exc, self._address, timeout_s) from exc
         return response.prediction
-
-    async def ping(self, timeout_s: float = _PING_TIMEOUT_S) -> bool:
-        """Whether TorchServe answers at all. It says "Healthy" of a worker that keeps crashing: no proof of a model."""
-        try:
-            response = await self._ping(PingRequest(), timeout=timeout_s)
-        except grpc.aio.AioRpcError:
-            return False
-        return '"Healthy"' in response.health
 
     async def close(self) -> None:
         """End the channel; calls under way fail."""

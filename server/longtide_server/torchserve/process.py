@@ -49,7 +49,7 @@ class TorchServe:
         self._workers: WorkersReader | None = None
         self._process: Process | None = None
         self._supervision: asyncio.Task[None] | None = None
-        self._up = asyncio.Event()
+        self._up = False
         self._on_gpu = False
 
     @property
@@ -70,11 +70,7 @@ class TorchServe:
     @property
     def is_up(self) -> bool:
         """Whether a worker with the model was ready at the last look."""
-        return self._up.is_set()
-
-    async def wait_up(self) -> None:
-        """Return once a worker with the model is ready."""
-        await self._up.wait()
+        return self._up
 
     async def workers(self) -> tuple[Worker, ...]:
         """The model's workers now; none while TorchServe is away."""
@@ -135,7 +131,7 @@ class TorchServe:
                 await self._wait_ready(self._process, patient=patient)
         except TimeoutError as exc:
             raise self._failure(f"was not ready within {self._config.startup_timeout_s:g} s") from exc
-        self._up.set()
+        self._up = True
 
     async def _wait_ready(self, process: Process, *, patient: bool) -> None:
         while True:
@@ -167,7 +163,7 @@ class TorchServe:
                 _log.warning(
                     "torchserve lost, restarting", status=self._process.returncode, logs=str(self._folders.logs)
                 )
-            self._up.clear()
+            self._up = False
             await self._end_process()
             await asyncio.sleep(min(_BACKOFF_FIRST_S * 2**failures, _BACKOFF_MAX_S))
             failures = await self._relaunch(failures)
@@ -202,18 +198,18 @@ class TorchServe:
             ended.cancel()
 
     async def _look(self) -> bool:
-        """Whether a worker is ready, told to whoever waits and, when it changed, to the log."""
+        """Whether a worker is ready, told, when it changed, to the log."""
         ready = any(worker.ready for worker in await self.workers())
-        if ready and not self.is_up:
+        if ready and not self._up:
             _log.info("torchserve worker is back")
-            self._up.set()
-        elif not ready and self.is_up:
+            self._up = True
+        elif not ready and self._up:
             _log.warning("torchserve has no ready worker")
-            self._up.clear()
+            self._up = False
         return ready
 
     async def _end_process(self) -> None:
-        self._up.clear()
+        self._up = False
         process, self._process = self._process, None
         if process is None:
             return

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+longtide_server/torchserve/torchserve.proto\x12\x13longtide.torchserve\"\r\n\x0bPingRequest\"\x1e\n\x0cPingResponse\x12\x0e\n\x06health\x18\x01 \x01(\t\"\xb0\x01\n\x12PredictionsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x41\n\x05input\x18\x03 \x03(\x0b\x32\x32.longtide.torchserve.PredictionsRequest.InputEntry\x1a,\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"(\n\x12PredictionResponse\x12\x12\n\nprediction\x18\x01 \x01(\x0c\"A\n\x14\x44\x65scribeModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"!\n\x12ManagementResponse\x12\x0b\n\x03msg\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+longtide_server/torchserve/torchserve.proto\x12\x13longtide.torchserve\"\xb0\x01\n\x12PredictionsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x41\n\x05input\x18\x03 \x03(\x0b\x32\x32.longtide.torchserve.PredictionsRequest.InputEntry\x1a,\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"(\n\x12PredictionResponse\x12\x12\n\nprediction\x18\x01 \x01(\x0c\"A\n\x14\x44\x65scribeModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"!\n\x12ManagementResponse\x12\x0b\n\x03msg\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTIONSREQUEST_INPUTENTRY']._loaded_options = None
   _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_options = b'8\001'
-  _globals['_PINGREQUEST']._serialized_start=68
-  _globals['_PINGREQUEST']._serialized_end=81
-  _globals['_PINGRESPONSE']._serialized_start=83
-  _globals['_PINGRESPONSE']._serialized_end=113
-  _globals['_PREDICTIONSREQUEST']._serialized_start=116
-  _globals['_PREDICTIONSREQUEST']._serialized_end=292
-  _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_start=248
-  _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_end=292
-  _globals['_PREDICTIONRESPONSE']._serialized_start=294
-  _globals['_PREDICTIONRESPONSE']._serialized_end=334
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=336
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=401
-  _globals['_MANAGEMENTRESPONSE']._serialized_start=403
-  _globals['_MANAGEMENTRESPONSE']._serialized_end=436
+  _globals['_PREDICTIONSREQUEST']._serialized_start=69
+  _globals['_PREDICTIONSREQUEST']._serialized_end=245
+  _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_start=201
+  _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_end=245
+  _globals['_PREDICTIONRESPONSE']._serialized_start=247
+  _globals['_PREDICTIONRESPONSE']._serialized_end=287
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=289
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=354
+  _globals['_MANAGEMENTRESPONSE']._serialized_start=356
+  _globals['_MANAGEMENTRESPONSE']._serialized_end=389
 # @@protoc_insertion_point(module_scope)

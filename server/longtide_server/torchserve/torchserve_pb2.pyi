@@ -22,36 +22,6 @@ else:
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
-class PingRequest(google.protobuf.message.Message):
-    """What Ping takes."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-
-Global___PingRequest: typing_extensions.TypeAlias = PingRequest
-
-@typing.final
-class PingResponse(google.protobuf.message.Message):
-    """What Ping answers: JSON with a "status"."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    HEALTH_FIELD_NUMBER: builtins.int
-    health: builtins.str
-    """The JSON."""
-    def __init__(
-        self,
-        *,
-        health: builtins.str = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["health", b"health"]) -> None: ...
-
-Global___PingResponse: typing_extensions.TypeAlias = PingResponse
-
-@typing.final
 class PredictionsRequest(google.protobuf.message.Message):
     """One prediction's input."""
 
