@@ -173,8 +173,9 @@ def test_how_transitions_are_counted_is_chosen_on_the_validation_targets(tmp_pat
     ("told", "tried"),
     [
         ({}, [(5, 0.7), (20, 0.9)]),
-        ({"transitions.lags": "3"}, [(3, 0.7)]),
+        ({"transitions.lags": "3"}, [(3, 0.7), (3, 0.9)]),
         ({"transitions.decay": "0.3"}, [(5, 0.3), (20, 0.3)]),
+        ({"transitions.decay": "0.7"}, [(5, 0.7), (20, 0.7)]),
         ({"transitions.lags": "3", "transitions.decay": "0.3"}, [(3, 0.3)]),
     ],
 )

@@ -186,13 +186,9 @@ def publish_trained(
 
 
 def _tried(chosen: TransitionSettings) -> tuple[TransitionSettings, ...]:
-    """The ways to count transitions that validation chooses from: one where it is said how far they look back, and
-    with another decay than the usual one, all of them with this."""
-    if chosen.lags:
-        return (chosen,)
-    if chosen.decay == TransitionSettings().decay:
-        return TRANSITIONS_TRIED
-    return tuple(replace(way, decay=chosen.decay) for way in TRANSITIONS_TRIED)
+    """The ways to count transitions that validation chooses from; 0 is what it chooses."""
+    ways = (TransitionSettings(chosen.lags or way.lags, chosen.decay or way.decay) for way in TRANSITIONS_TRIED)
+    return tuple(dict.fromkeys(ways))
 
 
 @dataclass(frozen=True, slots=True)

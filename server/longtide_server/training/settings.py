@@ -89,7 +89,7 @@ class Settings:
     train: TrainConfig
     neighbors: NeighborSettings
     transitions: TransitionSettings
-    """With 0 lags, how transitions are counted is chosen on validation data."""
+    """0 stands for what is chosen on validation data."""
     max_moments: int = 1_000_000
     """Moments in the neighbour index at most, the newest; each takes about 0.5 kB."""
 
@@ -137,7 +137,7 @@ def settings_for(sequences: Sequences, *, times_are_real: bool, seed: int) -> Se
             seed=seed,
         ),
         neighbors=NeighborSettings(),
-        transitions=TransitionSettings(lags=0),
+        transitions=TransitionSettings(lags=0, decay=0.0),
     )
 
 

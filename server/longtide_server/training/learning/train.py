@@ -159,9 +159,11 @@ def _frozen(model: Encoder) -> Iterator[None]:
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in learning:
         weight.requires_grad_(False)
-    yield
-    for weight in learning:
-        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def _wanted(settings: TrainConfig) -> Wanted:
