@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.bench.accuracy import LONGTIDE, Bench, Log, measured, output, rows_of, trained_anew
 from tests.bench.catalogue import catalogue_figures
 from tests.bench.figures import Figure, at_least, plain, publish
+from tests.bench.product import LONGTIDE, Bench, Log, measured, output, rows_of, trained_anew
 
 COLD_SHARE = 0.1
 COLD_SEED = 0

@@ -27,8 +27,8 @@ from unittest.mock import patch
 
 import psutil
 import redis
-from tests.bench.accuracy import LONGTIDE, measured, output
 from tests.bench.figures import Figure, at_least, at_most, plain, publish
+from tests.bench.product import LONGTIDE, measured, output
 from tests.killing import killed_again_and_again
 from tests.redis_servers import cli, redis_server
 

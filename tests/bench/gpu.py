@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tests.bench.accuracy import LOGS, LONGTIDE, Bench, measured, trained_anew
+from tests.bench.accuracy import LOGS
 from tests.bench.figures import Figure, at_least, plain, publish
+from tests.bench.product import LONGTIDE, Bench, measured, trained_anew
 from tests.bench.serving import World, whole_histories
 
 import longtide_handlers.encoder_handler as handler_file

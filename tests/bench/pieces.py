@@ -39,6 +39,13 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
+def fingerprint(path: Path) -> str:
+    """A digest of what is in a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 def needed(begins: Sequence[Path]) -> list[Path]:
     """The modules of the server that some of them import, and these, and so on; sorted."""
     found, waiting = set[Path](), list(begins)
@@ -116,7 +123,7 @@ class Pieces:
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         self._told.add(name)
         made = f"{time.strftime('%Y-%m-%d')}, {machine()}"
-        found = {**do(), "given": list(given), "made": made, "code": self.code}
+        found = {**do(), "given": list(given), "made": made, "machine": machine(), "code": self.code}
         draft = path.with_suffix(".partial")
         draft.write_text(json.dumps(found, indent=1))
         draft.replace(path)

@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tests.bench.accuracy import LOGS, LONGTIDE, Bench, output
+from tests.bench.accuracy import LOGS
 from tests.bench.events import resident_mib, serving
 from tests.bench.figures import Figure, at_least, at_most, plain, publish
 from tests.bench.load import Caller, Load, caller, closed, event_request, is_degraded, offered, recommend_request, turns
+from tests.bench.product import LONGTIDE, Bench, output
 
 from longtide import AsyncClient, Client, LongtideError, Recommendations, UnavailableError
 from longtide import Event as SentEvent

@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.bench.accuracy import LONGTIDE, mean, output, over, rows_of
+from tests.bench.accuracy import mean, over
 from tests.bench.figures import Figure, options, plain, publish
 from tests.bench.pieces import Pieces
+from tests.bench.product import LONGTIDE, output, rows_of
 
 CLICKS = Path("yoochoose-100k", "clicks.csv.gz")
 CHANCE = (0.5, 3.0)

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import grpc
 import psutil
-from tests.bench.accuracy import LONGTIDE, output
 from tests.bench.events import serving
 from tests.bench.load import Caller, Load, closed, event_request, recommend_request, turns
+from tests.bench.product import LONGTIDE, output
 
 CALLERS = 64
 ROUND_S = 6.0

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.bench import accuracy
-from tests.bench.accuracy import Bench, Log, Measured
-from tests.bench.figures import at_least, at_most, plain, publish
+from tests.bench import accuracy, product
+from tests.bench.figures import at_least, at_most, machine, plain, publish
+from tests.bench.pieces import fingerprint
+from tests.bench.product import Bench, Log, Measured
 from tests.bench.wanted import make_up
 
 from longtide_server.events import user_of
@@ -20,6 +21,22 @@ from longtide_server.snapshot import load_snapshot
 from longtide_server.sources.candidates import Source
 from longtide_server.training.dataset import to_sequences
 from longtide_server.training.files.log import read_log
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log whose training is 99.5 s long."""
+    (tmp_path / "a-log").mkdir()
+    (tmp_path / "a-log" / "interactions.csv.gz").write_bytes(b"a log")
+    (tmp_path / "score.py").write_text("a scorer")
+    return Log("a-log", 0.0, 0.0, has_times=False)
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, tmp_path / "score.py", tmp_path / "work")
+    monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
+    return bench
 
 
 def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
@@ -32,21 +49,20 @@ def test_training_begins_in_an_empty_folder(tmp_path, monkeypatch):
         found.append((snapshot.exists(), list(Path(LONGTIDE_CACHE).iterdir())))
         return Measured(1.0, 1.0, 1.0)
 
-    monkeypatch.setattr(accuracy, "measured", measured)
-    assert accuracy.trained_anew(tmp_path / "log.csv", snapshot, "--seed", 1).seconds == 1.0
+    monkeypatch.setattr(product, "measured", measured)
+    assert product.trained_anew(tmp_path / "log.csv", snapshot, "--seed", 1).seconds == 1.0
     assert found == [(False, [])]
 
 
 def test_a_command_is_measured_with_the_variables_it_is_given():
     script = "import os, sys; sys.exit(os.environ['WHERE'] != 'here')"
-    assert accuracy.measured(sys.executable, "-c", script, WHERE="here").peak_gib < 1.0
+    assert product.measured(sys.executable, "-c", script, WHERE="here").peak_gib < 1.0
     with pytest.raises(SystemExit):
-        accuracy.measured(sys.executable, "-c", script, WHERE="there")
+        product.measured(sys.executable, "-c", script, WHERE="there")
 
 
-def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, monkeypatch):
-    bench, log, asked = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0), []
-    monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
+def test_lists_of_a_later_training_are_compared_with_the_server_anew(bench, log, monkeypatch):
+    asked = []
     trained = iter(["first", "first", "second"])
     monkeypatch.setattr(bench, "longtide", lambda *_: {"lists": next(trained)})
 
@@ -54,18 +70,17 @@ def test_lists_of_a_later_training_are_compared_with_the_server_anew(tmp_path, m
         asked.append(arguments)
         return {"identical": 9}
 
-    monkeypatch.setattr(accuracy, "compare_with_server", compare)
+    monkeypatch.setattr(product, "compare_with_server", compare)
     for _ in range(3):
         bench.served(log, 0)
     assert len(asked) == 2
-    monkeypatch.setattr(accuracy, "serving_code", lambda: "another")
+    monkeypatch.setattr(product, "serving_code", lambda: "another")
     monkeypatch.setattr(bench, "longtide", lambda *_: {"lists": "second"})
     bench.served(log, 0)
     assert len(asked) == 3
 
 
-def test_one_list_in_many_that_differs_is_told(tmp_path, monkeypatch):
-    bench, log = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0)
+def test_one_list_in_many_that_differs_is_told(bench, log, monkeypatch):
     monkeypatch.setattr(bench, "served", lambda *_: {"identical": 22_362, "users": 22_363, "recommend_s": 1.0})
     (figure,) = accuracy.served(bench, log)
     assert 0.9999 < figure.value < 1
@@ -86,22 +101,21 @@ def test_figures_are_written_for_machines_and_a_missed_bar_is_shown(tmp_path, ca
     assert "| b | 9 min | 8 | **misses** alone |" in capsys.readouterr().out
 
 
-def test_a_peer_that_takes_far_longer_is_stopped(tmp_path, monkeypatch):
-    bench, log = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0)
-    monkeypatch.setattr(bench, "cut", lambda _: (tmp_path / "train", tmp_path / "targets"))
-    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.1, "hr@10": 0.5, "ndcg@10": 0.4})
+def test_a_peer_that_takes_far_longer_is_stopped(bench, log, tmp_path, monkeypatch):
+    ours = {"train_s": 0.1, "hr@10": 0.5, "ndcg@10": 0.4, "machine": machine()}
+    monkeypatch.setattr(bench, "longtide", lambda *_: ours)
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     stopped = next(accuracy.of_peer(bench, log, slow))
     assert (stopped.name, stopped.value, stopped.unit) == ("a-log RecTools SASRec, stopped after", 1.0, "s")
-    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 0.2})
+    ours["train_s"] = 0.2
     assert bench.rectools(log, slow)["stopped_s"] == 2.0  # a longer training of ours gives it longer, too
 
 
-def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter(tmp_path, monkeypatch):
-    bench, log, asked = Bench(tmp_path, tmp_path, tmp_path), Log("a-log", 0.0, 0.0), []
-    monkeypatch.setattr(bench, "longtide", lambda *_: {"train_s": 99.5, "hr@10": 0.5, "ndcg@10": 0.4})
+def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter(bench, log, tmp_path, monkeypatch):
+    asked, ours = [], {"train_s": 99.5, "hr@10": 0.5, "ndcg@10": 0.4, "machine": machine()}
+    monkeypatch.setattr(bench, "longtide", lambda *_: ours)
 
     def trained(log, python, label, *options, limit_s=None):
         asked.append((label, *options))
@@ -115,15 +129,54 @@ def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter
     assert [name for name in names if name.endswith("hr@10")] == [
         "a-log RecTools SASRec hr@10", "a-log RecTools SASRec, sampled hr@10", "a-log RecTools SASRec, as long hr@10",
     ]  # fmt: skip
-    other, own_s = Log("another-log", 0.0, 0.0), 300.0
-    assert len(list(accuracy.of_peer(bench, other, tmp_path))) == 4
+    own_s = 300.0
+    (tmp_path / "score.py").write_text("another scorer")
+    fingerprint.cache_clear()
+    assert len(list(accuracy.of_peer(bench, log, tmp_path))) == 4
+    del asked[:]
+    list(accuracy.of_peer(bench, log, tmp_path))
+    assert asked == []
+    ours["machine"] = "another"  # how long it takes there says nothing of here
+    bench.rectools(log, tmp_path)
+    assert asked == [("default",)]
+
+
+def test_a_training_is_made_anew_for_another_log_or_scorer_or_alone_on_another_machine(
+    bench, log, tmp_path, monkeypatch
+):
+    trained = []
+
+    def measured(*command, **_):
+        (tmp_path / "work" / "a-log.longtide.0.jsonl").write_text("")
+        return Measured(1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(product, "trained_anew", lambda *_: trained.append(1) or Measured(1.0, 1.0, 1.0))
+    monkeypatch.setattr(product, "measured", measured)
+    monkeypatch.setattr(product, "output", lambda *_: '{"metrics": {}, "fusion": {}}')
+    bench.longtide(log, 0)
+    bench.longtide(log, 0)
+    assert len(trained) == 1
+    for changed, times in (("a-log/interactions.csv.gz", 2), ("score.py", 3)):
+        (tmp_path / changed).write_text("another")
+        fingerprint.cache_clear()
+        bench.longtide(log, 0)
+        assert len(trained) == times
+    bench.longtide(log, 0, alone=True)
+    bench.longtide(log, 0, alone=True)
+    bench.longtide(log, 0)
+    assert len(trained) == 4
+    monkeypatch.setattr(product, "machine", lambda: "another")
+    bench.longtide(log, 0)
+    assert len(trained) == 4
+    bench.longtide(log, 0, alone=True)
+    assert len(trained) == 5
 
 
 def test_a_source_alone_ranks_by_what_it_says_alone(tiny_log, tiny_snapshots, tmp_path):
     """By popularity, people get what they have not had in the order of the catalogue; by the encoder, another."""
     lists = {}
     for source in (Source.POPULARITY, Source.ENCODER):
-        asyncio.run(accuracy.write_lists(tiny_snapshots, tiny_log, tmp_path / "recs.jsonl", source))
+        asyncio.run(product.write_lists(tiny_snapshots, tiny_log, tmp_path / "recs.jsonl", source))
         rows = map(json.loads, (tmp_path / "recs.jsonl").read_text().splitlines())
         lists[source] = {row["user_id"]: row["items"] for row in rows}
     sequences, catalog = to_sequences(read_log(tiny_log)[0]), load_snapshot(tiny_snapshots).catalog
