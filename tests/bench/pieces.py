@@ -16,9 +16,11 @@ from typing import Any
 
 from tests.bench.figures import Figure, at_most, machine
 
+import longtide_handlers
 import longtide_server
 
 ROOT = Path(str(longtide_server.__file__)).parent
+HANDLERS = Path(str(longtide_handlers.__file__)).parent
 BEGINS = ("training/judging/evaluate.py", "training/items/items.py", "training/settings.py", "training/files/log.py")
 """Of the server, what training, recommending and judging begin with."""
 
@@ -26,7 +28,7 @@ BEGINS = ("training/judging/evaluate.py", "training/items/items.py", "training/s
 def code(own: Sequence[Path] = ()) -> str:
     """A digest of what decides which lists come out; of what it does, not of how it is commented.
 
-    Of the server, that is what it takes to train, recommend and judge; `own` is the benchmark's.
+    Of the server and its handlers, that is what it takes to train, recommend and judge; `own` is the benchmark's.
     """
     return digest_of([*needed([ROOT / begin for begin in BEGINS]), *own])
 
@@ -47,7 +49,7 @@ def fingerprint(path: Path) -> str:
 
 
 def needed(begins: Sequence[Path]) -> list[Path]:
-    """The modules of the server that some of them import, and these, and so on; sorted."""
+    """The modules of the server and its handlers that some of them import, and these, and so on; sorted."""
     found, waiting = set[Path](), list(begins)
     while waiting:
         path = waiting.pop()
@@ -55,18 +57,19 @@ def needed(begins: Sequence[Path]) -> list[Path]:
             continue
         found.add(path)
         for name in imported(path.read_text()):
-            module = ROOT.parent.joinpath(*name.split("."))
+            package = HANDLERS if name.startswith(HANDLERS.name) else ROOT
+            module = package.parent.joinpath(*name.split("."))
             waiting += [module.with_suffix(".py"), module / "__init__.py"]
     return sorted(found)
 
 
 @cache
 def imported(source: str) -> list[str]:
-    """What a program imports of the server: the modules, and by their full names what it takes from them."""
+    """What a program imports of the product: the modules, and by their full names what it takes from them."""
     return [
         name
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ROOT.name)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith((ROOT.name, HANDLERS.name))
         for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
     ]
 
