@@ -146,11 +146,12 @@ def test_train_prints_the_manifest_as_json_and_progress_elsewhere(log, tmp_path)
     assert json.loads(done.stdout)["training"]["seed"] == 3
     assert "Training the encoder" in done.stderr
     assert "epoch  1: loss" in done.stderr
+    assert "" not in done.stderr.splitlines()  # which the end of a bar would leave
 
 
 def test_predict_writes_a_line_for_every_user_in_the_order_of_the_log(log, trained, tmp_path):
     done = run("predict", trained, log, "--out", tmp_path / "lists.jsonl", "--k", 2)
-    assert done.exit_code == 0, done.output
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
     lines = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
     assert [line["user_id"] for line in lines] == [f"u{n}" for n in range(8)]
     for n, line in enumerate(lines):
@@ -1184,7 +1185,9 @@ def store_url(tmp_path):
 
 def test_a_log_is_imported_once_exported_and_trained_from(log, trained, tmp_path):
     store = store_url(tmp_path)
-    assert "40 events written, 0 known already or deleted" in run("import", log, "--store", store).stdout
+    imported = run("import", log, "--store", store)
+    assert "40 events written, 0 known already or deleted" in imported.stdout
+    assert imported.stderr == ""
     assert json.loads(run("import", log, "--store", store, "--json").stdout) == {
         "written": 0,
         "duplicates": 40,

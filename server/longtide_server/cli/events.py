@@ -50,7 +50,7 @@ def import_(
         raise errors.InvalidInput.of("--bad-rows", f"{bad_rows} is the log itself")
     bar = Progress(
         TextColumn("Importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[events]:,} events"),
-        TimeRemainingColumn(), console=messages, transient=True,
+        TimeRemainingColumn(), console=messages, transient=True, disable=not messages.is_terminal,
     )  # fmt: skip
     task = bar.add_task("", total=1.0, events=0)
 

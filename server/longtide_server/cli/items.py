@@ -46,7 +46,7 @@ def import_(file: Path, server: Server, columns: Mapping[str, str], bad_rows: Pa
         raise errors.InvalidInput.of("--bad-rows", f"{bad_rows} is the file itself")
     bar = Progress(
         TextColumn("Importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[items]:,} items"),
-        TimeRemainingColumn(), console=messages, transient=True,
+        TimeRemainingColumn(), console=messages, transient=True, disable=not messages.is_terminal,
     )  # fmt: skip
     task = bar.add_task("", total=1.0, items=0)
 

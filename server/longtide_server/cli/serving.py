@@ -212,7 +212,7 @@ def score(users: Path, out: Path, server: Server, limit: int, surface: str, incl
     bar = Progress(
         SpinnerColumn(), TextColumn("Recommending"), *Progress.get_default_columns()[1:],
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} users"), TimeElapsedColumn(),
-        console=messages, transient=True,
+        console=messages, transient=True, disable=not messages.is_terminal,
     )  # fmt: skip
     task = bar.add_task("", total=total)
 

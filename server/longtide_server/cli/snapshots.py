@@ -175,7 +175,8 @@ def predict(
         offline = OfflineRecommender(snapshot, sequences)
         partial = out.with_name(f"{out.name}.partial")
         try:
-            asked = iter(track(queries, "Recommending", console=messages, transient=True))
+            unseen = not messages.is_terminal
+            asked = iter(track(queries, "Recommending", console=messages, transient=True, disable=unseen))
             with partial.open("w", encoding="utf-8") as file:
                 async for answer in offline.answers(queries):
                     query = next(asked)

@@ -29,6 +29,7 @@ class TrainingDisplay:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,  # or its end would be an empty line
         )
         self._bar: TaskID | None = None
         self._reading = False
