@@ -6,6 +6,7 @@ LongtideError
 │   └── SnapshotError     a snapshot cannot be read: wrong version, truncated, wrong checksum
 ├── Unavailable           a part we depend on cannot answer now; retrying later can help
 │   └── EncoderUnavailable
+│       └── EncoderUnreachable
 ├── NotFound              what is asked for is not there
 ├── Conflict              the request contradicts what is so already; retrying it cannot help
 ├── Overloaded            too much work is waiting; retrying later can help
@@ -56,6 +57,10 @@ class Unavailable(LongtideError):
 
 class EncoderUnavailable(Unavailable):
     """The encoder is down, or answers nonsense."""
+
+
+class EncoderUnreachable(EncoderUnavailable):
+    """Nobody is there who would be the encoder: that says nothing of the snapshot."""
 
 
 class NotFound(LongtideError):

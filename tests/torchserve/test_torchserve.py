@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, EncoderUnreachable, Overloaded
 from longtide_server.torchserve import TorchServe, TorchServeClient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -188,7 +188,7 @@ async def test_a_killed_jvm_comes_back_on_the_same_address(served, client):
     await until_up(served, 20)
     before, address = descendants(), served.grpc_address
     next(p for p in before if p.name() == "java").kill()
-    with pytest.raises(EncoderUnavailable, match="cannot be reached"):
+    with pytest.raises(EncoderUnreachable, match="cannot be reached"):
         for _ in range(50):
             await client.predict("echo", {"body": b""}, 1.0)
     assert alive(before, within_s=3) == []

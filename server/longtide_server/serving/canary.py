@@ -16,7 +16,14 @@ import numpy as np
 
 from longtide_server.answers import Answer, Query
 from longtide_server.encoder import Encoded
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded, SnapshotError, Unavailable
+from longtide_server.errors import (
+    DeadlineExceeded,
+    EncoderUnavailable,
+    EncoderUnreachable,
+    Overloaded,
+    SnapshotError,
+    Unavailable,
+)
 from longtide_server.evidence import Asker
 from longtide_server.recommender import Recommender
 from longtide_server.users.user_state import UserState
@@ -51,7 +58,7 @@ async def try_out(recommender: Recommender, bars: Bars) -> Trial:
     """Ask for everybody of the canary set.
 
     SnapshotError says what is wrong with the snapshot; Unavailable, what may as well be for other reasons, so that
-    trying later helps: the catalogue may be old, the encoder has no time, or answers are slow beside everybody else's.
+    trying later helps: the catalogue may be old, the encoder away or busy, or answers are slow beside everybody else's.
     """
     times, queries = [], canary_queries(recommender)
     for query in queries:
@@ -104,12 +111,12 @@ async def _recall(recommender: Recommender, query: Query) -> float:
 
 
 async def _encoded(recommender: Recommender, query: Query) -> Encoded:
-    """What the encoder makes of a canary. EncoderUnavailable when it fails, Unavailable when it has no time."""
+    """What the encoder makes of a canary. EncoderUnavailable when it fails, Unavailable when it cannot answer now."""
     session = recommender.snapshot.catalog.numbers(query.session_item_ids).tolist()
     try:
         encoded = await recommender.states.encoded(UserState(query.owner), session, 1, TIMEOUT_S)
-    except (DeadlineExceeded, Overloaded) as exc:
-        raise Unavailable(f"canaries: the encoder has no time: {exc}") from exc
+    except (DeadlineExceeded, Overloaded, EncoderUnreachable) as exc:
+        raise Unavailable(f"canaries: the encoder cannot answer now: {exc}") from exc
     assert encoded is not None  # a canary has a session
     return encoded
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import grpc
 import grpc.aio
 
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, LongtideError, Overloaded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, EncoderUnreachable, LongtideError, Overloaded
 from longtide_server.torchserve.channel import open_channel
 from longtide_server.torchserve.torchserve_pb2 import PredictionResponse, PredictionsRequest
 
@@ -64,7 +64,7 @@ def translated(error: grpc.aio.AioRpcError, address: str, timeout_s: float) -> L
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return EncoderUnavailable(f"a message to or from the encoder is too large: {_first_line(details)}")
         case grpc.StatusCode.UNAVAILABLE if "Prediction failed" not in details:
-            return EncoderUnavailable(f"TorchServe cannot be reached at {address}: {_first_line(details)}")
+            return EncoderUnreachable(f"TorchServe cannot be reached at {address}: {_first_line(details)}")
         case code:
             return EncoderUnavailable(f"the encoder failed: {_first_line(details)} ({code.name})")
 

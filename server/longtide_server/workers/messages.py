@@ -14,6 +14,7 @@ from longtide_server.errors import (
     Conflict,
     DeadlineExceeded,
     EncoderUnavailable,
+    EncoderUnreachable,
     FieldViolation,
     InvalidInput,
     LongtideError,
@@ -27,7 +28,7 @@ ERRORS: dict[str, type[LongtideError]] = {
     kind.__name__: kind
     for kind in (
         *(InvalidInput, SnapshotError, NotFound, Conflict),
-        *(Unavailable, EncoderUnavailable, Overloaded, DeadlineExceeded),
+        *(Unavailable, EncoderUnavailable, EncoderUnreachable, Overloaded, DeadlineExceeded),
     )
 }
 

@@ -12,6 +12,7 @@ from longtide_server.errors import (
     Conflict,
     DeadlineExceeded,
     EncoderUnavailable,
+    EncoderUnreachable,
     NotFound,
     Overloaded,
     SnapshotError,
@@ -286,11 +287,16 @@ async def test_an_encoder_that_fails_is_found(world):
 
 
 @pytest.mark.parametrize(
-    "failure", [DeadlineExceeded("it did not answer within 10 s"), Overloaded("the encoder's queue is full")]
+    "failure",
+    [
+        DeadlineExceeded("it did not answer within 10 s"),
+        Overloaded("the encoder's queue is full"),
+        EncoderUnreachable("TorchServe cannot be reached"),
+    ],
 )
-async def test_an_encoder_that_has_no_time_is_not_the_snapshots_fault(world, failure):
+async def test_an_encoder_that_cannot_answer_now_is_not_the_snapshots_fault(world, failure):
     world.encoder.failure = failure
-    with pytest.raises(Unavailable, match=f"canaries: the encoder has no time: {failure}"):
+    with pytest.raises(Unavailable, match=f"canaries: the encoder cannot answer now: {failure}"):
         await try_out(world.recommender, LENIENT)
 
 
