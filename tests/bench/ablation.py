@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from tests.bench.figures import Figure, options, plain, publish
 from tests.bench.pieces import Pieces
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from longtide_server.training.dataset import Holdout, Sequences, hold_out_last, nothing_held_out, to_sequences
 from longtide_server.training.files.log import read_log, times_are_real
@@ -47,10 +46,22 @@ from longtide_server.training.settings import Settings, bfloat16_is_faster, sett
 
 
 class WithoutShortTerm(Encoder):
-    """The last item reaches the output through the recurrence and the memories, of which one is of the last few."""
+    """The memory of the last few is silent, to the gate too."""
 
-    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
-        return super()._query(y, torch.zeros_like(x), gap, memories)  # nor does the gate see it
+    def _query(self, y: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        return super()._query(y, gap, memories * _first(memories, 0.0, 1.0))
+
+
+class WithoutLongTerm(Encoder):
+    """The slower memories are silent, to the gate too: what is long ago is left to the LSTM."""
+
+    def _query(self, y: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        return super()._query(y, gap, memories * _first(memories, 1.0, 0.0))
+
+
+def _first(memories: Tensor, first: float, others: float) -> Tensor:
+    """Of memories (..., K, D), factors (K, 1)."""
+    return torch.tensor([first] + [others] * (memories.shape[-2] - 1), device=memories.device).unsqueeze(1)
 
 
 class Forgetful(nn.Module):
@@ -70,38 +81,6 @@ class Forgetful(nn.Module):
         return torch.zeros_like(m)
 
 
-class WithoutLongTerm(Encoder):
-    """No decaying memories: what is long ago is left to the LSTM."""
-
-    def __init__(self, config: ModelConfig, content: Content | None = None) -> None:
-        super().__init__(config, content)
-        self.add_module("memories", Forgetful(self.memories))
-
-    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
-        return super()._query(y, x, gap, torch.zeros_like(memories))  # of which the norm made something
-
-
-class WithoutLastFew(Encoder):
-    """Of the memories, the one of the last few is silent."""
-
-    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
-        silent = torch.ones(self.memory_count, 1, device=memories.device)
-        silent[0] = 0.0
-        return super()._query(y, x, gap, memories * silent)
-
-
-class LastFewForLastItem(Encoder):
-    """The memory of the last few is the short-term interest, and no part of the long-term one."""
-
-    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
-        few, rest = memories[..., 0, :], memories.clone()
-        rest[..., 0, :] = 0.0
-        long_term = self.long_term(self.dropout(rest.flatten(-2)))
-        short_term = self.short_term(self.dropout(few))
-        query = y + self.joined(short_term, long_term, torch.cat([y, x, long_term, gap], dim=-1))
-        return normalize(self.out_norm(query), dim=-1)
-
-
 class WithoutGate(Encoder):
     """Both interests count equally, whatever the state and the time."""
 
@@ -109,8 +88,12 @@ class WithoutGate(Encoder):
         return 0.5 * (short_term + long_term)
 
 
-class WithoutInterests(Encoder):
+class WithoutMemories(Encoder):
     """The recurrence alone."""
+
+    def __init__(self, config: ModelConfig, content: Content | None = None) -> None:
+        super().__init__(config, content)
+        self.add_module("memories", Forgetful(self.memories))
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
         return torch.zeros_like(short_term)
@@ -160,12 +143,11 @@ class Variant:
 
 VARIANTS = {
     "the encoder": Variant(),
-    "without the last-item path": Variant(encoder=WithoutShortTerm),
-    "without the memories": Variant(encoder=WithoutLongTerm),
-    "without the memory of the last few": Variant(encoder=WithoutLastFew),
-    "the memory of the last few for the last item": Variant(encoder=LastFewForLastItem),
+    "without the memory of the last few": Variant(encoder=WithoutShortTerm),
+    "without the slower memories": Variant(encoder=WithoutLongTerm),
+    "without any memory": Variant(encoder=WithoutMemories),
+    "the last item for the last few": Variant(with_model(half_lives=(0.1, *ModelConfig(1).half_lives))),
     "without the gate": Variant(encoder=WithoutGate),
-    "without either path": Variant(encoder=WithoutInterests),
     "without norm, residual and feed-forward": Variant(block=PlainBlock),
     "with what users have had counting in full": Variant(objective=Unforgiving),
     "without time gaps": Variant(with_model(use_gaps=False)),

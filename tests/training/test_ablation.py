@@ -10,8 +10,8 @@ from tests.bench import ablation
 from tests.bench.ablation import (
     VARIANTS,
     Row,
-    WithoutInterests,
     WithoutLongTerm,
+    WithoutMemories,
     WithoutShortTerm,
     every,
     measured,
@@ -76,18 +76,21 @@ def test_a_variant_is_trained_and_judged(log, name, learned):
     assert len(rows) == (2 if name == "the encoder" else 1)  # told the time of the request, too
 
 
-@pytest.mark.parametrize("variant", [WithoutShortTerm, WithoutLongTerm, WithoutInterests])
-def test_what_is_left_out_reaches_the_output_in_no_way(variant):
-    """Neither by itself nor through the gate."""
+@pytest.mark.parametrize(
+    ("variant", "silent"), [(WithoutShortTerm, [0]), (WithoutLongTerm, [1, 2]), (WithoutMemories, [0, 1, 2])]
+)
+def test_what_is_left_out_reaches_the_output_in_no_way(variant, silent):
+    """Neither by itself nor through the gate; and what is not left out does."""
     torch.manual_seed(0)
     config = ModelConfig(ITEMS, dim=8, hidden=8)
     encoder, whole = variant(config).eval(), Encoder(config).eval()
-    y, x, gap, memories = (torch.randn(2, 3, *shape) for shape in ((8,), (8,), (8,), (3, 8)))
-    silent = {WithoutShortTerm: "x", WithoutLongTerm: "memories", WithoutInterests: "both"}[variant]
-    other_x = x if silent == "memories" else torch.randn_like(x)
-    others = memories if silent == "x" else torch.randn_like(memories)
-    assert torch.equal(encoder._query(y, x, gap, memories), encoder._query(y, other_x, gap, others))
-    assert not torch.equal(whole._query(y, x, gap, memories), whole._query(y, other_x, gap, others))
+    y, gap, memories = (torch.randn(2, 3, *shape) for shape in ((8,), (8,), (3, 8)))
+    for memory in range(3):
+        others = memories.clone()
+        others[..., memory, :] = torch.randn(2, 3, 8)
+        same = torch.equal(encoder._query(y, gap, memories), encoder._query(y, gap, others))
+        assert same is (memory in silent)
+        assert not torch.equal(whole._query(y, gap, memories), whole._query(y, gap, others))
 
 
 def test_settings_are_those_of_the_whole_log(tmp_path):

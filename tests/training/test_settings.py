@@ -248,6 +248,7 @@ def test_a_whole_group_is_no_setting(name):
         ("model.dropout", "half", "'half' is not a float"),
         ("train.bfloat16", "yes", "'yes' is not a bool"),
         ("model.half_lives", "1,x", "'1,x' is not a"),
+        ("model.half_lives", "2", "'2' is one number; it takes 2 or more"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(name, text, complaint):

@@ -44,6 +44,8 @@ BFLOAT16_CAPABILITY = (8, 0)
 
 # What `--set` may change, and from where to where. What follows from the log itself is not among it.
 TINY = 1e-6
+FEWEST = 2
+"""Half-lives: a short-term one, then long-term ones."""
 RANGES: dict[str, tuple[float, float]] = {
     "max_moments": (1, 1e9),
     "model.dim": (1, 4096),
@@ -207,6 +209,8 @@ def _parsed(part: Any, key: str, text: str, name: str) -> Any:  # noqa: ANN401  
         value = tuple(float(number) for number in text.split(",")) if isinstance(old, tuple) else type(old)(text)
     except (ValueError, KeyError) as exc:
         raise InvalidInput.of(name, f"{text!r} is not a {type(old).__name__}") from exc
+    if isinstance(value, tuple) and len(value) < FEWEST:
+        raise InvalidInput.of(name, f"{text!r} is one number; it takes {FEWEST} or more")
     least, most = RANGES[name]
     for number in value if isinstance(value, tuple) else (value,):
         if not least <= number <= most:  # also true for NaN

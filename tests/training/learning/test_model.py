@@ -240,14 +240,34 @@ def test_the_gate_lets_one_interest_through_or_the_other(bias, heard, silent):
 
 
 @torch.inference_mode()
+def test_the_last_item_reaches_the_output_past_recurrence_and_memories():
+    model = encoder(PLAIN)
+    for silent in (model.short_term, model.long_term, *(part for block in model.blocks for part in last_layers(block))):
+        nn.init.zeros_(silent.weight)
+        nn.init.zeros_(silent.bias)
+    first, second, third = (tuple(part[n : n + 1] for part in events(3)) for n in range(3))
+
+    def after(*users):
+        return stepped(model, tuple(map(torch.cat, zip(*users, strict=True))))[0][-1]
+
+    assert_close(after(first, third), after(second, third))
+    assert not torch.allclose(after(first, third), after(first, second), atol=1e-2)
+
+
+def last_layers(block: Block) -> tuple[nn.Linear, nn.Linear]:
+    """What a block adds to the sum."""
+    return block.project, block.feed_forward[4]
+
+
+@torch.inference_mode()
 def test_the_gate_sees_the_time_since_the_last_event():
     model = encoder(EVERY_INPUT)
-    y, x, gap, other = torch.randn(4, 2, 8)
+    y, gap, other = torch.randn(3, 2, 8)
     memories = torch.randn(2, 3, 8)
-    before = model._query(y, x, gap, memories)
-    assert not torch.allclose(model._query(y, x, other, memories), before, atol=1e-2)
+    before = model._query(y, gap, memories)
+    assert not torch.allclose(model._query(y, other, memories), before, atol=1e-2)
     model.gate.weight[:, -8:] = 0.0
-    assert_close(model._query(y, x, other, memories), model._query(y, x, gap, memories))
+    assert_close(model._query(y, other, memories), model._query(y, gap, memories))
 
 
 # Scores

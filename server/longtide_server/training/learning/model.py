@@ -1,10 +1,10 @@
 """The encoder: a recurrent network whose whole past is a fixed-size state.
 
-Residual blocks of layer norm, LSTM and feed-forward follow the sequence. Decaying memories of the items, from one of
-the last few to one of hundreds, keep the long-term interest; the last item reaches the output directly as the
-short-term interest; a gate per dimension, which sees the time since the event before, joins the two. Items are scored
-by the cosine with their embeddings over a temperature. Where the time of a request is known, it moves the query vector
-at the end.
+Residual blocks of layer norm, LSTM and feed-forward follow the sequence; along their sums, the last item reaches the
+output directly. Beside them, decaying memories of the items: one of the last few keeps the short-term interest, others
+of dozens to hundreds the long-term interest, and a gate per dimension, which sees the time since the event before,
+joins the two. Items are scored by the cosine with their embeddings over a temperature. Where the time of a request is
+known, it moves the query vector at the end.
 
 Sources: LSTM, Hochreiter & Schmidhuber (1997); tied embeddings, Press & Wolf (2017); pre-norm residual blocks, Xiong et
 al. (2020); gated long- and short-term interest, SLi-Rec, Yu et al. (2019).
@@ -47,7 +47,7 @@ class ModelConfig:
     temperature: float = 0.07
     """Cosines are divided by this before the softmax; above 0."""
     half_lives: tuple[float, ...] = (2.0, 16.0, 128.0)
-    """Where the learned decays of the memories start, in events."""
+    """Where the learned decays of the memories start, in events: of the short-term one, then of the long-term ones."""
     use_types: bool = False
     """Whether the type of an event is an input."""
     use_gaps: bool = False
@@ -230,8 +230,8 @@ class Encoder(nn.Module):
         self.value_weight = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.blocks)])
         self.memories = Memories(config)
-        self.long_term = nn.Linear(self.memory_count * dim, dim)
         self.short_term = nn.Linear(dim, dim)
+        self.long_term = nn.Linear((self.memory_count - 1) * dim, dim)
         self.gate = nn.Linear(4 * dim, dim)
         self.out_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(config.dropout)
@@ -297,7 +297,7 @@ class Encoder(nn.Module):
             states += [h, c]
         memories, raw = self.memories(x, self._memory_state(state))  # (B, T, K, D)
         states.append(raw[:, -1].flatten(1))
-        return self._query(y, x, gap, memories), torch.cat(states, dim=1)
+        return self._query(y, gap, memories), torch.cat(states, dim=1)
 
     def last(
         self, items: Tensor, types: Tensor, gaps: Tensor, values: Tensor, packed: Packed, state: Tensor
@@ -319,8 +319,7 @@ class Encoder(nn.Module):
             states += [h, c]
         raw = self.memories.last(x, packed, self._memory_state(state))  # (R, K, D)
         states.append(raw.flatten(1))
-        query = self._query(y, x[packed.last], gap[packed.last], self.memories.norm(raw))
-        return query, torch.cat(states, dim=1)
+        return self._query(y, gap[packed.last], self.memories.norm(raw)), torch.cat(states, dim=1)
 
     def _lstm_state(self, state: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """h and c (B, H) of a block."""
@@ -330,11 +329,11 @@ class Encoder(nn.Module):
     def _memory_state(self, state: Tensor) -> Tensor:
         return state[:, len(self.blocks) * 2 * self.hidden :].view(-1, self.memory_count, self.dim)  # (B, K, D)
 
-    def _query(self, y: Tensor, x: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
-        """y, x, gap (..., D), memories (..., K, D) -> query vectors (..., D), of length 1."""
-        long_term = self.long_term(self.dropout(memories.flatten(-2)))
-        short_term = self.short_term(self.dropout(x))
-        query = y + self.joined(short_term, long_term, torch.cat([y, x, long_term, gap], dim=-1))
+    def _query(self, y: Tensor, gap: Tensor, memories: Tensor) -> Tensor:
+        """y, gap (..., D), memories (..., K, D) -> query vectors (..., D), of length 1."""
+        short_term = self.short_term(self.dropout(memories[..., 0, :]))
+        long_term = self.long_term(self.dropout(memories[..., 1:, :].flatten(-2)))
+        query = y + self.joined(short_term, long_term, torch.cat([y, short_term, long_term, gap], dim=-1))
         return normalize(self.out_norm(query), dim=-1)
 
     def joined(self, short_term: Tensor, long_term: Tensor, seen: Tensor) -> Tensor:
