@@ -48,19 +48,32 @@ class Eligible:
         self._clock = clock
         self._popular = np.argsort(-snapshot.popularity[1:], kind="stable") + 1
 
-    async def learned(
+    async def seek(
+        self, asker: Asker, query: Query, session: list[int], evidence: Evidence, allowed: NDArray[np.bool_] | None
+    ) -> None:
+        """Have the encoder bring allowed items (I + 1,), where the best of all are of another kind."""
+        encoded = evidence.encoded
+        if allowed is None or encoded is None:
+            return
+        new = self._new_to(asker.user, query, session, allowed)
+        brought = evidence.votes[Source.ENCODER].items
+        if np.count_nonzero(new) <= FEW_ITEMS or np.count_nonzero(new[brought]) >= query.limit:
+            return
+        best = await self._sources.aside(
+            nearest_allowed, new, encoded.query, self._snapshot.embeddings, query.limit + TOP_N_MARGIN
+        )
+        evidence.votes[Source.ENCODER] = Scored(best, self._sources.encoder_probability(best, encoded))
+
+    def learned(
         self, asker: Asker, query: Query, session: list[int], evidence: Evidence, allowed: NDArray[np.bool_] | None
     ) -> Candidates:
         """What the sources say, of the allowed items (I + 1,) that are new to the user."""
-        blocked = np.array(
-            [*asker.user.seen, *session, *self._snapshot.catalog.numbers(query.exclude_item_ids).tolist()], np.int64
-        )
+        blocked = self._blocked(asker.user, query, session)
         if query.interests is not None and evidence.cold:
             evidence.votes[Source.INTERESTS] = self._interests(query.interests, allowed, blocked, query.limit)
         if allowed is not None:
-            new = allowed.copy()
-            new[blocked] = False
-            return self._sources.complete(await self._among(new, query.limit, evidence), evidence)
+            among = self._among(self._new_to(asker.user, query, session, allowed), query.limit, evidence)
+            return self._sources.complete(among, evidence)
         popular = self._popular[: query.limit + len(blocked)]
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self._snapshot.popularity[popular])}
         return self._sources.complete(gather(votes, blocked, len(self._snapshot.catalog)), evidence)
@@ -129,6 +142,19 @@ class Eligible:
         restricting = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(restricting) if restricting else None
 
+    def _blocked(self, user: UserState, query: Query, session: list[int]) -> NDArray[np.int64]:
+        """The items that are not new to the user, and those that are not wanted."""
+        excluded = self._snapshot.catalog.numbers(query.exclude_item_ids).tolist()
+        return np.array([*user.seen, *session, *excluded], np.int64)
+
+    def _new_to(
+        self, user: UserState, query: Query, session: list[int], allowed: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """(I + 1,) of the allowed items (I + 1,), those that are not blocked."""
+        new = allowed.copy()
+        new[self._blocked(user, query, session)] = False
+        return new
+
     def _interests(
         self, interests: ItemFilter, allowed: NDArray[np.bool_] | None, blocked: NDArray[np.int64], limit: int
     ) -> Scored:
@@ -139,17 +165,10 @@ class Eligible:
             wanted &= allowed
         return interest_votes(self._snapshot.popularity, first_allowed(self._popular, wanted, limit))
 
-    async def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
+    def _among(self, allowed: NDArray[np.bool_], limit: int, evidence: Evidence) -> Candidates:
         """What the sources say of the allowed items (I + 1,): of all where they are few, else of those they bring."""
         if np.count_nonzero(allowed) <= FEW_ITEMS:
             return tabulate(np.flatnonzero(allowed), evidence.votes, len(self._snapshot.catalog))
         popular = first_allowed(self._popular, allowed, limit)
         votes = evidence.votes | {Source.POPULARITY: Scored(popular, self._snapshot.popularity[popular])}
-        encoded = evidence.encoded
-        if encoded is not None and np.count_nonzero(allowed[votes[Source.ENCODER].items]) < limit:
-            # The best of all that came with the encoding are of another kind.
-            best = await self._sources.aside(
-                nearest_allowed, allowed, encoded.query, self._snapshot.embeddings, limit + TOP_N_MARGIN
-            )
-            votes[Source.ENCODER] = Scored(best, self._sources.encoder_probability(best, encoded))
         return gather_allowed(votes, allowed)

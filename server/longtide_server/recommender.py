@@ -142,10 +142,11 @@ class Recommender:
         """The same for whom is known to ask."""
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
-        begun_s = time.perf_counter()
         allowed = self._eligible.allowed(query)
+        await self._eligible.seek(asker, query, session, evidence, allowed)
+        begun_s = time.perf_counter()  # nothing is waited for from here on
         repeats = self._eligible.repeats(asker.user, query, session, allowed) if query.include_seen else None
-        known = await self._eligible.learned(asker, query, session, evidence, allowed)
+        known = self._eligible.learned(asker, query, session, evidence, allowed)
         candidates = self._eligible.with_new(known, asker.user, query, evidence)
         ranked = self._rank(candidates, evidence, query, query.limit)
         if repeats is not None:
@@ -163,7 +164,9 @@ class Recommender:
         asker = await self.asker(query.owner, timeout_s)
         session = self._numbers(query.session_item_ids)
         evidence = await self._sources.evidence(asker, query, session, timeout_s)
-        return await self._eligible.learned(asker, query, session, evidence, self._eligible.allowed(query))
+        allowed = self._eligible.allowed(query)
+        await self._eligible.seek(asker, query, session, evidence, allowed)
+        return self._eligible.learned(asker, query, session, evidence, allowed)
 
     async def rank(self, query: Query, item_ids: Sequence[str], timeout_s: float) -> tuple[tuple[RankedItem, ...], str]:
         """Order the given items, and why the order is degraded, if it is. Unknown items come last, as sent."""
@@ -211,7 +214,7 @@ class Recommender:
         left = self._patience.for_encoder_s(timeout_s - (time.monotonic() - begun))
         encoded, reason = await self._sources.encoded(asker, self._numbers(query.session_item_ids), 1, left)
         vector = None if encoded is None else encoded.query
-        return await asyncio.to_thread(foreseen, self.snapshot, vector, item_ids, reason)
+        return await self._sources.aside(foreseen, self.snapshot, vector, item_ids, reason)
 
     async def interests(self, owner: str, limit: int, timeout_s: float) -> InterestProfile:
         """What the owner of a history is interested in, at all times and lately, `limit` interests each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from longtide_server.events import EventType
 from longtide_server.items.item import Item
 from longtide_server.items.item_filter import HasPrice, HasTag, InCategory, NoneOf, Span
 from longtide_server.serving.canary import Bars, try_out
-from longtide_server.sources.candidates import Source
+from longtide_server.sources.candidates import Source, nearest_allowed
 from longtide_server.sources.repeats import FREQUENCIES, RECENCIES, RepeatWeights
 
 SOON_S = 5.0
@@ -190,6 +191,23 @@ async def test_while_the_nearest_of_a_kind_are_sought_others_have_their_turn(big
         recommended(big_world, item_filter=COMMON), held(eligible_module, "nearest_allowed")
     )
     assert set(found) <= common
+
+
+async def test_to_wait_while_the_nearest_are_sought_is_not_what_an_answer_takes(big_world, monkeypatch):
+    """Or a burst of such requests would leave everybody else no time for the encoder."""
+    await big_world.did("ann", ["item-0"])
+    tag(big_world, range(3_000, 9_000), "common")
+    took = []
+    monkeypatch.setattr(big_world.recommender._patience, "answered", took.append)
+
+    def slow(*given):
+        time.sleep(0.2)
+        return nearest_allowed(*given)
+
+    monkeypatch.setattr(eligible_module, "nearest_allowed", slow)
+    await asyncio.gather(*(recommended(big_world, item_filter=COMMON) for _ in range(4)))
+    assert len(took) == 4
+    assert max(took) < 0.2
 
 
 async def test_while_the_best_of_all_are_sought_others_have_their_turn(big_world, held):
