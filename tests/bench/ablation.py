@@ -277,6 +277,10 @@ class Studies(Pieces):
         super().__init__(work, (Path(__file__),))
         self.data = data
 
+    def file(self, log: Log) -> Path:
+        """Where a log is."""
+        return self.data / log.folder / log.file
+
     def studied(self, log: Log, seed: int, name: str) -> list[RowOf]:
         """A variant's rows."""
 
@@ -284,7 +288,9 @@ class Studies(Pieces):
             return {"rows": measured(name, *prepared(self.data, log, seed)), "device": best_device().type}
 
         words = name.replace(",", "").replace(" ", "-")
-        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do, ["ranks"])["rows"]
+        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do, [self.code], [self.file(log)])[
+            "rows"
+        ]
         return rows
 
     def costs(self, log: Log) -> dict[str, float]:
@@ -298,7 +304,7 @@ class Studies(Pieces):
             against = [{name: one[name] / one["the encoder"] for name in one} for one in rounds]
             return {"costs": {name: round(statistics.median(one[name] for one in against), 2) for name in against[0]}}
 
-        found: dict[str, float] = self.piece(f"{log.folder}.ablation.costs", do)["costs"]
+        found: dict[str, float] = self.piece(f"{log.folder}.ablation.costs", do, [self.code], [self.file(log)])["costs"]
         return found
 
 

@@ -152,7 +152,7 @@ def ratings(bench: Bench) -> Iterator[Figure]:
     def do() -> dict[str, Any]:
         return dict(json.loads(output(*LONGTIDE, "evaluate", log, "--json")))
 
-    behavior = bench.piece("movielens-100k.ratings", do)["behavior"]
+    behavior = bench.piece("movielens-100k.ratings", do, read=[log])["behavior"]
     biases, median = behavior["value_mae_biases"], behavior["value_mae_user_median"]
     note = f"each user's last rating; biases of users and items {biases}, the user's median {median}"
     yield plain("movielens-100k rating MAE", behavior["value_mae"], "stars", note)

@@ -145,11 +145,15 @@ class ContentBench(Bench):
                 "share of events": round(sum(held_back) / len(held_back), 4),
             }
 
-        return train, self.piece(f"{log.folder}.cold.cut", do)
+        return train, self.piece(f"{log.folder}.cold.cut", do, read=[raw])
 
     def option_paths(self, folder: str, options: Sequence[str]) -> list[str]:
         """Options with the files of a log in their places."""
         return [part if part.startswith("-") else str(self._file(folder, part)) for part in options]
+
+    def files_of(self, folder: str, options: Sequence[str]) -> list[Path]:
+        """The files that options name."""
+        return [self._file(folder, part) for part in options if not part.startswith("-")]
 
     def _file(self, folder: str, name: str) -> Path:
         if name != TITLES_AS_IMAGES:
@@ -172,7 +176,7 @@ class ContentBench(Bench):
             found = cold_metrics(snapshot, train, items, cut["cold"], [Case(*case) for case in cut["cases"]])
             return {"train_s": trained.seconds, "share of events": cut["share of events"], **found}
 
-        return self.piece(name, do, self.settings)
+        return self.piece(name, do, self.settings, [train, *self.files_of(log.folder, log.options)])
 
     def warm(self, folder: str, kind: str, options: Sequence[str]) -> dict[str, Any]:
         """HR@10 and NDCG@10 on the scorer's cut, with a kind of content; `none` is without any."""
@@ -188,7 +192,7 @@ class ContentBench(Bench):
             manifest = json.loads(output(*LONGTIDE, "info", snapshot, "--json"))
             return {**self.score(recs, log), "validation": manifest["metrics"], "fusion": manifest["fusion"]}
 
-        return self.piece(name, do, self.settings)
+        return self.piece(name, do, self.settings, [*self.files(log), *self.files_of(folder, options)])
 
     def domains(self) -> dict[str, Any]:
         """HR@10 and NDCG@10 at home of people who are known in both shops, by who knows what of them."""
@@ -198,17 +202,24 @@ class ContentBench(Bench):
             folder.mkdir(exist_ok=True)
             return {"targets": cut_domains(self.data, folder)}
 
-        targets = self.piece("domains.cut", cut)["targets"]
+        shops = [self.data / shop / name for shop in (HOME, AWAY) for name in ("interactions.csv.gz", "items.csv.gz")]
+        targets = self.piece("domains.cut", cut, read=shops)["targets"]
 
         def do(name: str, histories: str) -> dict[str, Any]:
             train, items, snapshot = folder / f"{name}.csv.gz", folder / f"{name}.items.csv.gz", folder / name
             self.piece(
-                f"domains.{name}.trained", partial(train_on, train, items, snapshot, self.settings), self.settings
+                f"domains.{name}.trained",
+                partial(train_on, train, items, snapshot, self.settings),
+                self.settings,
+                shops,
             )
             return domain_metrics(snapshot, folder / f"{histories}.csv.gz", targets)
 
         ways = {"home": ("home", "home"), "joined": ("joined", "joined"), "joined.forgetful": ("joined", "home")}
-        return {name: self.piece(f"domains.{name}", partial(do, *files), self.settings) for name, files in ways.items()}
+        return {
+            name: self.piece(f"domains.{name}", partial(do, *files), self.settings, shops)
+            for name, files in ways.items()
+        }
 
 
 def train_on(train: Path, items: Path, snapshot: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -428,7 +439,7 @@ def main() -> None:
     parser.add_argument("--logs", nargs="*", choices=tuple(WARM), default=tuple(WARM))
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    bench = ContentBench(asked.data, asked.scorer, asked.work)
+    bench = ContentBench(asked.data, asked.scorer, asked.work, (Path(__file__),))
     bench.settings = tuple(part for pair in asked.set for part in ("--set", pair))
     found: list[Figure] = []
     if "cold" in asked.only:
@@ -440,7 +451,7 @@ def main() -> None:
         found += [figure for folder in asked.logs for figure in warm_figures(bench, folder)]
     if "domains" in asked.only:
         found += domain_figures(bench)
-    publish(found, asked.json)
+    publish([*found, bench.of_other_code()], asked.json)
 
 
 if __name__ == "__main__":

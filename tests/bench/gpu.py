@@ -67,7 +67,7 @@ def main() -> None:
     train, _ = bench.cut(LOG)
     snapshot = given.work / f"{LOG.folder}.gpu"
     options = [part for setting in given.set for part in ("--set", setting)]
-    trained = bench.piece(snapshot.name, partial(trained_once, train, snapshot, options), options)
+    trained = bench.piece(snapshot.name, partial(trained_once, train, snapshot, options), options, bench.files(LOG))
     folder = resolve(snapshot)
     loaded = load_snapshot(folder)
     steps, sizes = whole_histories(World(folder, loaded, train, (), folder)), AnswerSizes.of(loaded.embeddings)
@@ -82,7 +82,7 @@ def main() -> None:
         for figure in parts[name]():
             print(f"{figure.name}: {figure.value:g} {figure.unit}", flush=True)  # a rented machine may go at any time
             figures.append(figure)
-    publish(figures, given.json)
+    publish([*figures, bench.of_other_code()], given.json)
 
 
 def trained_once(train: Path, snapshot: Path, options: Sequence[str]) -> dict[str, Any]:

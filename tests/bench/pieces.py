@@ -105,17 +105,20 @@ class Pieces:
         name: str,
         do: Callable[[], dict[str, Any]],
         given: Sequence[str] = (),
+        read: Sequence[Path] = (),
         fits: Callable[[dict[str, Any]], bool] = lambda _: True,
         *,
         ours: bool = True,
     ) -> dict[str, Any]:
         """What a piece gave, now or in an earlier run; `ours` says whether the product had a part in it.
 
-        One that was made with others than the `given` options, or does not fit, is made anew.
+        One that was made with others than the `given` options, or of other files than are `read`, or does not fit, is
+        made anew.
         """
+        given = [*given, *map(fingerprint, read)]
         path = self.work / f"{name}.json"
         kept = dict(json.loads(path.read_text())) if path.is_file() else None
-        if kept is not None and kept.get("given", []) == list(given) and fits(kept):
+        if kept is not None and kept.get("given", []) == given and fits(kept):
             other = ours and kept.get("code") != self.code
             if name not in self._told:
                 of = f" by {kept.get('code', 'unknown')} code, not this" if other else ""
@@ -126,7 +129,7 @@ class Pieces:
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         self._told.add(name)
         made = f"{time.strftime('%Y-%m-%d')}, {machine()}"
-        found = {**do(), "given": list(given), "made": made, "machine": machine(), "code": self.code}
+        found = {**do(), "given": given, "made": made, "machine": machine(), "code": self.code}
         draft = path.with_suffix(".partial")
         draft.write_text(json.dumps(found, indent=1))
         draft.replace(path)

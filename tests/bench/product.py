@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from tests.bench.figures import machine
-from tests.bench.pieces import Pieces, digest_of, fingerprint
+from tests.bench.pieces import Pieces, digest_of
 
 import longtide
 import longtide_handlers
@@ -72,17 +72,18 @@ EVENTS_A_CALL = 1000
 class Bench(Pieces):
     """Cuts, trains, predicts and scores."""
 
-    def __init__(self, data: Path, scorer: Path, work: Path) -> None:
-        super().__init__(work, (Path(__file__),))
+    def __init__(self, data: Path, scorer: Path, work: Path, own: Sequence[Path] = ()) -> None:
+        """`own`: code of the benchmark that pieces depend on, beside this."""
+        super().__init__(work, (Path(__file__), *own))
         self.data, self.scorer = data, scorer
 
     def raw(self, log: Log) -> Path:
         """The whole log."""
         return self.data / log.folder / "interactions.csv.gz"
 
-    def given(self, log: Log) -> list[str]:
+    def files(self, log: Log) -> list[Path]:
         """What a log's figures depend on beside code: the log, and the scorer that cuts it and judges."""
-        return [fingerprint(self.raw(log)), fingerprint(self.scorer)]
+        return [self.raw(log), self.scorer]
 
     def cut(self, log: Log) -> tuple[Path, Path]:
         """The training log and the targets."""
@@ -92,7 +93,7 @@ class Bench(Pieces):
             told = output(sys.executable, self.scorer, "split", self.raw(log), "--train", train, "--targets", targets)
             return dict(json.loads(told))
 
-        self.piece(f"{log.folder}.split", do, self.given(log), ours=False)
+        self.piece(f"{log.folder}.split", do, read=self.files(log), ours=False)
         return train, targets
 
     def request_times(self, log: Log) -> Path:
@@ -107,7 +108,7 @@ class Bench(Pieces):
             path.write_text("user_id,timestamp\n" + "".join(lines))
             return {"users": len(last)}
 
-        self.piece(f"{log.folder}.times", do, self.given(log), ours=False)
+        self.piece(f"{log.folder}.times", do, read=self.files(log), ours=False)
         return path
 
     def score(self, recs: Path, log: Log) -> dict[str, Any]:
@@ -127,7 +128,6 @@ class Bench(Pieces):
         snapshot, recs = self.work / name, self.work / f"{name}.jsonl"
         files = {part: self.data / log.folder / part for part in options if part.startswith("items")}
         words = [files.get(part, part) for part in options]
-        given = [*self.given(log), *options, *map(fingerprint, files.values())]
 
         def do() -> dict[str, Any]:
             trained = trained_anew(train, snapshot, "--seed", seed, *words)
@@ -155,7 +155,7 @@ class Bench(Pieces):
         def fits(kept: dict[str, Any]) -> bool:
             return not alone or (kept["alone"] and kept["machine"] == machine())
 
-        return self.piece(name, do, given, fits)
+        return self.piece(name, do, options, [*self.files(log), *files.values()], fits)
 
     def by_source(
         self, log: Log, seed: int, sources: Sequence[Source] = BY_ITSELF, label: str = "longtide"
@@ -173,7 +173,7 @@ class Bench(Pieces):
                 found[source.name.lower()] = self.score(recs, log)
             return found
 
-        return self.piece(f"{name}.by-source", do, [*self.given(log), lists])
+        return self.piece(f"{name}.by-source", do, [lists], self.files(log))
 
     def transitions(self, log: Log) -> dict[str, Any]:
         """The baseline that learns nothing, on the same targets: the better of the ways to count that Longtide has."""
@@ -188,7 +188,7 @@ class Bench(Pieces):
                 found.append(self.score(recs, log))
             return max(found, key=lambda one: float(one["ndcg@10"]))
 
-        return self.piece(name, do, self.given(log))
+        return self.piece(name, do, read=self.files(log))
 
     def rectools(self, log: Log, python: Path) -> dict[str, Any]:
         """RecTools' SASRec as it is, on the same cut; only `stopped_s` where that takes far longer than Longtide."""
@@ -235,11 +235,12 @@ class Bench(Pieces):
         do: Callable[[], dict[str, Any]],
         fits: Callable[[dict[str, Any]], bool] = lambda _: True,
     ) -> dict[str, Any]:
-        """A piece of a peer's, of the machine that Longtide was timed on."""
-        there = self.longtide(log, 0)["machine"]
-        given = [*self.given(log), fingerprint(HERE / "rectools_sasrec.py")]
+        """A piece of a peer's, made on this machine, as what it stands beside."""
+        given = [digest_of([HERE / "rectools_sasrec.py"])]
         name = f"{log.folder}.rectools-sasrec.{label}"
-        return self.piece(name, do, given, lambda kept: kept["machine"] == there and fits(kept), ours=False)
+        return self.piece(
+            name, do, given, self.files(log), lambda kept: kept["machine"] == machine() and fits(kept), ours=False
+        )
 
     def _rectools(
         self, log: Log, python: Path, label: str, *options: object, limit_s: float | None = None
@@ -262,7 +263,7 @@ class Bench(Pieces):
         def do() -> dict[str, Any]:
             return asyncio.run(compare_with_server(self.work / name, train, self.work / f"{name}.jsonl"))
 
-        return self.piece(f"{log.folder}.served.{seed}", do, [*self.given(log), lists, serving_code()])
+        return self.piece(f"{log.folder}.served.{seed}", do, [lists, serving_code()], self.files(log))
 
 
 def serving_code() -> str:

@@ -71,7 +71,7 @@ def evaluated(pieces: Pieces, shop: Path, name: str, seed: int) -> dict[str, Any
             "bought": {"users": bought["users"], **bought["metrics"]["longtide"]},
         }
 
-    return pieces.piece(f"wanted.{name.replace(' ', '-')}.{seed}", do, SETTINGS[name])
+    return pieces.piece(f"wanted.{name.replace(' ', '-')}.{seed}", do, SETTINGS[name], [shop])
 
 
 def figures(pieces: Pieces, shop: Path, seeds: int) -> Iterator[Figure]:
@@ -89,7 +89,7 @@ def main() -> None:
     asked = options(__doc__).parse_args()
     pieces = Pieces(asked.work, (Path(__file__),))
     shop = asked.work / "wanted.csv.gz"
-    pieces.piece("wanted.shop", lambda: make_up(asked.data / CLICKS, shop))
+    pieces.piece("wanted.shop", lambda: make_up(asked.data / CLICKS, shop), read=[asked.data / CLICKS])
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // asked.jobs))
     with ThreadPoolExecutor(asked.jobs) as pool:
         work = [pool.submit(evaluated, pieces, shop, name, seed) for seed in range(asked.seeds) for name in SETTINGS]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.bench import accuracy, product
-from tests.bench.figures import at_least, at_most, machine, plain, publish
+from tests.bench import accuracy, pieces, product
+from tests.bench.figures import at_least, at_most, plain, publish
 from tests.bench.pieces import fingerprint
 from tests.bench.product import Bench, Log, Measured
 from tests.bench.wanted import make_up
@@ -102,7 +102,7 @@ def test_figures_are_written_for_machines_and_a_missed_bar_is_shown(tmp_path, ca
 
 
 def test_a_peer_that_takes_far_longer_is_stopped(bench, log, tmp_path, monkeypatch):
-    ours = {"train_s": 0.1, "hr@10": 0.5, "ndcg@10": 0.4, "machine": machine()}
+    ours = {"train_s": 0.1, "hr@10": 0.5, "ndcg@10": 0.4}
     monkeypatch.setattr(bench, "longtide", lambda *_: ours)
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -114,7 +114,7 @@ def test_a_peer_that_takes_far_longer_is_stopped(bench, log, tmp_path, monkeypat
 
 
 def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter(bench, log, tmp_path, monkeypatch):
-    asked, ours = [], {"train_s": 99.5, "hr@10": 0.5, "ndcg@10": 0.4, "machine": machine()}
+    asked, ours = [], {"train_s": 99.5, "hr@10": 0.5, "ndcg@10": 0.4}
     monkeypatch.setattr(bench, "longtide", lambda *_: ours)
 
     def trained(log, python, label, *options, limit_s=None):
@@ -136,8 +136,10 @@ def test_a_peer_is_trained_as_long_as_longtide_where_its_own_training_is_shorter
     del asked[:]
     list(accuracy.of_peer(bench, log, tmp_path))
     assert asked == []
-    ours["machine"] = "another"  # how long it takes there says nothing of here
-    bench.rectools(log, tmp_path)
+    for module in (product, pieces):
+        monkeypatch.setattr(module, "machine", lambda: "another")  # how long it takes there says nothing of here
+    for _ in range(2):
+        bench.rectools(log, tmp_path)
     assert asked == [("default",)]
 
 
@@ -165,9 +167,11 @@ def test_a_training_is_made_anew_for_another_log_or_scorer_or_alone_on_another_m
     bench.longtide(log, 0, alone=True)
     bench.longtide(log, 0)
     assert len(trained) == 4
-    monkeypatch.setattr(product, "machine", lambda: "another")
+    for module in (product, pieces):
+        monkeypatch.setattr(module, "machine", lambda: "another")
     bench.longtide(log, 0)
     assert len(trained) == 4
+    bench.longtide(log, 0, alone=True)
     bench.longtide(log, 0, alone=True)
     assert len(trained) == 5
 

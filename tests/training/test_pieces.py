@@ -4,7 +4,7 @@ import json
 import shutil
 
 from tests.bench import pieces
-from tests.bench.pieces import BEGINS, HANDLERS, ROOT, Pieces, code, meaning, needed
+from tests.bench.pieces import BEGINS, HANDLERS, ROOT, Pieces, code, fingerprint, meaning, needed
 
 
 def test_a_piece_is_made_once(tmp_path):
@@ -29,6 +29,17 @@ def test_a_piece_that_was_made_otherwise_is_made_anew(tmp_path):
 
     assert [figure(), figure(given=["--set", "x=1"]), figure(given=["--set", "x=1"]), figure()] == [0, 1, 1, 2]
     assert [figure(fits=lambda kept: kept["figure"] > 2), figure(fits=lambda kept: kept["figure"] > 2)] == [3, 3]
+
+
+def test_a_piece_is_made_anew_of_a_file_that_has_changed(tmp_path):
+    kept, figures, log = Pieces(tmp_path), iter(range(9)), tmp_path / "log.csv"
+
+    def figure(text):
+        log.write_text(text)
+        fingerprint.cache_clear()
+        return kept.piece("a", lambda: {"figure": next(figures)}, read=[log])["figure"]
+
+    assert [figure("a"), figure("a"), figure("b"), figure("b")] == [0, 0, 1, 1]
 
 
 def test_pieces_of_another_state_of_the_product_are_counted(tmp_path):
