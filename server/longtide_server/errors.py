@@ -60,7 +60,7 @@ class EncoderUnavailable(Unavailable):
 
 
 class EncoderUnreachable(EncoderUnavailable):
-    """Nobody is there who would be the encoder: that says nothing of the snapshot."""
+    """Nobody is there who would be the encoder, for whatever reason."""
 
 
 class NotFound(LongtideError):

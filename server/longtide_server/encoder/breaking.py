@@ -15,7 +15,7 @@ from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import ClosedState
 
 from longtide_server.encoder import Encoded, Encoder, Steps
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, EncoderUnreachable, Overloaded
 
 FAILURES = 3
 PROBE_EVERY_S = 0.5
@@ -39,6 +39,7 @@ class BreakingEncoder:
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, exclude=[Overloaded, asyncio.CancelledError])
         self._probing: asyncio.Task[None] | None = None
         self._why = ""
+        self._kind = EncoderUnavailable
 
     @property
     def is_open(self) -> bool:
@@ -48,14 +49,14 @@ class BreakingEncoder:
     async def encode(self, batch: Sequence[Steps], timeout_s: float) -> list[Encoded | None]:
         """See Encoder."""
         if self._probing is not None:
-            raise EncoderUnavailable(f"the encoder is left alone after {FAILURES} failures, the last: {self._why}")
+            raise self._kind(f"the encoder is left alone after {FAILURES} failures, the last: {self._why}")
         breaker = await self._breakers.get_breaker(CIRCUIT)
         try:
             async with breaker:
                 return await self._encoder.encode(batch, timeout_s)
         except Exception as exc:
             if breaker.context.state == "opened" and self._probing is None:
-                self._why = str(exc)
+                self._note(exc)
                 log.warning("encoder_left_alone", reason=self._why)
                 self._probing = asyncio.create_task(self._probe(), name="encoder-probe")
             raise
@@ -67,6 +68,11 @@ class BreakingEncoder:
             await asyncio.wait((self._probing,))
         await self._encoder.close()
 
+    def _note(self, failure: Exception) -> None:
+        """What those who are turned away are told."""
+        self._why = str(failure)
+        self._kind = EncoderUnreachable if isinstance(failure, EncoderUnreachable) else EncoderUnavailable
+
     async def _probe(self) -> None:
         """Try one event again and again; return when it is encoded."""
         while True:
@@ -75,7 +81,7 @@ class BreakingEncoder:
                 # Past the breaker, whose own pause ends by the wall clock, which may have been set back.
                 await self._encoder.encode([self._probe_steps], PROBE_TIMEOUT_S)
             except (EncoderUnavailable, DeadlineExceeded, Overloaded) as exc:
-                self._why = str(exc)
+                self._note(exc)
                 continue
             except Exception:  # whatever it is, the encoder must be looked after
                 log.exception("encoder_probe_failed")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from longtide_server.encoder.breaking import FAILURES, BreakingEncoder
-from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, Overloaded
+from longtide_server.errors import DeadlineExceeded, EncoderUnavailable, EncoderUnreachable, Overloaded
 
 SOON_S = 5.0
 
@@ -37,14 +37,22 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("failure", [EncoderUnavailable("down"), DeadlineExceeded("slow")])
-async def test_after_some_failures_in_a_row_callers_are_told_at_once(world, breaking, steps, failure):
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (EncoderUnavailable("down"), EncoderUnavailable),
+        (EncoderUnreachable("away"), EncoderUnreachable),
+        (DeadlineExceeded("slow"), EncoderUnavailable),
+    ],
+)
+async def test_after_some_failures_in_a_row_callers_are_told_at_once(world, breaking, steps, failure, kind):
     world.encoder.failure = failure
     await failures(breaking, steps)
     world.encoder.answering_allowed.clear()  # whoever asks the encoder now waits
-    with pytest.raises(EncoderUnavailable, match=f"left alone after 3 failures, the last: {failure}"):
+    with pytest.raises(EncoderUnavailable, match=f"left alone after 3 failures, the last: {failure}") as told:
         async with asyncio.timeout(1.0):
             await breaking.encode([steps], SOON_S)
+    assert told.type is kind
 
 
 async def test_a_failure_between_successes_is_no_reason(world, breaking, steps):
