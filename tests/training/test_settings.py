@@ -248,7 +248,8 @@ def test_a_whole_group_is_no_setting(name):
         ("model.dropout", "half", "'half' is not a float"),
         ("train.bfloat16", "yes", "'yes' is not a bool"),
         ("model.half_lives", "1,x", "'1,x' is not a"),
-        ("model.half_lives", "2", "'2' is one number; it takes 2 or more"),
+        ("model.half_lives", "2", "'2' is not 2 numbers or more, the smallest first"),
+        ("model.half_lives", "128,2", "'128,2' is not 2 numbers or more, the smallest first"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(name, text, complaint):

@@ -209,8 +209,8 @@ def _parsed(part: Any, key: str, text: str, name: str) -> Any:  # noqa: ANN401  
         value = tuple(float(number) for number in text.split(",")) if isinstance(old, tuple) else type(old)(text)
     except (ValueError, KeyError) as exc:
         raise InvalidInput.of(name, f"{text!r} is not a {type(old).__name__}") from exc
-    if isinstance(value, tuple) and len(value) < FEWEST:
-        raise InvalidInput.of(name, f"{text!r} is one number; it takes {FEWEST} or more")
+    if isinstance(value, tuple) and (len(value) < FEWEST or list(value) != sorted(value)):
+        raise InvalidInput.of(name, f"{text!r} is not {FEWEST} numbers or more, the smallest first")
     least, most = RANGES[name]
     for number in value if isinstance(value, tuple) else (value,):
         if not least <= number <= most:  # also true for NaN

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from longtide_server.errors import InvalidInput, Unavailable
 from longtide_server.training.dataset import Sequences, batches, chunks, hold_out_last, nothing_held_out
-from longtide_server.training.learning import train
+from longtide_server.training.learning import checkpoint, train
 from longtide_server.training.learning.checkpoint import Checkpoints, checkpoints_of
 from longtide_server.training.learning.encoding import inputs
 from longtide_server.training.learning.had import had_by_event
@@ -133,11 +133,13 @@ def test_a_full_disk_is_told_and_what_was_reached_before_stays(tmp_path):
     assert checkpoints.load("pre-training") == {"epoch": 1}
 
 
-def test_a_checkpoint_belongs_to_one_log_and_one_way_to_train_it(tmp_path):
+def test_a_checkpoint_belongs_to_one_log_and_one_way_to_train_it(tmp_path, monkeypatch):
     first = checkpoints_of(tmp_path, SETTINGS, WALKS.items)
     assert checkpoints_of(tmp_path, SETTINGS, WALKS.items.copy()) == first
     assert checkpoints_of(tmp_path, replace(SETTINGS, seed=1), WALKS.items) != first
     assert checkpoints_of(tmp_path, SETTINGS, WALKS.items[::-1]) != first
+    monkeypatch.setattr(checkpoint, "WEIGHTS", 99)  # which mean something else
+    assert checkpoints_of(tmp_path, SETTINGS, WALKS.items) != first
 
 
 def test_the_end_of_a_long_history_takes_no_steps_of_its_own(monkeypatch):

@@ -25,6 +25,8 @@ from longtide_server.snapshot import TRAINING
 log = structlog.get_logger(__name__)
 
 State = dict[str, Any]
+WEIGHTS = 2
+"""Goes up when weights of the same settings come to mean something else."""
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, NotImplementedError),
     *(zipfile.BadZipFile, pickle.UnpicklingError),
@@ -81,7 +83,7 @@ class Checkpoints:
 
 def checkpoints_of(directory: Path, *identity: object) -> Checkpoints:
     """The checkpoints, below a directory, of the training that `identity` (arrays and plain data) decides."""
-    digest = hashlib.sha256(f"{__version__} {torch.__version__}".encode())
+    digest = hashlib.sha256(f"{__version__} {WEIGHTS} {torch.__version__}".encode())
     for part in identity:
         data = getattr(part, "data", None)
         digest.update(data.tobytes() if isinstance(data, memoryview) else repr(part).encode())

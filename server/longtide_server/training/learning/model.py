@@ -47,7 +47,8 @@ class ModelConfig:
     temperature: float = 0.07
     """Cosines are divided by this before the softmax; above 0."""
     half_lives: tuple[float, ...] = (2.0, 16.0, 128.0)
-    """Where the learned decays of the memories start, in events: of the short-term one, then of the long-term ones."""
+    """Where the learned decays of the memories start, in events, two or more in ascending order: of the short-term
+    one, then of the long-term ones."""
     use_types: bool = False
     """Whether the type of an event is an input."""
     use_gaps: bool = False
