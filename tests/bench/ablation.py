@@ -288,10 +288,8 @@ class Studies(Pieces):
             return {"rows": measured(name, *prepared(self.data, log, seed)), "device": best_device().type}
 
         words = name.replace(",", "").replace(" ", "-")
-        rows: list[RowOf] = self.piece(f"{log.folder}.ablation.{words}.{seed}", do, [self.code], [self.file(log)])[
-            "rows"
-        ]
-        return rows
+        found = self.piece(f"{log.folder}.ablation.{words}.{seed}", do, [self.code], [self.file(log)])
+        return list(found["rows"])
 
     def costs(self, log: Log) -> dict[str, float]:
         """What training each variant costs, the encoder's being 1: the median of rounds in which all take turns."""
@@ -304,8 +302,7 @@ class Studies(Pieces):
             against = [{name: one[name] / one["the encoder"] for name in one} for one in rounds]
             return {"costs": {name: round(statistics.median(one[name] for one in against), 2) for name in against[0]}}
 
-        found: dict[str, float] = self.piece(f"{log.folder}.ablation.costs", do, [self.code], [self.file(log)])["costs"]
-        return found
+        return dict(self.piece(f"{log.folder}.ablation.costs", do, [self.code], [self.file(log)])["costs"])
 
 
 @dataclass(frozen=True)

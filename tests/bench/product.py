@@ -121,8 +121,7 @@ class Bench(Pieces):
     def longtide(
         self, log: Log, seed: int, options: tuple[str, ...] = (), label: str = "longtide", *, alone: bool = False
     ) -> dict[str, Any]:
-        """`longtide train`, `longtide predict`, score; `alone` says whether it has the machine to itself, and so is
-        one that was made on this machine."""
+        """`longtide train`, `longtide predict`, score; with `alone`, of a training that had this machine to itself."""
         train, _ = self.cut(log)
         name = f"{log.folder}.{label}.{seed}"
         snapshot, recs = self.work / name, self.work / f"{name}.jsonl"

@@ -89,6 +89,7 @@ async def test_one_that_was_away_is_found_within_a_second(client_of):
         await asyncio.sleep(0.05)
     async with answering(port):
         back_s = time.monotonic()
-        while not await is_there(client, 1.0):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(10):
+            while not await is_there(client, 1.0):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         assert time.monotonic() - back_s < 1.0

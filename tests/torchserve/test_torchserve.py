@@ -123,8 +123,9 @@ async def test_a_full_queue_is_an_overload(client, tmp_path):
         return asyncio.create_task(client.predict("echo", rows | {"body": b"done"}, 10.0))
 
     held = call(hold=os.fsencode(tmp_path))
-    while not (tmp_path / "begun").exists():  # noqa: ASYNC110  # from here on the one worker takes nothing else
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while not (tmp_path / "begun").exists():  # noqa: ASYNC110  # from here on the one worker takes nothing else
+            await asyncio.sleep(0.01)
     others = [call() for _ in range(QUEUE + 4)]
     async with asyncio.timeout(2.5):
         refused = [await done for done in itertools.islice(asyncio.as_completed(map(settled, others)), 4)]

@@ -9,7 +9,15 @@ import pytest
 
 from longtide_server.config import ServerConfig
 from longtide_server.encoder import Batches, EncoderAt
-from longtide_server.errors import Conflict, DeadlineExceeded, FieldViolation, InvalidInput, SnapshotError, Unavailable
+from longtide_server.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EncoderUnreachable,
+    FieldViolation,
+    InvalidInput,
+    SnapshotError,
+    Unavailable,
+)
 from longtide_server.events import EventType
 from longtide_server.workers.link import Link, LinkGone
 from longtide_server.workers.messages import Activate, Begin, Family, Job, Look, Prepare, Sample, error_of, failure_of
@@ -90,6 +98,7 @@ def test_a_kind_of_error_that_is_not_known_there_is_sent_as_one_that_is():
         pass
 
     assert type(error_of(failure_of(Odd("odd")))) is SnapshotError
+    assert type(error_of(failure_of(EncoderUnreachable("away")))) is EncoderUnreachable
 
 
 async def test_an_answer_is_not_waited_for_longer_than_was_said():
